@@ -1,0 +1,354 @@
+"""Write the tiny checkpoints and their goldens with the official implementation (see README.md).
+
+    python make.py            everything
+    python make.py mamba_a …  only these cases
+"""
+
+import importlib.metadata
+import json
+import math
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file as save_numpy
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM
+from transformers import BambaConfig, BambaForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import Mamba2Config, Mamba2ForCausalLM, MambaConfig, MambaForCausalLM
+from transformers.utils import logging
+
+import reference
+from cases import CASES
+
+HERE = Path(__file__).parent
+TOKENS = 70
+PROMPT = 8
+CONTINUATION = 24
+CLASSES = {
+    "mamba": (MambaConfig, MambaForCausalLM),
+    "mamba2": (Mamba2Config, Mamba2ForCausalLM),
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "bamba": (BambaConfig, BambaForCausalLM),
+}
+
+
+def main():
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    wanted = sys.argv[1:] or [case.name for case in CASES]
+    for package in ["torch", "transformers", "safetensors", "tokenizers", "numpy"]:
+        print(package, importlib.metadata.version(package))
+    if not sys.argv[1:]:
+        make_tokenizer(HERE / "tokenizer")
+    for case in CASES:
+        if case.name in wanted:
+            make_case(case, HERE / case.name)
+
+
+def make_case(case, folder):
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    sizes = dict(case.sizes)
+    if case.tokenizer:
+        shutil.copy(HERE / "tokenizer" / "tokenizer.json", folder)
+        sizes["vocab_size"] = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size()
+    generator = torch.Generator().manual_seed(case.seed)
+    model = build(case, sizes, generator)
+    store(case, model, folder)
+    note = "stored only"
+    if not case.tokenizer:
+        golden, note = record(case, model, generator, folder)
+        save_numpy({name: np.ascontiguousarray(tensor) for name, tensor in golden.items()}, folder / "golden.safetensors")
+    for path in folder.glob("*.safetensors"):
+        path.chmod(0o644)  # they come out private to their owner
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    print(f"{case.name:16} {size / 1024:6.0f} KiB  {note}")
+
+
+# ---------------------------------------------------------------- building and storing
+
+
+def build(case, sizes, generator):
+    config_class, model_class = CLASSES[case.family]
+    config = config_class(**sizes)
+    config._attn_implementation = "eager"
+    model = model_class(config).eval().float()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            value = randomise(name, parameter.shape, config, generator)
+            parameter.copy_(value.bfloat16().float() if case.bf16 else value)
+    model.tie_weights()
+    return model
+
+
+def randomise(name, shape, config, generator):
+    """Values that let every term of every equation show; the default inits hide mistakes."""
+
+    def normal(scale):
+        return torch.randn(shape, generator=generator) * scale
+
+    def uniform(low, high):
+        return torch.rand(shape, generator=generator) * (high - low) + low
+
+    leaf = name.split(".")[-2:]
+    if leaf[-1] == "A_log":
+        return uniform(1.0, 16.0).log()
+    if leaf[-1] == "dt_bias" or leaf == ["dt_proj", "bias"]:
+        step = uniform(math.log(1e-2), math.log(0.5)).exp()
+        return step + torch.log(-torch.expm1(-step))
+    if leaf[-1] == "D":
+        return normal(1.0)
+    if "norm" in leaf[0]:
+        return 1.0 + normal(0.2)
+    if leaf[-1] == "bias":
+        return normal(0.1)
+    if leaf[0] == "conv1d":
+        return normal(0.5)
+    if "embed" in leaf[0]:
+        return normal(0.15 if config.tie_word_embeddings else 1.0)
+    return normal(1.0 / math.sqrt(shape[1]))
+
+
+def store(case, model, folder):
+    if case.store == "config":
+        tensors = {name.replace(*case.rename): value.contiguous() for name, value in model.state_dict().items()}
+        if model.config.tie_word_embeddings:
+            del tensors["lm_head.weight"]
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(case.config, indent=2) + "\n")
+    else:
+        parameters = sum(p.numel() for p in model.parameters())
+        limit = parameters * 4 * 6 // 10 if case.store == "sharded" else "1GB"
+        if case.bf16:
+            model.bfloat16()
+        model.save_pretrained(folder, max_shard_size=limit)
+        model.float()
+        (folder / "generation_config.json").unlink(missing_ok=True)
+    shards = len(list(folder.glob("*.safetensors")))
+    assert shards == (2 if case.store == "sharded" else 1), shards
+
+
+def check_stored(case, model, ids, folder, logits):
+    """What was written must read back as the same model."""
+    if case.rename != ("", ""):
+        stored = load_file(folder / "model.safetensors")
+        official = model.state_dict()
+        assert {name.replace(*reversed(case.rename)) for name in stored} == set(official) - {"lm_head.weight"}
+        return
+    again = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    with torch.no_grad():
+        assert deviation(again(ids, use_cache=False).logits[0], logits) < 1e-6, "the stored folder is another model"
+
+
+# ---------------------------------------------------------------- recording
+
+
+def record(case, model, generator, folder):
+    vocab = case.vocab or model.config.vocab_size
+    ids = torch.randint(0, vocab, (1, TOKENS), generator=generator)
+    taps = Taps(model)
+    with torch.no_grad():
+        logits = model(ids, use_cache=False, output_attentions=case.family in ("llama", "bamba")).logits[0]
+    taps.close()
+    check_stored(case, model, ids, folder, logits)
+    golden = {"input_ids": ids[0].numpy(), "logits": logits.numpy()}
+    for i, resid in enumerate(taps.resid):
+        golden[f"resid.{i}"] = resid.numpy()
+    worst = 0.0
+    for i in first_of_each_kind(taps.mixers):
+        values, error = describe_mixer(case, model, taps, i)
+        worst = max(worst, error)
+        for name, value in values.items() if case.internals else []:
+            integer = np.issubdtype(value.dtype, np.integer)
+            golden[f"mixer.{i}.{name}"] = value.astype(np.int64 if integer else np.float32)
+    prompt, continuation, margin = greedy(model, vocab, generator)
+    golden |= {"greedy_prompt": prompt, "greedy": continuation}
+    decode = decode_deviation(model, ids, logits)
+    if case.decode_exact:
+        assert decode < 1e-4, f"{case.name}: cached decode is off by {decode}"
+    note = f"reference {worst:.1e}  cached decode {decode:.1e}  greedy margin {margin:.3f}"
+    if case.family == "bamba":
+        note += f"  (decode without position_ids {decode_deviation(model, ids, logits, positions=False):.1e})"
+    return golden, note
+
+
+class Taps:
+    """Forward hooks: the residual stream after every layer, and each mixer's input and output."""
+
+    def __init__(self, model):
+        base = model.base_model
+        count = len(base.layers)
+        self.resid, self.inputs, self.outputs = [None] * count, [None] * count, [None] * count
+        self.weights = [None] * count
+        self.mixers, self.handles = [], []
+        for i, layer in enumerate(base.layers):
+            mixer = next(getattr(layer, n) for n in ("mixer", "mamba", "self_attn") if hasattr(layer, n))
+            self.mixers.append(mixer)
+            self.handles.append(layer.register_forward_hook(self.after_layer(i)))
+            self.handles.append(mixer.register_forward_hook(self.after_mixer(i)))
+            entry = mixer.q_proj if hasattr(mixer, "q_proj") else mixer.in_proj
+            self.handles.append(entry.register_forward_hook(self.after_entry(i)))
+
+    def after_layer(self, i):
+        def hook(_, __, output):
+            self.resid[i] = (output[0] if isinstance(output, tuple) else output)[0].clone()
+
+        return hook
+
+    def after_mixer(self, i):
+        def hook(_, __, output):
+            first, *rest = output if isinstance(output, tuple) else (output,)
+            self.outputs[i] = first[0].clone()
+            self.weights[i] = rest[0][0].clone() if rest else None
+
+        return hook
+
+    def after_entry(self, i):
+        def hook(_, inputs, __):
+            self.inputs[i] = inputs[0][0].clone()
+
+        return hook
+
+    def close(self):
+        for handle in self.handles:
+            handle.remove()
+
+
+def first_of_each_kind(mixers):
+    kinds = [type(mixer).__name__ for mixer in mixers]
+    return sorted({kinds.index(kind) for kind in kinds})
+
+
+def describe_mixer(case, model, taps, i):
+    """The internals from the float64 reference, once it has reproduced the official output."""
+    mixer, config = taps.mixers[i], model.config
+    u = taps.inputs[i].double().numpy()
+    w = {name: value.double().numpy() for name, value in mixer.state_dict().items()}
+    if taps.weights[i] is not None:
+        head_dim = mixer.head_dim
+        rope = dict(config.rope_parameters)
+        rotary = int(head_dim * rope.get("partial_rotary_factor", 1.0))
+        kv_heads = config.num_key_value_heads
+        values = reference.attention(u, w, config.num_attention_heads, kv_heads, head_dim, rotary, rope)
+        error = deviation(values["mixing"], taps.weights[i])
+        assert error < 1e-5, f"{case.name}: attention weights are off by {error}"
+        if rope.get("rope_type") == "llama3":
+            plain = rope | {"rope_type": "default"}
+            other = reference.attention(u, w, config.num_attention_heads, kv_heads, head_dim, rotary, plain)
+            assert deviation(other["out"], taps.outputs[i]) > 1e-2, "the frequency scaling does not matter here"
+    elif case.family == "mamba":
+        values = reference.mamba1(u, w, mixer.time_step_rank, case.mixing)
+    else:
+        limit = mixer.time_step_limit
+        arguments = (u, w, mixer.n_groups, mixer.head_dim, mixer.norm.variance_epsilon, limit)
+        values = reference.mamba2(*arguments, case.mixing)
+        if mixer.n_groups > 1:
+            ungrouped = reference.mamba2(*arguments, False, norm_groups=1)
+            assert deviation(ungrouped["out"], taps.outputs[i]) > 1e-2, "the gated norm is not per group"
+        if limit != (0.0, math.inf):
+            share = [np.mean(values["delta"] == bound) for bound in limit]
+            assert min(share) > 0.01, f"the clamp does not bite: {share}"
+    error = deviation(values["out"], taps.outputs[i])
+    assert error < 1e-5, f"{case.name}: mixer {i} is off by {error}"
+    return values, error
+
+
+def greedy(model, vocab, generator):
+    """A prompt whose continuation is lively, clear at every step, and free of end tokens."""
+    ends = model.config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    for _ in range(200):
+        prompt = torch.randint(0, vocab, (1, PROMPT), generator=generator)
+        ids, margin = prompt, math.inf
+        for _ in range(CONTINUATION):
+            with torch.no_grad():
+                best = model(ids, use_cache=False).logits[0, -1].topk(2)
+            margin = min(margin, (best.values[0] - best.values[1]).item())
+            token = best.indices[0].item()
+            if margin < 0.01 or token >= vocab or token in ends:
+                break
+            ids = torch.cat([ids, best.indices[:1][None]], dim=1)
+        else:
+            continuation = ids[0, PROMPT:]
+            if len(continuation.unique()) >= 6:
+                return prompt[0].numpy(), continuation.numpy(), margin
+    raise AssertionError("no lively prompt found")
+
+
+def decode_deviation(model, ids, logits, positions=True):
+    """Prefill all but three tokens, then three cached steps, against the one-shot logits.
+
+    Bamba starts counting positions at 0 again in every call unless it is told them.
+    """
+    with torch.no_grad():
+        output = model(ids[:, :-3], use_cache=True)
+        steps = []
+        for t in range(TOKENS - 3, TOKENS):
+            key = "cache_params" if "cache_params" in output else "past_key_values"
+            where = {"position_ids": torch.tensor([[t]])} if positions and key == "past_key_values" else {}
+            output = model(ids[:, t : t + 1], use_cache=True, **{key: output[key]}, **where)
+            steps.append(output.logits[0, -1])
+    return deviation(torch.stack(steps), logits[-3:])
+
+
+def deviation(a, b):
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    assert a.shape == b.shape, (a.shape, b.shape)
+    return np.abs(a - b).max() / np.abs(b).max()
+
+
+# ---------------------------------------------------------------- tokenizer
+
+SENTENCES = [
+    "The state of a sequence model is a small box that forgets a little at every step.",
+    "What the gate lets through is written into the state, and what the state remembers is read out again.",
+    "A short convolution looks at the last few tokens; the scan looks at everything before them.",
+    "Η κατάσταση ενός μοντέλου θυμάται και ξεχνά σε κάθε βήμα.",
+    "状態は一歩ごとに少しずつ忘れる。門は何を書き込むかを決める。",
+    "Decay, write, read: 0.5, 0.25, 0.125 … 🙂🌊🙂",
+]
+SAMPLES = [
+    "The gate forgets the state.",
+    " leading space, and  two spaces\n\ttab",
+    "Η κατάσταση ξεχνά",
+    "状態を忘れる。",
+    "waves 🌊🙂 and a family 👩‍👩‍👧",
+    "naïve café — ½ 𝛥t",
+    "<|endoftext|>The end",
+    "",
+]
+
+
+def make_tokenizer(folder):
+    """Byte-level BPE of 300 tokens: most non-Latin letters stay split over several tokens."""
+    folder.mkdir(exist_ok=True)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    rows = []
+    for text in SAMPLES:
+        ids = tokenizer.encode(text).ids
+        assert tokenizer.decode(ids, skip_special_tokens=False) == text
+        pieces = [tokenizer.decode([i], skip_special_tokens=False) for i in ids]
+        rows.append({"text": text, "ids": ids, "pieces": pieces})
+    lines = ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in rows)
+    (folder / "samples.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    split = sum("\ufffd" in piece for row in rows for piece in row["pieces"])
+    assert split > 10
+    print(f"tokenizer: {tokenizer.get_vocab_size()} tokens, {split} sample tokens are parts of a character")
+
+
+if __name__ == "__main__":
+    main()
