@@ -1,0 +1,203 @@
+//! Softmax attention over pages of keys and values, and its rotary positions.
+
+use crate::cpu;
+
+/// Positions of a page of keys or values.
+pub const PAGE: usize = 64;
+
+/// Rotary position embedding (Su et al. 2021), half-split: for j < r, with angle θ = position · f_j,
+/// (x_j, x_{j+r}) ← (x_j cos θ − x_{j+r} sin θ, x_{j+r} cos θ + x_j sin θ); dimensions from 2r on pass.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rope {
+    inv_freq: Vec<f32>,
+}
+
+impl Rope {
+    /// `inv_freq` [r]: radians a position.
+    pub fn new(inv_freq: Vec<f32>) -> Rope {
+        Rope { inv_freq }
+    }
+
+    /// Rotates `xs` [T, heads, head_dim], whose first token stands at `first_position`. Angles are f64: exact enough anywhere.
+    pub fn apply(&self, xs: &mut [f32], heads: usize, head_dim: usize, first_position: usize) {
+        let half = self.inv_freq.len();
+        assert!(
+            2 * half <= head_dim,
+            "rope: {half} frequencies for heads of {head_dim}"
+        );
+        if half == 0 || xs.is_empty() {
+            return;
+        }
+        assert!(
+            heads > 0 && xs.len() % (heads * head_dim) == 0,
+            "rope: x of {} elements is not [T, {heads}, {head_dim}]",
+            xs.len()
+        );
+        let mut turns = vec![(0.0, 0.0); half];
+        for (t, x) in xs.chunks_exact_mut(heads * head_dim).enumerate() {
+            let position = (first_position + t) as f64;
+            for (turn, &f) in turns.iter_mut().zip(&self.inv_freq) {
+                let (sin, cos) = (position * f64::from(f)).sin_cos();
+                *turn = (sin as f32, cos as f32);
+            }
+            for x in x.chunks_exact_mut(head_dim) {
+                let (first, second) = x[..2 * half].split_at_mut(half);
+                for ((a, b), (sin, cos)) in first.iter_mut().zip(second).zip(&turns) {
+                    (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+                }
+            }
+        }
+    }
+}
+
+/// Softmax attention (Vaswani et al. 2017) of H heads over H_kv: y_t = Σ_s p_{ts} v_s, p_t = softmax_s(scale · q_t·k_s), s ≤ t.
+/// Head h reads the keys and values of ⌊h·H_kv/H⌋.
+#[derive(Clone, Copy, Debug)]
+pub struct Attention<'a> {
+    /// H, a multiple of H_kv.
+    pub heads: usize,
+    /// H_kv.
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub scale: f32,
+    /// Pages [PAGE, H_kv, head_dim]; the last may be cut after its last position.
+    pub keys: &'a [&'a [f32]],
+    pub values: &'a [&'a [f32]],
+}
+
+impl Attention<'_> {
+    fn check(&self, positions: usize) {
+        let Attention {
+            heads,
+            kv_heads,
+            head_dim,
+            ..
+        } = *self;
+        assert!(
+            kv_heads > 0 && heads % kv_heads == 0,
+            "attention: {heads} heads over {kv_heads} of keys and values"
+        );
+        assert!(head_dim > 0, "attention: heads of no dimensions");
+        let needed = |pages: &[&[f32]]| {
+            let full = positions / PAGE;
+            let width = kv_heads * head_dim;
+            pages.iter().take(full).all(|p| p.len() >= PAGE * width)
+                && (positions % PAGE == 0
+                    || pages
+                        .get(full)
+                        .is_some_and(|p| p.len() >= positions % PAGE * width))
+                && pages.len() >= full
+        };
+        assert!(
+            needed(self.keys) && needed(self.values),
+            "attention: pages hold fewer than {positions} positions"
+        );
+    }
+
+    /// Key of `kv_head` at `position`.
+    #[inline(always)]
+    pub(crate) fn key(&self, position: usize, kv_head: usize) -> &[f32] {
+        &self.keys[position / PAGE][(position % PAGE * self.kv_heads + kv_head) * self.head_dim..]
+            [..self.head_dim]
+    }
+
+    /// Value of `kv_head` at `position`.
+    #[inline(always)]
+    pub(crate) fn value(&self, position: usize, kv_head: usize) -> &[f32] {
+        &self.values[position / PAGE][(position % PAGE * self.kv_heads + kv_head) * self.head_dim..]
+            [..self.head_dim]
+    }
+
+    /// `q`, `y` [T, H, head_dim], the first query at `first_position`; query t sees the positions 0..=first_position + t. `entropy_bits`
+    /// [T, H] receives −Σ p log₂ p and changes nothing else.
+    pub fn forward(
+        &self,
+        q: &[f32],
+        first_position: usize,
+        y: &mut [f32],
+        entropy_bits: Option<&mut [f32]>,
+    ) {
+        if q.is_empty() {
+            return;
+        }
+        let width = self.heads * self.head_dim;
+        assert!(
+            width > 0 && q.len() % width == 0,
+            "attention: q of {} elements is not [T, H, head_dim]",
+            q.len()
+        );
+        assert_eq!(y.len(), q.len(), "attention: y is not [T, H, head_dim]");
+        let tokens = q.len() / width;
+        self.check(first_position + tokens);
+        if let Some(entropy) = &entropy_bits {
+            assert_eq!(
+                entropy.len(),
+                tokens * self.heads,
+                "attention: entropy is not [T, H]"
+            );
+        }
+        cpu::attention::forward(self, q, first_position, y, entropy_bits);
+    }
+
+    /// Weights of one query: `q_head` [head_dim] of `head` at `position`, `out` [position + 1].
+    pub fn row(&self, q_head: &[f32], head: usize, position: usize, out: &mut [f32]) {
+        assert_eq!(
+            q_head.len(),
+            self.head_dim,
+            "attention row: q is not [head_dim]"
+        );
+        assert!(
+            head < self.heads,
+            "attention row: head {head} of {}",
+            self.heads
+        );
+        assert_eq!(
+            out.len(),
+            position + 1,
+            "attention row: out is not [position + 1]"
+        );
+        self.check(position + 1);
+        cpu::attention::row(self, q_head, head, out);
+    }
+
+    /// [`Attention::row`] in f64.
+    pub fn reference_row(&self, q_head: &[f32], head: usize, position: usize) -> Vec<f64> {
+        let kv_head = head * self.kv_heads / self.heads;
+        let product = |k: &[f32]| {
+            q_head
+                .iter()
+                .zip(k)
+                .map(|(&q, &k)| f64::from(q) * f64::from(k))
+                .sum::<f64>()
+        };
+        let logits: Vec<f64> = (0..=position)
+            .map(|s| f64::from(self.scale) * product(self.key(s, kv_head)))
+            .collect();
+        let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = logits.iter().map(|l| (l - max).exp()).sum();
+        logits.iter().map(|l| (l - max).exp() / sum).collect()
+    }
+
+    /// [`Attention::forward`] in f64: y and the entropy in bits.
+    pub fn reference(&self, q: &[f32], first_position: usize) -> (Vec<f64>, Vec<f64>) {
+        let (mut y, mut entropy) = (Vec::new(), Vec::new());
+        for (i, q) in q.chunks_exact(self.head_dim).enumerate() {
+            let (t, head) = (i / self.heads, i % self.heads);
+            let row = self.reference_row(q, head, first_position + t);
+            let kv_head = head * self.kv_heads / self.heads;
+            y.extend((0..self.head_dim).map(|d| {
+                row.iter()
+                    .enumerate()
+                    .map(|(s, p)| p * f64::from(self.value(s, kv_head)[d]))
+                    .sum::<f64>()
+            }));
+            entropy.push(
+                -row.iter()
+                    .filter(|&&p| p > 0.0)
+                    .map(|p| p * p.log2())
+                    .sum::<f64>(),
+            );
+        }
+        (y, entropy)
+    }
+}

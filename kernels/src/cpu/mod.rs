@@ -1,0 +1,12 @@
+//! The fast CPU twins: explicit eight-lane SIMD over contiguous slices, work split over [`crate::par`].
+
+pub(crate) mod activation;
+pub(crate) mod attention;
+pub(crate) mod conv;
+pub(crate) mod linear;
+pub(crate) mod mixing;
+pub(crate) mod norm;
+pub(crate) mod selective_scan;
+pub(crate) mod simd;
+pub(crate) mod ssd;
+pub(crate) mod vector;

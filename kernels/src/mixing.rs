@@ -1,0 +1,165 @@
+//! The mixing matrix: what every mixer lowers to, and the one op that draws it.
+//!
+//! y = M x with M lower-triangular. For a recurrence S_t = Λ_t ∘ S_{t−1} + w_t k_t v_tᵀ, y_t = q_tᵀ S_t + D v_t,
+//! M[t, s] = w_s Σ_n q_t[n] k_s[n] Π_{s<u≤t} Λ_u[n], + D at s = t; for softmax attention M is the weights.
+
+use std::ops::Range;
+
+use crate::{Attention, cpu};
+
+/// Rows inside a larger array: row t is `data[t·stride + offset ..][..width]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Strided<'a> {
+    pub data: &'a [f32],
+    pub stride: usize,
+    pub offset: usize,
+    pub width: usize,
+}
+
+impl<'a> Strided<'a> {
+    /// Row `t`.
+    #[inline(always)]
+    pub fn row(&self, t: usize) -> &'a [f32] {
+        &self.data[t * self.stride + self.offset..][..self.width]
+    }
+
+    /// The first element of row `t`.
+    #[inline(always)]
+    pub fn at(&self, t: usize) -> f32 {
+        self.data[t * self.stride + self.offset]
+    }
+}
+
+/// How a state forgets at each token.
+#[derive(Clone, Copy, Debug)]
+pub enum Decay<'a> {
+    /// Not at all: linear attention.
+    None,
+    /// One factor for the whole state, e^{log_u · factor}: Mamba-2 with log = Δ and factor = A_h.
+    Scalar { log: Strided<'a>, factor: f32 },
+    /// One factor for each state element n, e^{log_u · rates[n]}: Mamba-1 with log = Δ[c] and rates = A[c, :].
+    Diagonal { log: Strided<'a>, rates: &'a [f32] },
+}
+
+/// A linear recurrence of one head (or channel).
+#[derive(Clone, Copy, Debug)]
+pub struct Recurrent<'a> {
+    /// T.
+    pub tokens: usize,
+    /// q [T] rows of N: C.
+    pub query: Strided<'a>,
+    /// k [T] rows of N: B.
+    pub key: Strided<'a>,
+    /// w [T] rows of 1: Δ; 1 where absent.
+    pub weight: Option<Strided<'a>>,
+    pub decay: Decay<'a>,
+    /// D, added at s = t.
+    pub diagonal: f32,
+}
+
+/// One head of a mixer, lowered to what determines its M.
+#[derive(Clone, Copy, Debug)]
+pub enum Lowered<'a> {
+    Recurrent(Recurrent<'a>),
+    Softmax {
+        attention: Attention<'a>,
+        /// q of `head`, rotated: rows of head_dim. Row t stands at position t.
+        query: Strided<'a>,
+        head: usize,
+    },
+}
+
+impl Lowered<'_> {
+    fn check(&self, end: usize) {
+        let Lowered::Recurrent(r) = self else { return };
+        assert!(end <= r.tokens, "mixing: row {} of {}", end - 1, r.tokens);
+        assert_eq!(
+            r.query.width, r.key.width,
+            "mixing: query and key differ in width"
+        );
+        match r.decay {
+            Decay::Diagonal { log, rates } => {
+                assert_eq!(log.width, 1, "mixing: log-decay is not of width 1");
+                assert_eq!(rates.len(), r.key.width, "mixing: rates are not [N]");
+            }
+            Decay::Scalar { log, .. } => {
+                assert_eq!(log.width, 1, "mixing: log-decay is not of width 1")
+            }
+            Decay::None => {}
+        }
+    }
+
+    /// Row `t` of M: what token t takes from each token s ≤ t. `out` [t + 1].
+    pub fn row(&self, t: usize, out: &mut [f32]) {
+        self.check(t + 1);
+        assert_eq!(out.len(), t + 1, "mixing row: out is not [t + 1]");
+        cpu::mixing::row(self, t, out);
+    }
+
+    /// Rows `range` of M, `out` [rows, range.end], zeros above the diagonal. The bits are those of [`Lowered::row`].
+    pub fn rows(&self, range: Range<usize>, out: &mut [f32]) {
+        assert_eq!(
+            out.len(),
+            range.len() * range.end,
+            "mixing rows: out is not [rows, range.end]"
+        );
+        if !range.is_empty() {
+            self.check(range.end);
+            cpu::mixing::rows(self, range, out);
+        }
+    }
+
+    /// [`Lowered::row`] in f64.
+    pub fn reference_row(&self, t: usize) -> Vec<f64> {
+        let r = match self {
+            Lowered::Recurrent(r) => r,
+            Lowered::Softmax {
+                attention,
+                query,
+                head,
+            } => return attention.reference_row(query.row(t), *head, t),
+        };
+        let mut u: Vec<f64> = r.query.row(t).iter().map(|&q| q.into()).collect();
+        let mut out = vec![0.0; t + 1];
+        for s in (0..=t).rev() {
+            let dot: f64 = u
+                .iter()
+                .zip(r.key.row(s))
+                .map(|(u, &k)| u * f64::from(k))
+                .sum();
+            out[s] = dot * r.weight.map_or(1.0, |w| w.at(s).into());
+            for (n, u) in u.iter_mut().enumerate() {
+                *u *= match r.decay {
+                    Decay::None => 1.0,
+                    Decay::Scalar { log, factor } => {
+                        (f64::from(log.at(s)) * f64::from(factor)).exp()
+                    }
+                    Decay::Diagonal { log, rates } => {
+                        (f64::from(log.at(s)) * f64::from(rates[n])).exp()
+                    }
+                };
+            }
+        }
+        out[t] += f64::from(r.diagonal);
+        out
+    }
+}
+
+/// Extends a core row over the short convolution and its silu (Ali et al. 2024, with frozen coefficients):
+/// out[j] = Σ_k W[K−1−k] φ[j+k] row[j+k], j + k ≤ t.
+///
+/// `row`, `out` [t + 1]; `phi` rows of 1 over the tokens: φ_s = σ(v_s), already taken of the convolution's output v; `taps` [K] of the
+/// channel.
+pub fn extend_row_over_conv(row: &[f32], phi: Strided<'_>, taps: &[f32], out: &mut [f32]) {
+    assert_eq!(
+        row.len(),
+        out.len(),
+        "extend_row_over_conv: row and out differ in length"
+    );
+    for (j, out) in out.iter_mut().enumerate() {
+        let reach = taps.len().min(row.len() - j);
+        *out = (0..reach)
+            .map(|k| taps[taps.len() - 1 - k] * phi.at(j + k) * row[j + k])
+            .sum();
+    }
+}
