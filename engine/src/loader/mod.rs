@@ -1,0 +1,99 @@
+//! Opens a model: config.json → [`ModelSpec`], weight files → [`Weights`] (headers only), tokenizer.json → [`Tokenizer`].
+//!
+//! Nothing here reads all weights: the model builder asks for one tensor after another, so that loading shows progress and can be
+//! cancelled. A new family is a file in `config/`, a table in `names` and a mixer.
+
+pub mod config;
+mod error;
+mod files;
+mod keys;
+pub mod names;
+mod rope;
+pub mod tokenizer;
+pub mod weights;
+
+use std::path::Path;
+
+pub use error::{ConfigError, LoadError, Shape};
+pub use names::Names;
+pub use tokenizer::{Tokenizer, TokenizerError};
+pub use weights::{Scope, Weights};
+
+use crate::builtin;
+use crate::model::spec::ModelSpec;
+use crate::protocol::{Dtype, ModelSource};
+
+/// A model that can be built.
+pub struct Loaded {
+    pub spec: ModelSpec,
+    pub weights: Weights,
+    /// None for a folder without tokenizer.json: then prompts are token ids.
+    pub tokenizer: Option<Tokenizer>,
+    /// Short name: the built-in's, or the folder's.
+    pub name: String,
+}
+
+/// Reads what describes a model, and the headers of its weights. `dtype`: what to hold matrices in; the file's own if none.
+///
+/// # Errors
+/// [`LoadError`], one sentence each.
+pub fn open(source: &ModelSource, dtype: Option<Dtype>) -> Result<Loaded, LoadError> {
+    match source {
+        ModelSource::Builtin(name) => open_builtin(name, dtype),
+        ModelSource::Path(path) => open_folder(path, dtype),
+    }
+}
+
+fn open_builtin(name: &str, dtype: Option<Dtype>) -> Result<Loaded, LoadError> {
+    let models = builtin::list();
+    if models.is_empty() {
+        return Err(LoadError::NoBuiltins { name: name.to_owned() });
+    }
+    let Some(model) = models.iter().find(|model| model.name == name) else {
+        let available = models.iter().map(|model| model.name).collect();
+        return Err(LoadError::UnknownBuiltin { name: name.to_owned(), available });
+    };
+    let file = |file: &str| format!("builtin:{name}/{file}");
+    Ok(Loaded {
+        spec: config::parse(&String::from_utf8_lossy(model.config), &file("config.json"))?,
+        weights: Weights::embedded(file("model.safetensors"), model.weights, dtype)?,
+        tokenizer: Some(tokenizer(model.tokenizer, file("tokenizer.json"))?),
+        name: name.to_owned(),
+    })
+}
+
+fn open_folder(folder: &Path, dtype: Option<Dtype>) -> Result<Loaded, LoadError> {
+    let read = |path: &Path| std::fs::read(path).map_err(|source| LoadError::Read { path: path.to_owned(), source });
+    if folder.is_file() {
+        return Err(LoadError::NotAFolder { path: folder.to_owned() });
+    }
+    if !folder.exists() {
+        return Err(LoadError::NoSuchPath { path: folder.to_owned() });
+    }
+    let config_path = folder.join("config.json");
+    if !config_path.is_file() {
+        return Err(LoadError::NoConfig { path: folder.to_owned() });
+    }
+    let spec = config::parse(&String::from_utf8_lossy(&read(&config_path)?), &config_path.display().to_string())?;
+    let weights = Weights::open(folder, dtype)?;
+    let tokenizer_path = folder.join("tokenizer.json");
+    let tokenizer = match tokenizer_path.is_file() {
+        true => Some(tokenizer(&read(&tokenizer_path)?, tokenizer_path.display().to_string())?),
+        false => None,
+    };
+    Ok(Loaded { spec, weights, tokenizer, name: folder_name(folder) })
+}
+
+fn tokenizer(bytes: &[u8], file: String) -> Result<Tokenizer, LoadError> {
+    Tokenizer::from_bytes(bytes).map_err(|error| LoadError::Tokenizer { file, problem: error.to_string() })
+}
+
+/// The last part of the path, also of `.` and `models/x/..`.
+fn folder_name(folder: &Path) -> String {
+    let last = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+    let real = || last(&folder.canonicalize().ok()?);
+    last(folder).or_else(real).unwrap_or_else(|| folder.display().to_string())
+}
+
+#[cfg(test)]
+mod tests;

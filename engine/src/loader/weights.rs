@@ -1,0 +1,355 @@
+//! The weights of a model: headers read at once, tensors one by one when asked for.
+
+use std::collections::HashMap;
+use std::ops::{Deref, Range};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use half::{bf16, f16};
+use safetensors::{Dtype as StoredDtype, SafeTensors};
+use statescope_kernels::matrix::{Dtype, Elements, Matrix};
+use statescope_kernels::mmap::MappedFile;
+
+use super::error::{LoadError, Shape};
+use super::files::weight_files;
+use super::names::{canonical, is_known_buffer};
+
+/// Named tensors over one or several safetensors files, mapped rather than read.
+///
+/// Names are the newer Hugging Face ones ([`canonical`]); a file saved from the model without its head, which leaves out the first
+/// part of the names, is read too. Every read checks shape, element type and finiteness.
+pub struct Weights {
+    files: Vec<WeightFile>,
+    entries: HashMap<String, Entry>,
+    /// What matrices are converted to; the file's own if none.
+    dtype: Option<Dtype>,
+}
+
+/// Bytes of one safetensors file and its name in messages.
+struct WeightFile {
+    label: String,
+    bytes: Bytes,
+}
+
+enum Bytes {
+    Mapped(MappedFile),
+    Embedded(&'static [u8]),
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(file) => file,
+            Self::Embedded(bytes) => bytes,
+        }
+    }
+}
+
+struct Entry {
+    /// Index into `files`.
+    file: usize,
+    dtype: StoredDtype,
+    shape: Vec<usize>,
+    /// Bytes within the file; checked to lie inside.
+    range: Range<usize>,
+    read: AtomicBool,
+}
+
+impl Weights {
+    /// Maps the weight files of a folder and reads their headers.
+    ///
+    /// # Errors
+    /// No weights, only pickled weights, a missing shard, a damaged file, a tensor that is in two files.
+    pub fn open(folder: &Path, dtype: Option<Dtype>) -> Result<Self, LoadError> {
+        let mut weights = Self { files: Vec::new(), entries: HashMap::new(), dtype };
+        for path in weight_files(folder)? {
+            let file = MappedFile::open(&path).map_err(|source| LoadError::Read { path: path.clone(), source })?;
+            weights.add(path.display().to_string(), Bytes::Mapped(file))?;
+        }
+        Ok(weights)
+    }
+
+    /// Over one safetensors file in memory; `label` is its name in messages.
+    ///
+    /// # Errors
+    /// A damaged file.
+    pub fn embedded(label: String, bytes: &'static [u8], dtype: Option<Dtype>) -> Result<Self, LoadError> {
+        let mut weights = Self { files: Vec::new(), entries: HashMap::new(), dtype };
+        weights.add(label, Bytes::Embedded(bytes))?;
+        Ok(weights)
+    }
+
+    /// Reads the header of a file. The crate checks that offsets neither overlap nor leave the file, and that they fit the shapes.
+    fn add(&mut self, label: String, bytes: Bytes) -> Result<(), LoadError> {
+        let malformed = |problem: String| LoadError::Malformed { file: label.clone(), problem };
+        if bytes.starts_with(b"version https://git-lfs") {
+            return Err(malformed("it is a Git LFS pointer; run `git lfs pull` to fetch the weights".to_owned()));
+        }
+        let (header_len, metadata) =
+            SafeTensors::read_metadata(&bytes).map_err(|error| malformed(explain(&error, bytes.len())))?;
+        let data_start = size_of::<u64>() + header_len;
+        let file = self.files.len();
+        for (stored, info) in metadata.tensors() {
+            let (start, end) = info.data_offsets;
+            let entry = Entry {
+                file,
+                dtype: info.dtype,
+                shape: info.shape.clone(),
+                range: data_start + start..data_start + end,
+                read: AtomicBool::new(false),
+            };
+            if let Some(other) = self.entries.insert(canonical(&stored), entry) {
+                let first = self.files.get(other.file).map_or_else(|| label.clone(), |file| file.label.clone());
+                return Err(LoadError::DuplicateTensor { tensor: stored, first, second: label });
+            }
+        }
+        self.files.push(WeightFile { label, bytes });
+        Ok(())
+    }
+
+    /// Whether there is a tensor `name`.
+    pub fn has(&self, name: &str) -> bool {
+        self.find(name).is_some()
+    }
+
+    /// All tensors, sorted by name.
+    pub fn names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.entries.keys().map(String::as_str).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// Sizes of the tensor `name`, if there is one.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.find(name).map(|entry| entry.shape.as_slice())
+    }
+
+    /// Bytes of all tensors as they are stored.
+    pub fn total_bytes(&self) -> usize {
+        self.entries.values().map(|entry| entry.range.len()).sum()
+    }
+
+    /// Bytes of the tensors that were read so far, for progress.
+    pub fn read_bytes(&self) -> usize {
+        let read = |entry: &&Entry| entry.read.load(Ordering::Relaxed);
+        self.entries.values().filter(read).map(|entry| entry.range.len()).sum()
+    }
+
+    /// Tensors that nothing has read, sorted; buffers that models carry along are left out. After a model is built, an entry here
+    /// means that the files hold more than config.json says, such as a bias that would be silently dropped.
+    pub fn unused(&self) -> Vec<&str> {
+        let unread = |(_, entry): &(&String, &Entry)| !entry.read.load(Ordering::Relaxed);
+        let mut names: Vec<&str> =
+            self.entries.iter().filter(unread).map(|(name, _)| name.as_str()).filter(|name| !is_known_buffer(name)).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// Marks a tensor as known and not needed, such as the head of a model that ties it.
+    pub fn ignore(&self, name: &str) {
+        if let Some(entry) = self.find(name) {
+            entry.read.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// The matrix `name`, `[rows, cols]`, in the dtype asked for when opening, else in the file's own.
+    ///
+    /// # Errors
+    /// Missing, of another shape, of an element type that is no float, or not finite.
+    pub fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix, LoadError> {
+        let (entry, elements) = self.elements(name, &[rows, cols])?;
+        let stored = elements.dtype();
+        let matrix = Matrix::new(rows, cols, elements).expect("the shape was checked");
+        let Some(dtype) = self.dtype.filter(|&dtype| dtype != stored) else { return Ok(matrix) };
+        let matrix = matrix.to_dtype(dtype);
+        if let Some((index, _)) = first_not_finite(matrix.elements()) {
+            let original = self.elements(name, &[rows, cols])?.1;
+            let value = element(&original, index);
+            return Err(LoadError::DoesNotFit { file: self.label(entry), tensor: name.to_owned(), index, value, dtype });
+        }
+        Ok(matrix)
+    }
+
+    /// The vector `name`, `[len]`, as f32. Errors as [`Weights::matrix`].
+    pub fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
+        self.tensor(name, &[len])
+    }
+
+    /// The vector `name` if there is one.
+    pub fn optional_vector(&self, name: &str, len: usize) -> Result<Option<Vec<f32>>, LoadError> {
+        if self.has(name) { self.vector(name, len).map(Some) } else { Ok(None) }
+    }
+
+    /// The tensor `name` of the given shape, row-major, as f32. Errors as [`Weights::matrix`].
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
+        Ok(match self.elements(name, shape)?.1 {
+            Elements::F32(elements) => elements,
+            Elements::Bf16(elements) => elements.into_iter().map(bf16::to_f32).collect(),
+            Elements::F16(elements) => elements.into_iter().map(f16::to_f32).collect(),
+        })
+    }
+
+    /// The tensors whose names begin with `prefix` and a dot.
+    pub fn scope(&self, prefix: impl Into<String>) -> Scope<'_> {
+        Scope { weights: self, prefix: prefix.into() }
+    }
+
+    fn find(&self, name: &str) -> Option<&Entry> {
+        let headless = || name.strip_prefix("backbone.").or_else(|| name.strip_prefix("model."));
+        self.entries.get(name).or_else(|| self.entries.get(headless()?))
+    }
+
+    fn label(&self, entry: &Entry) -> String {
+        self.files[entry.file].label.clone()
+    }
+
+    fn elements(&self, name: &str, shape: &[usize]) -> Result<(&Entry, Elements), LoadError> {
+        let entry = self.find(name).ok_or_else(|| self.missing(name, Some(shape)))?;
+        if entry.shape != shape {
+            let (expected, found) = (Shape(shape.to_vec()), Shape(entry.shape.clone()));
+            return Err(LoadError::WrongShape { file: self.label(entry), tensor: name.to_owned(), expected, found });
+        }
+        let bytes = &self.files[entry.file].bytes[entry.range.clone()];
+        let elements = match entry.dtype {
+            StoredDtype::F32 => Elements::F32(decode(bytes, f32::from_le_bytes)),
+            StoredDtype::BF16 => Elements::Bf16(decode(bytes, bf16::from_le_bytes)),
+            StoredDtype::F16 => Elements::F16(decode(bytes, f16::from_le_bytes)),
+            other => {
+                let found = format!("{other:?}");
+                return Err(LoadError::UnsupportedDtype { file: self.label(entry), tensor: name.to_owned(), found });
+            }
+        };
+        if let Some((index, value)) = first_not_finite(&elements) {
+            return Err(LoadError::NotFinite { file: self.label(entry), tensor: name.to_owned(), index, value });
+        }
+        entry.read.store(true, Ordering::Relaxed);
+        Ok((entry, elements))
+    }
+
+    fn missing(&self, name: &str, expected: Option<&[usize]>) -> LoadError {
+        let files = match self.files.as_slice() {
+            [only] => only.label.clone(),
+            [first, ..] => format!("{} (and {} more)", first.label, self.files.len() - 1),
+            [] => "the weights".to_owned(),
+        };
+        let expected = expected.map(|shape| Shape(shape.to_vec()));
+        LoadError::MissingTensor { files, tensor: name.to_owned(), expected, candidates: closest(name, &self.names()) }
+    }
+}
+
+/// The tensors under one prefix, such as `backbone.layers.0.mixer`.
+#[derive(Clone)]
+pub struct Scope<'a> {
+    weights: &'a Weights,
+    prefix: String,
+}
+
+impl<'a> Scope<'a> {
+    /// The whole name of a tensor in this scope.
+    pub fn name(&self, name: &str) -> String {
+        format!("{}.{name}", self.prefix)
+    }
+
+    /// A scope within this one.
+    pub fn scope(&self, prefix: &str) -> Scope<'a> {
+        Scope { weights: self.weights, prefix: self.name(prefix) }
+    }
+
+    /// As [`Weights::has`].
+    pub fn has(&self, name: &str) -> bool {
+        self.weights.has(&self.name(name))
+    }
+
+    /// As [`Weights::matrix`].
+    pub fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix, LoadError> {
+        self.weights.matrix(&self.name(name), rows, cols)
+    }
+
+    /// As [`Weights::vector`].
+    pub fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
+        self.weights.vector(&self.name(name), len)
+    }
+
+    /// As [`Weights::optional_vector`].
+    pub fn optional_vector(&self, name: &str, len: usize) -> Result<Option<Vec<f32>>, LoadError> {
+        self.weights.optional_vector(&self.name(name), len)
+    }
+
+    /// The vector `name` where the spec has one (a bias), else none; a vector that the spec has not stays unread.
+    pub fn vector_if(&self, wanted: bool, name: &str, len: usize) -> Result<Option<Vec<f32>>, LoadError> {
+        if wanted { self.vector(name, len).map(Some) } else { Ok(None) }
+    }
+
+    /// As [`Weights::tensor`].
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
+        self.weights.tensor(&self.name(name), shape)
+    }
+}
+
+fn decode<const SIZE: usize, T>(bytes: &[u8], from_le_bytes: fn([u8; SIZE]) -> T) -> Vec<T> {
+    bytes.as_chunks::<SIZE>().0.iter().map(|&chunk| from_le_bytes(chunk)).collect()
+}
+
+fn element(elements: &Elements, index: usize) -> f32 {
+    match elements {
+        Elements::F32(e) => e[index],
+        Elements::Bf16(e) => e[index].to_f32(),
+        Elements::F16(e) => e[index].to_f32(),
+    }
+}
+
+fn first_not_finite(elements: &Elements) -> Option<(usize, f32)> {
+    let index = match elements {
+        Elements::F32(e) => e.iter().position(|x| !x.is_finite()),
+        Elements::Bf16(e) => e.iter().position(|x| !x.is_finite()),
+        Elements::F16(e) => e.iter().position(|x| !x.is_finite()),
+    }?;
+    Some((index, element(elements, index)))
+}
+
+/// What is wrong with a file, in words that say what to do.
+fn explain(error: &safetensors::SafeTensorError, file_len: usize) -> String {
+    use safetensors::SafeTensorError as E;
+    let cut = "the file is cut off or no safetensors file, download it again";
+    match error {
+        E::HeaderTooSmall => format!("it has {file_len} bytes, fewer than a header; {cut}"),
+        E::HeaderTooLarge | E::InvalidHeaderLength => format!("its header would end beyond its {file_len} bytes; {cut}"),
+        E::MetadataIncompleteBuffer => format!("its tensors do not fill its {file_len} bytes exactly; {cut}"),
+        E::InvalidOffset(tensor) => format!("the place of tensor {tensor} overlaps another or leaves a gap; download it again"),
+        E::TensorInvalidInfo => "the size of a tensor does not fit its shape; download it again".to_owned(),
+        other => format!("{other}; download it again"),
+    }
+}
+
+/// Up to three names that differ least from `name`.
+fn closest(name: &str, names: &[&str]) -> Vec<String> {
+    const LONGEST: usize = 256;
+    let mut ranked: Vec<(usize, &str)> = names
+        .iter()
+        .filter(|other| other.len() <= LONGEST && name.len() <= LONGEST)
+        .map(|&other| (edit_distance(name.as_bytes(), other.as_bytes()), other))
+        .filter(|&(distance, other)| distance <= name.len().max(other.len()) / 2)
+        .collect();
+    ranked.sort_unstable();
+    ranked.into_iter().take(3).map(|(_, other)| other.to_owned()).collect()
+}
+
+/// Levenshtein distance.
+fn edit_distance(a: &[u8], b: &[u8]) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.iter().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let substituted = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+#[path = "weights_tests.rs"]
+mod tests;
