@@ -27,7 +27,8 @@ const MAX_HEAD_DIM: usize = 1 << 14;
 /// [`LoadError::Json`] and [`LoadError::Config`].
 pub fn parse(text: &str, file: &str) -> Result<ModelSpec, LoadError> {
     let text = json_from_python(text.trim_start_matches('\u{feff}'));
-    let value: Value = serde_json::from_str(&text).map_err(|source| LoadError::Json { file: file.to_owned(), source })?;
+    let value: Value =
+        serde_json::from_str(&text).map_err(|source| LoadError::Json { file: file.to_owned(), source })?;
     spec(&value).map_err(|problem| LoadError::Config { file: file.to_owned(), problem })
 }
 
@@ -115,10 +116,12 @@ fn is_off(value: &Value) -> bool {
 
 /// Checks that a tensor of these sizes can be counted.
 fn elements(what: &str, sizes: &[usize]) -> Result<usize, ConfigError> {
-    sizes.iter().try_fold(1usize, |product, &size| product.checked_mul(size)).filter(|&n| n <= MAX_ELEMENTS).ok_or_else(|| {
-        let sizes: Vec<String> = sizes.iter().map(usize::to_string).collect();
-        ConfigError::Inconsistent(format!("{what} would have {} elements, more than any model", sizes.join(" · ")))
-    })
+    sizes.iter().try_fold(1usize, |product, &size| product.checked_mul(size)).filter(|&n| n <= MAX_ELEMENTS).ok_or_else(
+        || {
+            let sizes: Vec<String> = sizes.iter().map(usize::to_string).collect();
+            ConfigError::Inconsistent(format!("{what} would have {} elements, more than any model", sizes.join(" · ")))
+        },
+    )
 }
 
 fn layer_count(keys: Keys, key: &str, default: usize) -> Result<usize, ConfigError> {
@@ -206,7 +209,9 @@ fn head_dim(keys: Keys, hidden_size: usize, heads: usize) -> Result<usize, Confi
     if head_dim <= MAX_HEAD_DIM {
         return Ok(head_dim);
     }
-    Err(ConfigError::Inconsistent(format!("`head_dim` is {head_dim}, more than any model: expected at most {MAX_HEAD_DIM}")))
+    Err(ConfigError::Inconsistent(format!(
+        "`head_dim` is {head_dim}, more than any model: expected at most {MAX_HEAD_DIM}"
+    )))
 }
 
 /// Which layers attend, from `layer_types` or `layers_block_type` in either spelling; none where the file has neither.

@@ -39,6 +39,9 @@ pub enum LoadError {
     #[error("{files} has no tensor {tensor}{}: config.json asks for it, so the two do not belong together{}",
         expected.as_ref().map(|shape| format!(" {shape}")).unwrap_or_default(), closest(candidates))]
     MissingTensor { files: String, tensor: String, expected: Option<Shape>, candidates: Vec<String> },
+    #[error("{file}: nothing in config.json asks for tensor {tensor}{}: dropping it would change the result, check config.json",
+        if *others > 0 { format!(" and {others} more") } else { String::new() })]
+    UnexpectedTensor { file: String, tensor: String, others: usize },
     #[error("{file}: tensor {tensor} has shape {found}, but config.json makes it {expected}")]
     WrongShape { file: String, tensor: String, expected: Shape, found: Shape },
     #[error("{file}: tensor {tensor} is stored as {found}, which is not supported: expected F32, BF16 or F16")]
@@ -57,6 +60,10 @@ pub enum LoadError {
         "builtin:{name} is not in this build: build with `--features builtin-models` (the default) and assets/models in place, or give a folder"
     )]
     NoBuiltins { name: String },
+
+    /// The caller stopped a load; nobody needs to be told.
+    #[error("loading was cancelled")]
+    Cancelled,
 }
 
 /// What is wrong in config.json.

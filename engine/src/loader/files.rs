@@ -80,7 +80,11 @@ fn indexed_shards(folder: &Path, index: &str) -> Result<Vec<PathBuf>, LoadError>
     }
     let shard_path = |shard: &str| {
         let path = folder.join(shard);
-        if path.is_file() { Ok(path) } else { Err(LoadError::MissingShard { named_by: file.clone(), shard: shard.to_owned() }) }
+        if path.is_file() {
+            Ok(path)
+        } else {
+            Err(LoadError::MissingShard { named_by: file.clone(), shard: shard.to_owned() })
+        }
     };
     shards.into_iter().map(shard_path).collect()
 }

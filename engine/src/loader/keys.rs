@@ -136,7 +136,11 @@ impl<'a> Keys<'a> {
     }
 
     pub fn unsupported(&self, key: &str, found: &Value, expected: &str) -> ConfigError {
-        ConfigError::Unsupported { key: format!("{}{key}", self.within), found: show(found), expected: expected.to_owned() }
+        ConfigError::Unsupported {
+            key: format!("{}{key}", self.within),
+            found: show(found),
+            expected: expected.to_owned(),
+        }
     }
 }
 

@@ -1,5 +1,8 @@
 //! Where each model type keeps its tensors: the name map as data, so that a new family is a mixer file and a table here.
 
+use super::error::{ConfigError, LoadError};
+use crate::model::spec::MixerSpec;
+
 /// Tensor names of one model type. Prefixes have no dot at the end; the tensors inside a mixer are its own business.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Names {
@@ -29,13 +32,27 @@ impl Names {
         format!("{}.{i}", self.layers)
     }
 
-    /// The map of a model type that the loader accepts; none for any other.
-    pub fn of(model_type: &str) -> Option<&'static Names> {
+    /// Within a layer: prefix of this kind of mixer, such as `self_attn`.
+    pub fn mixer(&self, spec: &MixerSpec) -> &'static str {
+        match spec {
+            MixerSpec::Mamba1(_) | MixerSpec::Mamba2(_) => self.mamba,
+            MixerSpec::Attention(_) => self.attention,
+        }
+    }
+
+    /// The map of a model type.
+    ///
+    /// # Errors
+    /// [`ConfigError::UnknownModelType`] for one that the loader does not accept.
+    pub fn of(model_type: &str) -> Result<&'static Names, LoadError> {
         match model_type {
-            "mamba" | "mamba2" => Some(&BACKBONE),
-            "llama" => Some(&LLAMA),
-            "bamba" => Some(&BAMBA),
-            _ => None,
+            "mamba" | "mamba2" => Ok(&BACKBONE),
+            "llama" => Ok(&LLAMA),
+            "bamba" => Ok(&BAMBA),
+            other => {
+                let problem = ConfigError::UnknownModelType { found: other.to_owned() };
+                Err(LoadError::Config { file: "config.json".to_owned(), problem })
+            }
         }
     }
 }
@@ -65,8 +82,12 @@ const LLAMA: Names = Names {
     mlp: "mlp",
 };
 
-const BAMBA: Names =
-    Names { final_norm: "model.final_layernorm.weight", mlp_norm: "pre_ff_layernorm.weight", mlp: "feed_forward", ..LLAMA };
+const BAMBA: Names = Names {
+    final_norm: "model.final_layernorm.weight",
+    mlp_norm: "pre_ff_layernorm.weight",
+    mlp: "feed_forward",
+    ..LLAMA
+};
 
 /// Other spellings of the same tensor: original state-spaces files and Codestral's consolidated file.
 pub fn canonical(stored: &str) -> String {
@@ -92,7 +113,7 @@ mod tests {
     #[test]
     fn every_supported_type_has_names() {
         for model_type in super::super::config::SUPPORTED_MODEL_TYPES {
-            assert!(Names::of(model_type).is_some(), "{model_type}");
+            assert!(Names::of(model_type).is_ok(), "{model_type}");
         }
         assert_eq!(Names::of("bamba").unwrap().layer(3), "model.layers.3");
     }

@@ -114,7 +114,8 @@ mod tests {
 
     #[test]
     fn old_and_new_spellings_agree() {
-        let new = frequencies(json!({"rope_parameters": {"rope_theta": 500.0, "rope_type": "default"}}), 8, None).unwrap();
+        let new =
+            frequencies(json!({"rope_parameters": {"rope_theta": 500.0, "rope_type": "default"}}), 8, None).unwrap();
         let old = frequencies(json!({"rope_theta": 500.0, "rope_scaling": null}), 8, None).unwrap();
         assert_eq!(new, old);
         assert_eq!(new.len(), 4);
@@ -122,7 +123,8 @@ mod tests {
         assert!((new[2] - 500f32.powf(-0.5)).abs() < 1e-8);
         assert_eq!(frequencies(json!({}), 8, None).unwrap()[2], 0.01);
         let linear =
-            frequencies(json!({"rope_theta": 500.0, "rope_scaling": {"type": "linear", "factor": 2.0}}), 8, None).unwrap();
+            frequencies(json!({"rope_theta": 500.0, "rope_scaling": {"type": "linear", "factor": 2.0}}), 8, None)
+                .unwrap();
         assert_eq!(linear, new.iter().map(|f| f / 2.0).collect::<Vec<_>>());
     }
 

@@ -136,14 +136,36 @@ impl Weights {
         self.entries.values().filter(read).map(|entry| entry.range.len()).sum()
     }
 
+    /// Elements of the tensors that were read so far; a model's parameters once it is built.
+    pub fn parameters_read(&self) -> u64 {
+        let read = |entry: &&Entry| entry.read.load(Ordering::Relaxed);
+        self.entries.values().filter(read).map(|entry| entry.shape.iter().product::<usize>() as u64).sum()
+    }
+
     /// Tensors that nothing has read, sorted; buffers that models carry along are left out. After a model is built, an entry here
     /// means that the files hold more than config.json says, such as a bias that would be silently dropped.
     pub fn unused(&self) -> Vec<&str> {
         let unread = |(_, entry): &(&String, &Entry)| !entry.read.load(Ordering::Relaxed);
-        let mut names: Vec<&str> =
-            self.entries.iter().filter(unread).map(|(name, _)| name.as_str()).filter(|name| !is_known_buffer(name)).collect();
+        let mut names: Vec<&str> = self
+            .entries
+            .iter()
+            .filter(unread)
+            .map(|(name, _)| name.as_str())
+            .filter(|name| !is_known_buffer(name))
+            .collect();
         names.sort_unstable();
         names
+    }
+
+    /// After a model is built: that the files hold nothing else.
+    ///
+    /// # Errors
+    /// [`LoadError::UnexpectedTensor`] with the first of [`Weights::unused`].
+    pub fn require_all_read(&self) -> Result<(), LoadError> {
+        let unused = self.unused();
+        let Some(&tensor) = unused.first() else { return Ok(()) };
+        let file = self.find(tensor).map_or_else(String::new, |entry| self.label(entry));
+        Err(LoadError::UnexpectedTensor { file, tensor: tensor.to_owned(), others: unused.len() - 1 })
     }
 
     /// Marks a tensor as known and not needed, such as the head of a model that ties it.
@@ -166,7 +188,13 @@ impl Weights {
         if let Some((index, _)) = first_not_finite(matrix.elements()) {
             let original = self.elements(name, &[rows, cols])?.1;
             let value = element(&original, index);
-            return Err(LoadError::DoesNotFit { file: self.label(entry), tensor: name.to_owned(), index, value, dtype });
+            return Err(LoadError::DoesNotFit {
+                file: self.label(entry),
+                tensor: name.to_owned(),
+                index,
+                value,
+                dtype,
+            });
         }
         Ok(matrix)
     }
@@ -190,7 +218,7 @@ impl Weights {
         })
     }
 
-    /// The tensors whose names begin with `prefix` and a dot.
+    /// The tensors whose names begin with `prefix` and a dot; all with an empty one.
     pub fn scope(&self, prefix: impl Into<String>) -> Scope<'_> {
         Scope { weights: self, prefix: prefix.into() }
     }
@@ -246,9 +274,9 @@ pub struct Scope<'a> {
 }
 
 impl<'a> Scope<'a> {
-    /// The whole name of a tensor in this scope.
+    /// The whole name of a tensor in this scope; an empty prefix adds nothing.
     pub fn name(&self, name: &str) -> String {
-        format!("{}.{name}", self.prefix)
+        if self.prefix.is_empty() { name.to_owned() } else { format!("{}.{name}", self.prefix) }
     }
 
     /// A scope within this one.
@@ -314,9 +342,13 @@ fn explain(error: &safetensors::SafeTensorError, file_len: usize) -> String {
     let cut = "the file is cut off or no safetensors file, download it again";
     match error {
         E::HeaderTooSmall => format!("it has {file_len} bytes, fewer than a header; {cut}"),
-        E::HeaderTooLarge | E::InvalidHeaderLength => format!("its header would end beyond its {file_len} bytes; {cut}"),
+        E::HeaderTooLarge | E::InvalidHeaderLength => {
+            format!("its header would end beyond its {file_len} bytes; {cut}")
+        }
         E::MetadataIncompleteBuffer => format!("its tensors do not fill its {file_len} bytes exactly; {cut}"),
-        E::InvalidOffset(tensor) => format!("the place of tensor {tensor} overlaps another or leaves a gap; download it again"),
+        E::InvalidOffset(tensor) => {
+            format!("the place of tensor {tensor} overlaps another or leaves a gap; download it again")
+        }
         E::TensorInvalidInfo => "the size of a tensor does not fit its shape; download it again".to_owned(),
         other => format!("{other}; download it again"),
     }

@@ -3,7 +3,8 @@
 use serde_json::Value;
 
 use super::{
-    attention_layers, check_attention, check_mamba2, elements, end_tokens, head_dim, layer_count, require_silu, trained_context,
+    attention_layers, check_attention, check_mamba2, elements, end_tokens, head_dim, layer_count, require_silu,
+    trained_context,
 };
 use crate::loader::error::ConfigError;
 use crate::loader::keys::{Keys, whole_number};
@@ -24,7 +25,8 @@ pub fn bamba(keys: Keys) -> Result<ModelSpec, ConfigError> {
     // A hybrid without attention layers, or without Mamba layers, need not have sensible sizes for them.
     let attention = if attends.contains(&true) { Some(attention(keys, hidden_size)?) } else { None };
     let mamba = if attends.contains(&false) { Some(mamba(keys, hidden_size, norm_eps)?) } else { None };
-    let mlp = MlpSpec { intermediate_size: keys.size("intermediate_size", 14_336)?, bias: keys.flag("mlp_bias", false)? };
+    let mlp =
+        MlpSpec { intermediate_size: keys.size("intermediate_size", 14_336)?, bias: keys.flag("mlp_bias", false)? };
     elements("the MLP", &[hidden_size, mlp.intermediate_size])?;
     let mixer = |attends: bool| match (attends, &attention, &mamba) {
         (true, Some(attention), _) => MixerSpec::Attention(attention.clone()),

@@ -27,7 +27,8 @@ pub fn llama(keys: Keys) -> Result<ModelSpec, ConfigError> {
         out_bias: bias,
     };
     check_attention(&attention, hidden_size)?;
-    let mlp = MlpSpec { intermediate_size: keys.size("intermediate_size", 11_008)?, bias: keys.flag("mlp_bias", false)? };
+    let mlp =
+        MlpSpec { intermediate_size: keys.size("intermediate_size", 11_008)?, bias: keys.flag("mlp_bias", false)? };
     elements("the MLP", &[hidden_size, mlp.intermediate_size])?;
     Ok(ModelSpec {
         model_type: "llama".to_owned(),

@@ -30,7 +30,8 @@ const MAMBA2: [&str; 8] = ["d_state", "d_conv", "expand", "headdim", "ngroups", 
 /// As `mamba_ssm.models.config_mamba.MambaConfig` reads it.
 pub fn original(keys: Keys) -> Result<ModelSpec, ConfigError> {
     for key in ["attn_layer_idx", "d_intermediate"] {
-        if let Some(value) = keys.get(key).filter(|value| value.as_array().map_or(value.as_f64() != Some(0.0), |l| !l.is_empty()))
+        if let Some(value) =
+            keys.get(key).filter(|value| value.as_array().map_or(value.as_f64() != Some(0.0), |l| !l.is_empty()))
         {
             return Err(keys.unsupported(key, value, if key == "d_intermediate" { "0" } else { "an empty list" }));
         }
