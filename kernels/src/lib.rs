@@ -34,6 +34,8 @@ pub mod pool;
 pub mod reduce;
 pub mod selective_scan;
 pub mod ssd;
+#[cfg(test)]
+mod tests;
 
 pub use activation::{
     exp_slice, sigmoid, sigmoid_slice, silu, silu_mul, silu_slice, softplus, softplus_slice,

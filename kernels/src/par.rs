@@ -63,6 +63,11 @@ where
     I: ExactSizeIterator<Item: Send> + Send,
 {
     let count = items.len();
+    // A test that forces the portable set does so for its own thread only.
+    #[cfg(test)]
+    if crate::cpu::simd::FORCE_PORTABLE.get() {
+        return items.for_each(f);
+    }
     if count < 2 || work < MIN_PARALLEL_WORK {
         return items.for_each(f);
     }

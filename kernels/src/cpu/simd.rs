@@ -69,9 +69,19 @@ pub(crate) trait Kernel {
     fn run<S: Simd>(self, s: S) -> Self::Output;
 }
 
+#[cfg(test)]
+thread_local! {
+    /// Makes [`dispatch`] on this thread behave as on a machine without AVX2.
+    pub(crate) static FORCE_PORTABLE: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
 /// Runs `kernel` on AVX2 + FMA + F16C where the machine has them, else on plain Rust.
 #[inline]
 pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
+    #[cfg(test)]
+    if FORCE_PORTABLE.get() {
+        return kernel.run(Portable);
+    }
     #[cfg(target_arch = "x86_64")]
     if let Some(set) = avx2::Avx2::detect() {
         return avx2::run(set, kernel);
