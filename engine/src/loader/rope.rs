@@ -44,7 +44,7 @@ pub fn inverse_frequencies(
         }
     }
     let rotary_dim = (head_dim as f64 * share) as usize;
-    if !(0.0..=1.0).contains(&share) || rotary_dim == 0 || rotary_dim % 2 != 0 {
+    if !(0.0..=1.0).contains(&share) || rotary_dim == 0 || !rotary_dim.is_multiple_of(2) {
         return Err(ConfigError::Inconsistent(format!(
             "the rotary embedding would turn {rotary_dim} of the {head_dim} dims of a head (`head_dim` · `partial_rotary_factor`): \
              expected an even number from 2 to {head_dim}"

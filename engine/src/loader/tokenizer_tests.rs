@@ -14,6 +14,11 @@ const TEXTS: [&str; 7] = [
     "",
 ];
 
+fn added(id: u32, content: &str, special: bool) -> Value {
+    json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+        "normalized": !special, "special": special})
+}
+
 /// 256 byte tokens, one merge, one special and one plain added token.
 fn byte_level() -> Tokenizer {
     let mut chars: Vec<(char, u8)> = byte_of_char().into_iter().collect();
@@ -26,8 +31,8 @@ fn byte_level() -> Tokenizer {
         "truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},
         "padding": null,
         "added_tokens": [
-            {"id": 257, "content": "<|end|>", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true},
-            {"id": 258, "content": "    ", "single_word": false, "lstrip": false, "rstrip": false, "normalized": true, "special": false},
+            added(257, "<|end|>", true),
+            added(258, "    ", false),
         ],
         "normalizer": null,
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
@@ -48,7 +53,7 @@ fn sentence_piece() -> Tokenizer {
     for (i, token) in ["▁", "t", "h", "e", "▁t", "th", "▁th", "▁the"].into_iter().enumerate() {
         vocab.insert(token.to_owned(), json!(259 + i));
     }
-    let special = |id: u32, content: &str| json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true});
+    let special = |id: u32, content: &str| added(id, content, true);
     let file = json!({
         "version": "1.0", "truncation": null, "padding": null,
         "added_tokens": [special(0, "<unk>"), special(1, "<s>"), special(2, "</s>")],

@@ -65,16 +65,18 @@ fn reads_every_dtype_and_converts_on_request() {
         let matrix = weights.matrix("a.w", 2, 3).unwrap();
         assert_eq!((matrix.dtype(), matrix.to_vec_f32()), (dtype, values.to_vec()));
         assert_eq!(weights.unused(), ["a.b"]);
-        assert_eq!((weights.parameters_read(), weights.read_bytes()), (6, 6 * dtype.bytes()));
+        assert_eq!((weights.parameters_read(), weights.bytes_read()), (6, 6 * dtype.bytes()));
         let error = weights.require_all_read().unwrap_err().to_string();
         assert!(error.contains("tensor a.b"), "{error}");
         assert_eq!(weights.scope("a").vector("b", 3).unwrap(), values[..3]);
         weights.require_all_read().unwrap();
         assert_eq!(weights.total_bytes(), 9 * dtype.bytes());
+        assert_eq!(weights.bytes_read(), 6 * dtype.bytes() + 3 * 4, "vectors are held as f32");
         for other in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
             let weights = Weights::open(folder.path(), Some(other)).unwrap();
             let matrix = weights.matrix("a.w", 2, 3).unwrap();
             assert_eq!((matrix.dtype(), matrix.to_vec_f32()), (other, values.to_vec()));
+            assert_eq!(weights.bytes_read(), 6 * other.bytes());
         }
     }
 }
@@ -178,6 +180,17 @@ fn damaged_files_are_explained() {
     }
     let error = refusal(&[("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n")]);
     assert!(error.contains("git lfs pull"), "{error}");
+}
+
+#[test]
+fn the_first_bad_element_is_found_in_any_block() {
+    for index in [0, 1, 1023, 1024, 5000] {
+        let mut values = vec![0.5; 5001];
+        values[index] = f32::NEG_INFINITY;
+        let file = f32_file(&[("a", &[5001], &values)]);
+        let error = Weights::embedded("x".to_owned(), file.leak(), None).unwrap().vector("a", 5001).unwrap_err();
+        assert!(error.to_string().contains(&format!("is -inf at element {index}:")), "{error}");
+    }
 }
 
 #[test]
