@@ -60,28 +60,16 @@ fn time(mut call: impl FnMut()) -> f64 {
 /// One line of the table; `flop` and `bytes` of a call, `tokens` it handles.
 fn report(what: &str, seconds: f64, flop: f64, bytes: f64, tokens: usize) {
     let rate = |amount: f64| {
-        if amount > 0.0 {
-            format!("{:.1}", amount / seconds / 1e9)
-        } else {
-            "–".to_owned()
-        }
+        if amount > 0.0 { format!("{:.1}", amount / seconds / 1e9) } else { "–".to_owned() }
     };
-    println!(
-        "| {what} | {:.1} | {} | {} | {:.0} |",
-        seconds * 1e6,
-        rate(flop),
-        rate(bytes),
-        tokens as f64 / seconds
-    );
+    println!("| {what} | {:.1} | {} | {} | {:.0} |", seconds * 1e6, rate(flop), rate(bytes), tokens as f64 / seconds);
 }
 
 fn linears() {
     for (outputs, inputs) in [(1160, 256), (256, 512), (4096, 2048)] {
         let weights = numbers(outputs * inputs, 1);
         for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
-            let w = Matrix::new(outputs, inputs, Elements::F32(weights.clone()))
-                .unwrap()
-                .to_dtype(dtype);
+            let w = Matrix::new(outputs, inputs, Elements::F32(weights.clone())).unwrap().to_dtype(dtype);
             for tokens in [1, 16, 256] {
                 if tokens > 1 && dtype == Dtype::F16 {
                     continue;
@@ -92,13 +80,7 @@ fn linears() {
                 let seconds = time(|| linear(&w, None, &xs, &mut ys));
                 let what = format!("linear {outputs} × {inputs} {dtype}, T = {tokens}");
                 let flop = (2 * outputs * inputs * tokens) as f64;
-                report(
-                    &what,
-                    seconds,
-                    flop,
-                    if tokens == 1 { w.bytes() as f64 } else { 0.0 },
-                    tokens,
-                );
+                report(&what, seconds, flop, if tokens == 1 { w.bytes() as f64 } else { 0.0 }, tokens);
             }
         }
     }
@@ -109,24 +91,10 @@ fn pointwise() {
     let (xs, ws) = (numbers(n, 3), numbers(512, 4));
     let mut out = nan(n);
     rms_norm(&xs, &ws, 1e-5, &mut out);
-    check(
-        "rms_norm",
-        &out,
-        &kernels::norm::rms_norm_reference(&xs, &ws, 1e-5),
-    );
-    report(
-        "rms_norm, 128 × 512",
-        time(|| rms_norm(&xs, &ws, 1e-5, &mut out)),
-        0.0,
-        (8 * n) as f64,
-        128,
-    );
+    check("rms_norm", &out, &kernels::norm::rms_norm_reference(&xs, &ws, 1e-5));
+    report("rms_norm, 128 × 512", time(|| rms_norm(&xs, &ws, 1e-5, &mut out)), 0.0, (8 * n) as f64, 128);
     gated_group_rms_norm(&xs, &xs, &ws, 1, 1e-5, &mut out, None);
-    check(
-        "gated norm",
-        &out,
-        &kernels::norm::gated_group_rms_norm_reference(&xs, &xs, &ws, 1, 1e-5).0,
-    );
+    check("gated norm", &out, &kernels::norm::gated_group_rms_norm_reference(&xs, &xs, &ws, 1, 1e-5).0);
     report(
         "gated_group_rms_norm, 128 × 512",
         time(|| gated_group_rms_norm(&xs, &xs, &ws, 1, 1e-5, &mut out, None)),
@@ -136,57 +104,25 @@ fn pointwise() {
     );
     let mut ys = xs.clone();
     exp_slice(&mut ys);
-    check(
-        "exp",
-        &ys,
-        &xs.iter().map(|&x| f64::from(x).exp()).collect::<Vec<_>>(),
-    );
+    check("exp", &ys, &xs.iter().map(|&x| f64::from(x).exp()).collect::<Vec<_>>());
     let mut again = |slice: fn(&mut [f32])| {
         time(|| {
             ys.copy_from_slice(&xs);
             slice(&mut ys);
         })
     };
-    report(
-        "exp_slice, 65 536",
-        again(exp_slice),
-        0.0,
-        (8 * n) as f64,
-        n,
-    );
-    report(
-        "silu_slice, 65 536",
-        again(silu_slice),
-        0.0,
-        (8 * n) as f64,
-        n,
-    );
-    report(
-        "softplus_slice, 65 536",
-        again(softplus_slice),
-        0.0,
-        (8 * n) as f64,
-        n,
-    );
+    report("exp_slice, 65 536", again(exp_slice), 0.0, (8 * n) as f64, n);
+    report("silu_slice, 65 536", again(silu_slice), 0.0, (8 * n) as f64, n);
+    report("softplus_slice, 65 536", again(softplus_slice), 0.0, (8 * n) as f64, n);
 
     for tokens in [1, 256] {
-        let (xs, w, mut history) = (
-            numbers(tokens * 640, 5),
-            numbers(640 * 4, 6),
-            vec![0.0; 640 * 3],
-        );
+        let (xs, w, mut history) = (numbers(tokens * 640, 5), numbers(640 * 4, 6), vec![0.0; 640 * 3]);
         let mut out = nan(tokens * 640);
         let truth = kernels::conv::reference(&xs, &w, None, &history);
         causal_conv(&xs, &w, None, &mut history, &mut out);
         check("conv", &out, &truth);
         let seconds = time(|| causal_conv(&xs, &w, None, &mut history, &mut out));
-        report(
-            &format!("causal_conv, C 640, K 4, T = {tokens}"),
-            seconds,
-            (8 * tokens * 640) as f64,
-            0.0,
-            tokens,
-        );
+        report(&format!("causal_conv, C 640, K 4, T = {tokens}"), seconds, (8 * tokens * 640) as f64, 0.0, tokens);
     }
 }
 
@@ -194,27 +130,12 @@ fn recurrences() {
     for tokens in [1, 256] {
         let (e, n) = (512, 16);
         let (delta, a, d) = (steps(tokens * e), rates(e * n), numbers(e, 7));
-        let (b, c, x) = (
-            numbers(tokens * n, 8),
-            numbers(tokens * n, 9),
-            numbers(tokens * e, 10),
-        );
-        let op = SelectiveScan {
-            delta: &delta,
-            a: &a,
-            b: &b,
-            c: &c,
-            x: &x,
-            d: &d,
-        };
+        let (b, c, x) = (numbers(tokens * n, 8), numbers(tokens * n, 9), numbers(tokens * e, 10));
+        let op = SelectiveScan { delta: &delta, a: &a, b: &b, c: &c, x: &x, d: &d };
         let (mut state, mut y) = (vec![0.0; e * n], nan(tokens * e));
         op.forward(&mut state, &mut y, None);
         let mut truth = vec![0.0; tokens * e];
-        op.reference(
-            &mut vec![0.0; e * n],
-            &mut truth,
-            &mut vec![0.0; tokens * e],
-        );
+        op.reference(&mut vec![0.0; e * n], &mut truth, &mut vec![0.0; tokens * e]);
         check("scan", &y, &truth);
         report(
             &format!("selective scan, E 512, N 16, T = {tokens}"),
@@ -223,42 +144,17 @@ fn recurrences() {
             0.0,
             tokens,
         );
-        report(
-            &format!("— state alone, T = {tokens}"),
-            time(|| op.fold(&mut state)),
-            0.0,
-            0.0,
-            tokens,
-        );
+        report(&format!("— state alone, T = {tokens}"), time(|| op.fold(&mut state)), 0.0, 0.0, tokens);
     }
     for (tokens, n) in [(1, 64), (256, 64), (256, 128)] {
         let (heads, head_dim) = (8, 64);
         let (delta, a, d) = (steps(tokens * heads), rates(heads), numbers(heads, 7));
-        let (b, c, x) = (
-            numbers(tokens * n, 8),
-            numbers(tokens * n, 9),
-            numbers(tokens * heads * head_dim, 10),
-        );
-        let op = Ssd {
-            heads,
-            head_dim,
-            state_dim: n,
-            groups: 1,
-            delta: &delta,
-            a: &a,
-            b: &b,
-            c: &c,
-            x: &x,
-            d: &d,
-        };
+        let (b, c, x) = (numbers(tokens * n, 8), numbers(tokens * n, 9), numbers(tokens * heads * head_dim, 10));
+        let op = Ssd { heads, head_dim, state_dim: n, groups: 1, delta: &delta, a: &a, b: &b, c: &c, x: &x, d: &d };
         let (mut state, mut y) = (vec![0.0; heads * head_dim * n], nan(x.len()));
         op.forward(&mut state, &mut y);
         let mut truth = vec![0.0; x.len()];
-        op.reference(
-            &mut vec![0.0; state.len()],
-            &mut truth,
-            &mut vec![0.0; tokens * heads],
-        );
+        op.reference(&mut vec![0.0; state.len()], &mut truth, &mut vec![0.0; tokens * heads]);
         check("ssd", &y, &truth);
         let flop = (tokens * heads * head_dim * n * 5) as f64;
         report(
@@ -268,13 +164,7 @@ fn recurrences() {
             0.0,
             tokens,
         );
-        report(
-            &format!("— state alone, T = {tokens}"),
-            time(|| op.fold(&mut state)),
-            0.0,
-            0.0,
-            tokens,
-        );
+        report(&format!("— state alone, T = {tokens}"), time(|| op.fold(&mut state)), 0.0, 0.0, tokens);
     }
 }
 
@@ -282,18 +172,8 @@ fn attentions() {
     for (first, tokens) in [(511, 1), (0, 512)] {
         let (heads, kv_heads, head_dim) = (4, 2, 64);
         let [k, v] = [11, 12].map(|seed| numbers(512 * kv_heads * head_dim, seed));
-        let (keys, values): (Vec<_>, Vec<_>) = (
-            k.chunks(PAGE * 128).collect(),
-            v.chunks(PAGE * 128).collect(),
-        );
-        let op = Attention {
-            heads,
-            kv_heads,
-            head_dim,
-            scale: 0.125,
-            keys: &keys,
-            values: &values,
-        };
+        let (keys, values): (Vec<_>, Vec<_>) = (k.chunks(PAGE * 128).collect(), v.chunks(PAGE * 128).collect());
+        let op = Attention { heads, kv_heads, head_dim, scale: 0.125, keys: &keys, values: &values };
         let q = numbers(tokens * heads * head_dim, 13);
         let mut y = nan(q.len());
         op.forward(&q, first, &mut y, None);
@@ -313,22 +193,11 @@ fn mixing() {
     let (tokens, n) = (512, 64);
     let (delta, a) = (steps(tokens), rates(n));
     let (q, k) = (numbers(tokens * n, 14), numbers(tokens * n, 15));
-    let read = |data| Strided {
-        data,
-        stride: n,
-        offset: 0,
-        width: n,
-    };
-    let log = Strided {
-        data: &delta,
-        stride: 1,
-        offset: 0,
-        width: 1,
-    };
-    for (name, decay) in [
-        ("scalar", Decay::Scalar { log, factor: -0.05 }),
-        ("diagonal", Decay::Diagonal { log, rates: &a }),
-    ] {
+    let read = |data| Strided { data, stride: n, offset: 0, width: n };
+    let log = Strided { data: &delta, stride: 1, offset: 0, width: 1 };
+    for (name, decay) in
+        [("scalar", Decay::Scalar { log, factor: -0.05 }), ("diagonal", Decay::Diagonal { log, rates: &a })]
+    {
         let lowered = Lowered::Recurrent(Recurrent {
             tokens,
             query: read(&q),
@@ -339,19 +208,9 @@ fn mixing() {
         });
         let mut all = nan(tokens * tokens);
         lowered.rows(0..tokens, &mut all);
-        check(
-            "mixing",
-            &all[(tokens - 1) * tokens..],
-            &lowered.reference_row(tokens - 1),
-        );
+        check("mixing", &all[(tokens - 1) * tokens..], &lowered.reference_row(tokens - 1));
         let mut row = nan(tokens);
-        report(
-            &format!("mixing {name}, N 64, row 511"),
-            time(|| lowered.row(tokens - 1, &mut row)),
-            0.0,
-            0.0,
-            1,
-        );
+        report(&format!("mixing {name}, N 64, row 511"), time(|| lowered.row(tokens - 1, &mut row)), 0.0, 0.0, 1);
         report(
             &format!("mixing {name}, N 64, 512 × 512"),
             time(|| lowered.rows(0..tokens, &mut all)),
@@ -368,24 +227,13 @@ fn decode() {
     let (projected, convolved) = (2 * e + 2 * n + heads, e + 2 * n);
     let matrix = |rows, cols, seed| {
         let scaled = numbers(rows * cols, seed).iter().map(|x| x * 0.1).collect();
-        Matrix::new(rows, cols, Elements::F32(scaled))
-            .unwrap()
-            .to_dtype(Dtype::Bf16)
+        Matrix::new(rows, cols, Elements::F32(scaled)).unwrap().to_dtype(Dtype::Bf16)
     };
-    let weights: Vec<_> = (0..layers)
-        .map(|i| (matrix(projected, d, 20 + i), matrix(d, e, 40 + i)))
-        .collect();
-    let (norm, gate_norm, taps, a, skip) = (
-        vec![1.0; d],
-        vec![1.0; e],
-        numbers(convolved * 4, 16),
-        rates(heads),
-        vec![1.0; heads],
-    );
-    let mut states =
-        vec![(vec![0.0; heads * head_dim * n], vec![0.0; convolved * 3]); layers as usize];
-    let (mut resid, mut normed, mut p, mut conv) =
-        (numbers(d, 17), nan(d), nan(projected), nan(convolved));
+    let weights: Vec<_> = (0..layers).map(|i| (matrix(projected, d, 20 + i), matrix(d, e, 40 + i))).collect();
+    let (norm, gate_norm, taps, a, skip) =
+        (vec![1.0; d], vec![1.0; e], numbers(convolved * 4, 16), rates(heads), vec![1.0; heads]);
+    let mut states = vec![(vec![0.0; heads * head_dim * n], vec![0.0; convolved * 3]); layers as usize];
+    let (mut resid, mut normed, mut p, mut conv) = (numbers(d, 17), nan(d), nan(projected), nan(convolved));
     let (mut y, mut gated, mut out) = (nan(e), nan(e), nan(d));
     let mut token = || {
         for ((w_in, w_out), (state, history)) in weights.iter().zip(&mut states) {
@@ -397,49 +245,42 @@ fn decode() {
             silu_slice(&mut conv);
             softplus_slice(delta);
             let (x, b, c) = (&conv[..e], &conv[e..e + n], &conv[e + n..]);
-            Ssd {
-                heads,
-                head_dim,
-                state_dim: n,
-                groups: 1,
-                delta,
-                a: &a,
-                b,
-                c,
-                x,
-                d: &skip,
-            }
-            .forward(state, &mut y);
+            Ssd { heads, head_dim, state_dim: n, groups: 1, delta, a: &a, b, c, x, d: &skip }.forward(state, &mut y);
             gated_group_rms_norm(&y, z, &gate_norm, 1, 1e-5, &mut gated, None);
             linear(w_out, None, &gated, &mut out);
-            resid
-                .iter_mut()
-                .zip(&out)
-                .for_each(|(r, o)| *r = 0.5 * *r + o);
+            resid.iter_mut().zip(&out).for_each(|(r, o)| *r = 0.5 * *r + o);
         }
     };
     let seconds = time(&mut token);
     assert!(resid.iter().all(|x| x.is_finite()));
     let bytes: usize = weights.iter().map(|(a, b)| a.bytes() + b.bytes()).sum();
-    report(
-        "decode, 8 Mamba-2 layers of d 256, bf16",
-        seconds,
-        0.0,
-        bytes as f64,
-        1,
-    );
+    report("decode, 8 Mamba-2 layers of d 256, bf16", seconds, 0.0, bytes as f64, 1);
 }
 
+/// The value that follows `name` on the command line.
+fn option(name: &str) -> Option<String> {
+    std::env::args().skip_while(|a| a != name).nth(1)
+}
+
+/// Options: --threads N, --only GROUP.
 fn main() {
-    if let Some(threads) = std::env::args().skip_while(|a| a != "--threads").nth(1) {
+    if let Some(threads) = option("--threads") {
         set_threads(threads.parse().expect("--threads N"));
     }
+    let only = option("--only");
     println!("threads: {}\n", par::threads());
     println!("| op | µs | GFLOP/s | GB/s | tokens/s |\n|---|---:|---:|---:|---:|");
-    linears();
-    pointwise();
-    recurrences();
-    attentions();
-    mixing();
-    decode();
+    let groups: [(&str, fn()); 6] = [
+        ("linear", linears),
+        ("pointwise", pointwise),
+        ("recurrence", recurrences),
+        ("attention", attentions),
+        ("mixing", mixing),
+        ("decode", decode),
+    ];
+    for (name, group) in groups {
+        if only.as_deref().is_none_or(|only| only == name) {
+            group();
+        }
+    }
 }

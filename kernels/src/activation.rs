@@ -40,10 +40,7 @@ pub fn softplus_slice(xs: &mut [f32]) {
 
 /// out = silu(gate) ⊙ up: the middle of a gated MLP (Shazeer 2020). All of one length.
 pub fn silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
-    assert!(
-        gate.len() == up.len() && gate.len() == out.len(),
-        "silu_mul: gate, up and out differ in length"
-    );
+    assert!(gate.len() == up.len() && gate.len() == out.len(), "silu_mul: gate, up and out differ in length");
     activation::silu_mul(gate, up, out);
 }
 

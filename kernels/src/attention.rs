@@ -21,10 +21,7 @@ impl Rope {
     /// Rotates `xs` [T, heads, head_dim], whose first token stands at `first_position`. Angles are f64: exact enough anywhere.
     pub fn apply(&self, xs: &mut [f32], heads: usize, head_dim: usize, first_position: usize) {
         let half = self.inv_freq.len();
-        assert!(
-            2 * half <= head_dim,
-            "rope: {half} frequencies for heads of {head_dim}"
-        );
+        assert!(2 * half <= head_dim, "rope: {half} frequencies for heads of {head_dim}");
         if half == 0 || xs.is_empty() {
             return;
         }
@@ -67,95 +64,53 @@ pub struct Attention<'a> {
 
 impl Attention<'_> {
     fn check(&self, positions: usize) {
-        let Attention {
-            heads,
-            kv_heads,
-            head_dim,
-            ..
-        } = *self;
-        assert!(
-            kv_heads > 0 && heads % kv_heads == 0,
-            "attention: {heads} heads over {kv_heads} of keys and values"
-        );
+        let Attention { heads, kv_heads, head_dim, .. } = *self;
+        assert!(kv_heads > 0 && heads % kv_heads == 0, "attention: {heads} heads over {kv_heads} of keys and values");
         assert!(head_dim > 0, "attention: heads of no dimensions");
         let needed = |pages: &[&[f32]]| {
             let full = positions / PAGE;
             let width = kv_heads * head_dim;
             pages.iter().take(full).all(|p| p.len() >= PAGE * width)
-                && (positions % PAGE == 0
-                    || pages
-                        .get(full)
-                        .is_some_and(|p| p.len() >= positions % PAGE * width))
+                && (positions % PAGE == 0 || pages.get(full).is_some_and(|p| p.len() >= positions % PAGE * width))
                 && pages.len() >= full
         };
-        assert!(
-            needed(self.keys) && needed(self.values),
-            "attention: pages hold fewer than {positions} positions"
-        );
+        assert!(needed(self.keys) && needed(self.values), "attention: pages hold fewer than {positions} positions");
     }
 
     /// Key of `kv_head` at `position`.
     #[inline(always)]
     pub(crate) fn key(&self, position: usize, kv_head: usize) -> &[f32] {
-        &self.keys[position / PAGE][(position % PAGE * self.kv_heads + kv_head) * self.head_dim..]
-            [..self.head_dim]
+        &self.keys[position / PAGE][(position % PAGE * self.kv_heads + kv_head) * self.head_dim..][..self.head_dim]
     }
 
     /// Value of `kv_head` at `position`.
     #[inline(always)]
     pub(crate) fn value(&self, position: usize, kv_head: usize) -> &[f32] {
-        &self.values[position / PAGE][(position % PAGE * self.kv_heads + kv_head) * self.head_dim..]
-            [..self.head_dim]
+        &self.values[position / PAGE][(position % PAGE * self.kv_heads + kv_head) * self.head_dim..][..self.head_dim]
     }
 
     /// `q`, `y` [T, H, head_dim], the first query at `first_position`; query t sees the positions 0..=first_position + t. `entropy_bits`
     /// [T, H] receives −Σ p log₂ p and changes nothing else.
-    pub fn forward(
-        &self,
-        q: &[f32],
-        first_position: usize,
-        y: &mut [f32],
-        entropy_bits: Option<&mut [f32]>,
-    ) {
+    pub fn forward(&self, q: &[f32], first_position: usize, y: &mut [f32], entropy_bits: Option<&mut [f32]>) {
         if q.is_empty() {
             return;
         }
         let width = self.heads * self.head_dim;
-        assert!(
-            width > 0 && q.len() % width == 0,
-            "attention: q of {} elements is not [T, H, head_dim]",
-            q.len()
-        );
+        assert!(width > 0 && q.len() % width == 0, "attention: q of {} elements is not [T, H, head_dim]", q.len());
         assert_eq!(y.len(), q.len(), "attention: y is not [T, H, head_dim]");
         let tokens = q.len() / width;
         self.check(first_position + tokens);
         if let Some(entropy) = &entropy_bits {
-            assert_eq!(
-                entropy.len(),
-                tokens * self.heads,
-                "attention: entropy is not [T, H]"
-            );
+            assert_eq!(entropy.len(), tokens * self.heads, "attention: entropy is not [T, H]");
         }
         cpu::attention::forward(self, q, first_position, y, entropy_bits);
     }
 
     /// Weights of one query: `q_head` [head_dim] of `head` at `position`, `out` [position + 1].
     pub fn row(&self, q_head: &[f32], head: usize, position: usize, out: &mut [f32]) {
-        assert_eq!(
-            q_head.len(),
-            self.head_dim,
-            "attention row: q is not [head_dim]"
-        );
-        assert!(
-            head < self.heads,
-            "attention row: head {head} of {}",
-            self.heads
-        );
-        assert_eq!(
-            out.len(),
-            position + 1,
-            "attention row: out is not [position + 1]"
-        );
+        assert_eq!(q_head.len(), self.head_dim, "attention row: q is not [head_dim]");
+        assert!(head < self.heads, "attention row: head {head} of {}", self.heads);
+        assert_eq!(out.len(), position + 1, "attention row: out is not [position + 1]");
         self.check(position + 1);
         cpu::attention::row(self, q_head, head, out);
     }
@@ -163,16 +118,8 @@ impl Attention<'_> {
     /// [`Attention::row`] in f64.
     pub fn reference_row(&self, q_head: &[f32], head: usize, position: usize) -> Vec<f64> {
         let kv_head = head * self.kv_heads / self.heads;
-        let product = |k: &[f32]| {
-            q_head
-                .iter()
-                .zip(k)
-                .map(|(&q, &k)| f64::from(q) * f64::from(k))
-                .sum::<f64>()
-        };
-        let logits: Vec<f64> = (0..=position)
-            .map(|s| f64::from(self.scale) * product(self.key(s, kv_head)))
-            .collect();
+        let product = |k: &[f32]| q_head.iter().zip(k).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum::<f64>();
+        let logits: Vec<f64> = (0..=position).map(|s| f64::from(self.scale) * product(self.key(s, kv_head))).collect();
         let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let sum: f64 = logits.iter().map(|l| (l - max).exp()).sum();
         logits.iter().map(|l| (l - max).exp() / sum).collect()
@@ -185,18 +132,12 @@ impl Attention<'_> {
             let (t, head) = (i / self.heads, i % self.heads);
             let row = self.reference_row(q, head, first_position + t);
             let kv_head = head * self.kv_heads / self.heads;
-            y.extend((0..self.head_dim).map(|d| {
-                row.iter()
-                    .enumerate()
-                    .map(|(s, p)| p * f64::from(self.value(s, kv_head)[d]))
-                    .sum::<f64>()
-            }));
-            entropy.push(
-                -row.iter()
-                    .filter(|&&p| p > 0.0)
-                    .map(|p| p * p.log2())
-                    .sum::<f64>(),
+            y.extend(
+                (0..self.head_dim).map(|d| {
+                    row.iter().enumerate().map(|(s, p)| p * f64::from(self.value(s, kv_head)[d])).sum::<f64>()
+                }),
             );
+            entropy.push(-row.iter().filter(|&&p| p > 0.0).map(|p| p * p.log2()).sum::<f64>());
         }
         (y, entropy)
     }

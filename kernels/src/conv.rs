@@ -6,32 +6,15 @@ use crate::cpu;
 ///
 /// `xs`, `out` [T, C]; `weight` [C, K], W[c, K−1] meeting the current token; `bias` [C]; `history` [K−1, C], oldest first, holds the inputs
 /// (before any activation) that precede `xs` and is moved on. No activation is applied.
-pub fn causal_conv(
-    xs: &[f32],
-    weight: &[f32],
-    bias: Option<&[f32]>,
-    history: &mut [f32],
-    out: &mut [f32],
-) {
-    assert_eq!(
-        xs.len(),
-        out.len(),
-        "causal_conv: x and out differ in length"
-    );
+pub fn causal_conv(xs: &[f32], weight: &[f32], bias: Option<&[f32]>, history: &mut [f32], out: &mut [f32]) {
+    assert_eq!(xs.len(), out.len(), "causal_conv: x and out differ in length");
     if xs.is_empty() {
         return;
     }
     // Lengths of W = C·K and history = C·(K−1) give C.
     let channels = weight.len().saturating_sub(history.len());
-    assert!(
-        channels > 0 && weight.len() % channels == 0,
-        "causal_conv: W and history are not [C, K] and [K-1, C]"
-    );
-    assert!(
-        xs.len() % channels == 0,
-        "causal_conv: x of {} elements is not [T, {channels}]",
-        xs.len()
-    );
+    assert!(channels > 0 && weight.len() % channels == 0, "causal_conv: W and history are not [C, K] and [K-1, C]");
+    assert!(xs.len() % channels == 0, "causal_conv: x of {} elements is not [T, {channels}]", xs.len());
     if let Some(bias) = bias {
         assert_eq!(bias.len(), channels, "causal_conv: bias is not [C]");
     }
@@ -51,11 +34,8 @@ pub fn reference(xs: &[f32], weight: &[f32], bias: Option<&[f32]>, history: &[f3
     (0..xs.len())
         .map(|i| {
             let (t, c) = (i / channels, i % channels);
-            let sum: f64 = (0..taps)
-                .map(|j| {
-                    f64::from(weight[c * taps + j]) * f64::from(padded[(t + j) * channels + c])
-                })
-                .sum();
+            let sum: f64 =
+                (0..taps).map(|j| f64::from(weight[c * taps + j]) * f64::from(padded[(t + j) * channels + c])).sum();
             sum + bias.map_or(0.0, |b| f64::from(b[c]))
         })
         .collect()

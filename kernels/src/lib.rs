@@ -37,9 +37,7 @@ pub mod ssd;
 #[cfg(test)]
 mod tests;
 
-pub use activation::{
-    exp_slice, sigmoid, sigmoid_slice, silu, silu_mul, silu_slice, softplus, softplus_slice,
-};
+pub use activation::{exp_slice, sigmoid, sigmoid_slice, silu, silu_mul, silu_slice, softplus, softplus_slice};
 pub use attention::{Attention, PAGE, Rope};
 pub use conv::causal_conv;
 pub use linear::linear;

@@ -12,17 +12,9 @@ pub fn linear(weight: &Matrix, bias: Option<&[f32]>, xs: &[f32], ys: &mut [f32])
     if ys.is_empty() {
         return;
     }
-    assert!(
-        outputs > 0 && ys.len() % outputs == 0,
-        "linear: y of {} elements is not [T, {outputs}]",
-        ys.len()
-    );
+    assert!(outputs > 0 && ys.len() % outputs == 0, "linear: y of {} elements is not [T, {outputs}]", ys.len());
     let tokens = ys.len() / outputs;
-    assert_eq!(
-        xs.len(),
-        tokens * inputs,
-        "linear: x is not [T = {tokens}, in = {inputs}]"
-    );
+    assert_eq!(xs.len(), tokens * inputs, "linear: x is not [T = {tokens}, in = {inputs}]");
     if let Some(bias) = bias {
         assert_eq!(bias.len(), outputs, "linear: bias is not [out]");
     }
@@ -45,11 +37,7 @@ pub fn reference(weight: &Matrix, bias: Option<&[f32]>, xs: &[f32]) -> Vec<f64> 
     xs.chunks_exact(weight.cols().max(1))
         .flat_map(|x| {
             rows.clone().enumerate().map(move |(o, w)| {
-                let sum: f64 = w
-                    .iter()
-                    .zip(x)
-                    .map(|(&w, &x)| f64::from(w) * f64::from(x))
-                    .sum();
+                let sum: f64 = w.iter().zip(x).map(|(&w, &x)| f64::from(w) * f64::from(x)).sum();
                 sum + bias.map_or(0.0, |b| f64::from(b[o]))
             })
         })

@@ -99,17 +99,9 @@ pub struct Matrix {
 impl Matrix {
     pub fn new(rows: usize, cols: usize, elements: Elements) -> Result<Matrix, ShapeError> {
         if rows.checked_mul(cols) != Some(elements.len()) {
-            return Err(ShapeError {
-                rows,
-                cols,
-                found: elements.len(),
-            });
+            return Err(ShapeError { rows, cols, found: elements.len() });
         }
-        Ok(Matrix {
-            rows,
-            cols,
-            elements,
-        })
+        Ok(Matrix { rows, cols, elements })
     }
 
     /// Outputs.
@@ -137,11 +129,7 @@ impl Matrix {
 
     /// Row `row` as f32 into `out` [cols]: an embedding lookup.
     pub fn copy_row(&self, row: usize, out: &mut [f32]) {
-        assert!(
-            row < self.rows,
-            "row {row} of a matrix with {} rows",
-            self.rows
-        );
+        assert!(row < self.rows, "row {row} of a matrix with {} rows", self.rows);
         assert_eq!(out.len(), self.cols, "copy_row: out is not [cols]");
         let range = row * self.cols..(row + 1) * self.cols;
         match &self.elements {
@@ -158,9 +146,7 @@ impl Matrix {
         }
         let elements = match dtype {
             Dtype::F32 => Elements::F32(self.to_vec_f32()),
-            Dtype::Bf16 => {
-                Elements::Bf16(self.to_vec_f32().into_iter().map(bf16::from_f32).collect())
-            }
+            Dtype::Bf16 => Elements::Bf16(self.to_vec_f32().into_iter().map(bf16::from_f32).collect()),
             Dtype::F16 => Elements::F16(self.to_vec_f32().into_iter().map(f16::from_f32).collect()),
         };
         Matrix { elements, ..self }
@@ -201,13 +187,8 @@ mod tests {
     fn dtypes_round_trip() {
         for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
             assert_eq!(dtype.to_string().parse(), Ok(dtype));
-            let m = Matrix::new(
-                3,
-                5,
-                Elements::F32((0..15).map(|i| i as f32 * 0.25).collect()),
-            )
-            .unwrap()
-            .to_dtype(dtype);
+            let m =
+                Matrix::new(3, 5, Elements::F32((0..15).map(|i| i as f32 * 0.25).collect())).unwrap().to_dtype(dtype);
             assert_eq!((m.dtype(), m.bytes()), (dtype, 15 * dtype.bytes()));
             let mut row = [f32::NAN; 5];
             m.copy_row(2, &mut row);

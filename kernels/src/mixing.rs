@@ -73,10 +73,7 @@ impl Lowered<'_> {
     fn check(&self, end: usize) {
         let Lowered::Recurrent(r) = self else { return };
         assert!(end <= r.tokens, "mixing: row {} of {}", end - 1, r.tokens);
-        assert_eq!(
-            r.query.width, r.key.width,
-            "mixing: query and key differ in width"
-        );
+        assert_eq!(r.query.width, r.key.width, "mixing: query and key differ in width");
         match r.decay {
             Decay::Diagonal { log, rates } => {
                 assert_eq!(log.width, 1, "mixing: log-decay is not of width 1");
@@ -98,11 +95,7 @@ impl Lowered<'_> {
 
     /// Rows `range` of M, `out` [rows, range.end], zeros above the diagonal. The bits are those of [`Lowered::row`].
     pub fn rows(&self, range: Range<usize>, out: &mut [f32]) {
-        assert_eq!(
-            out.len(),
-            range.len() * range.end,
-            "mixing rows: out is not [rows, range.end]"
-        );
+        assert_eq!(out.len(), range.len() * range.end, "mixing rows: out is not [rows, range.end]");
         if !range.is_empty() {
             self.check(range.end);
             cpu::mixing::rows(self, range, out);
@@ -113,30 +106,18 @@ impl Lowered<'_> {
     pub fn reference_row(&self, t: usize) -> Vec<f64> {
         let r = match self {
             Lowered::Recurrent(r) => r,
-            Lowered::Softmax {
-                attention,
-                query,
-                head,
-            } => return attention.reference_row(query.row(t), *head, t),
+            Lowered::Softmax { attention, query, head } => return attention.reference_row(query.row(t), *head, t),
         };
         let mut u: Vec<f64> = r.query.row(t).iter().map(|&q| q.into()).collect();
         let mut out = vec![0.0; t + 1];
         for s in (0..=t).rev() {
-            let dot: f64 = u
-                .iter()
-                .zip(r.key.row(s))
-                .map(|(u, &k)| u * f64::from(k))
-                .sum();
+            let dot: f64 = u.iter().zip(r.key.row(s)).map(|(u, &k)| u * f64::from(k)).sum();
             out[s] = dot * r.weight.map_or(1.0, |w| w.at(s).into());
             for (n, u) in u.iter_mut().enumerate() {
                 *u *= match r.decay {
                     Decay::None => 1.0,
-                    Decay::Scalar { log, factor } => {
-                        (f64::from(log.at(s)) * f64::from(factor)).exp()
-                    }
-                    Decay::Diagonal { log, rates } => {
-                        (f64::from(log.at(s)) * f64::from(rates[n])).exp()
-                    }
+                    Decay::Scalar { log, factor } => (f64::from(log.at(s)) * f64::from(factor)).exp(),
+                    Decay::Diagonal { log, rates } => (f64::from(log.at(s)) * f64::from(rates[n])).exp(),
                 };
             }
         }
@@ -151,15 +132,9 @@ impl Lowered<'_> {
 /// `row`, `out` [t + 1]; `phi` rows of 1 over the tokens: φ_s = σ(v_s), already taken of the convolution's output v; `taps` [K] of the
 /// channel.
 pub fn extend_row_over_conv(row: &[f32], phi: Strided<'_>, taps: &[f32], out: &mut [f32]) {
-    assert_eq!(
-        row.len(),
-        out.len(),
-        "extend_row_over_conv: row and out differ in length"
-    );
+    assert_eq!(row.len(), out.len(), "extend_row_over_conv: row and out differ in length");
     for (j, out) in out.iter_mut().enumerate() {
         let reach = taps.len().min(row.len() - j);
-        *out = (0..reach)
-            .map(|k| taps[taps.len() - 1 - k] * phi.at(j + k) * row[j + k])
-            .sum();
+        *out = (0..reach).map(|k| taps[taps.len() - 1 - k] * phi.at(j + k) * row[j + k]).sum();
     }
 }

@@ -36,9 +36,6 @@ mod tests {
         std::fs::write(&path, b"state").unwrap();
         assert_eq!(&*MappedFile::open(&path).unwrap(), b"state");
         std::fs::remove_file(&path).unwrap();
-        assert_eq!(
-            MappedFile::open(&path).unwrap_err().kind(),
-            io::ErrorKind::NotFound
-        );
+        assert_eq!(MappedFile::open(&path).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 }

@@ -30,25 +30,11 @@ pub fn gated_group_rms_norm(
     scale_out: Option<&mut [f32]>,
 ) {
     let width = weight.len();
-    assert!(
-        ys.len() == zs.len() && ys.len() == out.len(),
-        "gated_group_rms_norm: y, z and out differ in length"
-    );
-    assert!(
-        width > 0 && ys.len() % width == 0,
-        "gated_group_rms_norm: y of {} elements is not [T, {width}]",
-        ys.len()
-    );
-    assert!(
-        groups > 0 && width % groups == 0,
-        "gated_group_rms_norm: {width} channels in {groups} groups"
-    );
+    assert!(ys.len() == zs.len() && ys.len() == out.len(), "gated_group_rms_norm: y, z and out differ in length");
+    assert!(width > 0 && ys.len() % width == 0, "gated_group_rms_norm: y of {} elements is not [T, {width}]", ys.len());
+    assert!(groups > 0 && width % groups == 0, "gated_group_rms_norm: {width} channels in {groups} groups");
     if let Some(scale) = &scale_out {
-        assert_eq!(
-            scale.len(),
-            ys.len() / width * groups,
-            "gated_group_rms_norm: scale is not [T, G]"
-        );
+        assert_eq!(scale.len(), ys.len() / width * groups, "gated_group_rms_norm: scale is not [T, G]");
     }
     cpu::norm::gated_group_rms_norm(ys, zs, weight, groups, eps, out, scale_out);
 }
@@ -56,9 +42,7 @@ pub fn gated_group_rms_norm(
 /// [`rms_norm`] in f64.
 pub fn rms_norm_reference(xs: &[f32], weight: &[f32], eps: f32) -> Vec<f64> {
     let xs: Vec<f64> = xs.iter().map(|&x| x.into()).collect();
-    xs.chunks_exact(weight.len())
-        .flat_map(|x| normalised(x, weight, eps).0)
-        .collect()
+    xs.chunks_exact(weight.len()).flat_map(|x| normalised(x, weight, eps).0).collect()
 }
 
 /// [`gated_group_rms_norm`] in f64: the output and ρ.
@@ -70,11 +54,7 @@ pub fn gated_group_rms_norm_reference(
     eps: f32,
 ) -> (Vec<f64>, Vec<f64>) {
     let silu = |z: f64| z / (1.0 + (-z).exp());
-    let v: Vec<f64> = ys
-        .iter()
-        .zip(zs)
-        .map(|(&y, &z)| f64::from(y) * silu(z.into()))
-        .collect();
+    let v: Vec<f64> = ys.iter().zip(zs).map(|(&y, &z)| f64::from(y) * silu(z.into())).collect();
     let size = weight.len() / groups;
     let (mut out, mut scales) = (Vec::new(), Vec::new());
     for (i, v) in v.chunks_exact(size).enumerate() {
@@ -88,11 +68,5 @@ pub fn gated_group_rms_norm_reference(
 fn normalised(x: &[f64], weight: &[f32], eps: f32) -> (Vec<f64>, f64) {
     let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
     let scale = 1.0 / (mean + f64::from(eps)).sqrt();
-    (
-        x.iter()
-            .zip(weight)
-            .map(|(x, &w)| x * scale * f64::from(w))
-            .collect(),
-        scale,
-    )
+    (x.iter().zip(weight).map(|(x, &w)| x * scale * f64::from(w)).collect(), scale)
 }

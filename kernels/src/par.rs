@@ -19,21 +19,11 @@ static WORKERS: RwLock<Option<Workers>> = RwLock::new(None);
 fn start(threads: usize) -> Workers {
     let threads = threads.max(1);
     let build = || {
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(threads - 1)
-            .thread_name(|i| format!("kernels-{}", i + 1))
-            .build()
+        rayon::ThreadPoolBuilder::new().num_threads(threads - 1).thread_name(|i| format!("kernels-{}", i + 1)).build()
     };
     // Without threads the results are the same, only later.
-    let pool = if threads > 1 {
-        build().ok().map(Arc::new)
-    } else {
-        None
-    };
-    Workers {
-        threads: if pool.is_some() { threads } else { 1 },
-        pool,
-    }
+    let pool = if threads > 1 { build().ok().map(Arc::new) } else { None };
+    Workers { threads: if pool.is_some() { threads } else { 1 }, pool }
 }
 
 /// Sets how many threads share the work of an op, the calling one included (0 counts as 1). Before the first call: one a core.
@@ -46,8 +36,7 @@ fn workers() -> (usize, Option<Arc<rayon::ThreadPool>>) {
         return (workers.threads, workers.pool.clone());
     }
     let mut slot = WORKERS.write().unwrap_or_else(PoisonError::into_inner);
-    let workers = slot
-        .get_or_insert_with(|| start(std::thread::available_parallelism().map_or(1, |n| n.get())));
+    let workers = slot.get_or_insert_with(|| start(std::thread::available_parallelism().map_or(1, |n| n.get())));
     (workers.threads, workers.pool.clone())
 }
 
@@ -91,15 +80,6 @@ where
 }
 
 /// Calls `f(index, chunk)` for chunks of `size` elements (the last may be shorter); see [`for_each`].
-pub fn for_each_chunk<T: Send>(
-    data: &mut [T],
-    size: usize,
-    work: usize,
-    f: impl Fn(usize, &mut [T]) + Sync,
-) {
-    for_each(
-        data.chunks_mut(size.max(1)).enumerate(),
-        work,
-        |(i, chunk)| f(i, chunk),
-    );
+pub fn for_each_chunk<T: Send>(data: &mut [T], size: usize, work: usize, f: impl Fn(usize, &mut [T]) + Sync) {
+    for_each(data.chunks_mut(size.max(1)).enumerate(), work, |(i, chunk)| f(i, chunk));
 }

@@ -2,10 +2,7 @@
 
 /// ‖x‖₂, summed in f64: neither 1e30 nor 1e-30 spoils it.
 pub fn l2_norm(xs: &[f32]) -> f32 {
-    xs.iter()
-        .map(|&x| f64::from(x) * f64::from(x))
-        .sum::<f64>()
-        .sqrt() as f32
+    xs.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt() as f32
 }
 
 /// max |x|, NaN ignored; 0 for nothing.
@@ -20,11 +17,7 @@ pub fn mean(xs: &[f32]) -> f32 {
 
 /// Least and largest, NaN ignored; none where nothing is left.
 pub fn min_max(xs: &[f32]) -> Option<(f32, f32)> {
-    let (min, max) = xs
-        .iter()
-        .fold((f32::INFINITY, f32::NEG_INFINITY), |(min, max), x| {
-            (x.min(min), x.max(max))
-        });
+    let (min, max) = xs.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(min, max), x| (x.min(min), x.max(max)));
     (min <= max).then_some((min, max))
 }
 
@@ -43,12 +36,8 @@ pub fn argmax(xs: &[f32]) -> Option<usize> {
 pub fn top_k(xs: &[f32], k: usize) -> Vec<(u32, f32)> {
     let order = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
     // −0 and 0 are equals.
-    let mut all: Vec<(u32, f32)> = xs
-        .iter()
-        .enumerate()
-        .filter(|(_, x)| !x.is_nan())
-        .map(|(i, &x)| (i as u32, x + 0.0))
-        .collect();
+    let mut all: Vec<(u32, f32)> =
+        xs.iter().enumerate().filter(|(_, x)| !x.is_nan()).map(|(i, &x)| (i as u32, x + 0.0)).collect();
     if k == 0 || all.is_empty() {
         return Vec::new();
     }
@@ -97,11 +86,7 @@ pub fn histogram(values: &[f32], bins: usize, range: (f32, f32)) -> Vec<u32> {
     if bins == 0 || low.partial_cmp(&high).is_none_or(|o| o.is_gt()) {
         return counts;
     }
-    let per_unit = if high > low {
-        bins as f64 / (high - low)
-    } else {
-        0.0
-    };
+    let per_unit = if high > low { bins as f64 / (high - low) } else { 0.0 };
     for &v in values {
         let v = f64::from(v);
         if (low..=high).contains(&v) {

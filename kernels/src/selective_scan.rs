@@ -31,31 +31,12 @@ impl SelectiveScan<'_> {
 
     fn check(&self, state: usize) {
         let channels = self.channels();
-        assert!(
-            channels > 0 && self.a.len() % channels == 0,
-            "selective scan: A and D are not [E, N] and [E]"
-        );
-        assert!(
-            self.x.len() % channels == 0,
-            "selective scan: x of {} elements is not [T, {channels}]",
-            self.x.len()
-        );
-        assert_eq!(
-            self.delta.len(),
-            self.x.len(),
-            "selective scan: delta is not [T, E]"
-        );
+        assert!(channels > 0 && self.a.len() % channels == 0, "selective scan: A and D are not [E, N] and [E]");
+        assert!(self.x.len() % channels == 0, "selective scan: x of {} elements is not [T, {channels}]", self.x.len());
+        assert_eq!(self.delta.len(), self.x.len(), "selective scan: delta is not [T, E]");
         let tokens = self.x.len() / channels;
-        assert_eq!(
-            self.b.len(),
-            tokens * self.state_dim(),
-            "selective scan: B is not [T, N]"
-        );
-        assert_eq!(
-            self.c.len(),
-            self.b.len(),
-            "selective scan: C is not [T, N]"
-        );
+        assert_eq!(self.b.len(), tokens * self.state_dim(), "selective scan: B is not [T, N]");
+        assert_eq!(self.c.len(), self.b.len(), "selective scan: C is not [T, N]");
         assert_eq!(state, self.a.len(), "selective scan: state is not [E, N]");
     }
 
@@ -65,11 +46,7 @@ impl SelectiveScan<'_> {
         self.check(state.len());
         assert_eq!(y.len(), self.x.len(), "selective scan: y is not [T, E]");
         if let Some(norm) = &state_norm {
-            assert_eq!(
-                norm.len(),
-                self.x.len(),
-                "selective scan: state_norm is not [T, E]"
-            );
+            assert_eq!(norm.len(), self.x.len(), "selective scan: state_norm is not [T, E]");
         }
         cpu::selective_scan::forward(self, state, Some(y), state_norm);
     }
@@ -89,8 +66,7 @@ impl SelectiveScan<'_> {
             let h = &mut state[c * n..][..n];
             let mut sum = f64::from(self.d[c]) * x;
             for (j, h) in h.iter_mut().enumerate() {
-                *h = (delta * f64::from(self.a[c * n + j])).exp() * *h
-                    + delta * f64::from(self.b[t * n + j]) * x;
+                *h = (delta * f64::from(self.a[c * n + j])).exp() * *h + delta * f64::from(self.b[t * n + j]) * x;
                 sum += f64::from(self.c[t * n + j]) * *h;
             }
             y[i] = sum;

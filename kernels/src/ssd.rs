@@ -35,11 +35,7 @@ impl Ssd<'_> {
 
     /// D of channel `p` of `head`.
     pub(crate) fn skip(&self, head: usize, p: usize) -> f32 {
-        if self.d.len() == self.heads {
-            self.d[head]
-        } else {
-            self.d[head * self.head_dim + p]
-        }
+        if self.d.len() == self.heads { self.d[head] } else { self.d[head * self.head_dim + p] }
     }
 
     /// Group of a head: consecutive heads share one.
@@ -48,44 +44,16 @@ impl Ssd<'_> {
     }
 
     fn check(&self, state: usize) {
-        let Ssd {
-            heads,
-            head_dim,
-            state_dim,
-            groups,
-            ..
-        } = *self;
-        assert!(
-            heads > 0 && groups > 0 && heads % groups == 0,
-            "ssd: {heads} heads in {groups} groups"
-        );
-        assert!(
-            self.delta.len() % heads == 0,
-            "ssd: delta of {} elements is not [T, {heads}]",
-            self.delta.len()
-        );
+        let Ssd { heads, head_dim, state_dim, groups, .. } = *self;
+        assert!(heads > 0 && groups > 0 && heads % groups == 0, "ssd: {heads} heads in {groups} groups");
+        assert!(self.delta.len() % heads == 0, "ssd: delta of {} elements is not [T, {heads}]", self.delta.len());
         let tokens = self.tokens();
         assert_eq!(self.a.len(), heads, "ssd: A is not [H]");
-        assert_eq!(
-            self.b.len(),
-            tokens * groups * state_dim,
-            "ssd: B is not [T, G, N]"
-        );
+        assert_eq!(self.b.len(), tokens * groups * state_dim, "ssd: B is not [T, G, N]");
         assert_eq!(self.c.len(), self.b.len(), "ssd: C is not [T, G, N]");
-        assert_eq!(
-            self.x.len(),
-            tokens * heads * head_dim,
-            "ssd: x is not [T, H, P]"
-        );
-        assert!(
-            self.d.len() == heads || self.d.len() == heads * head_dim,
-            "ssd: D is neither [H] nor [H, P]"
-        );
-        assert_eq!(
-            state,
-            heads * head_dim * state_dim,
-            "ssd: state is not [H, P, N]"
-        );
+        assert_eq!(self.x.len(), tokens * heads * head_dim, "ssd: x is not [T, H, P]");
+        assert!(self.d.len() == heads || self.d.len() == heads * head_dim, "ssd: D is neither [H] nor [H, P]");
+        assert_eq!(state, heads * head_dim * state_dim, "ssd: state is not [H, P, N]");
     }
 
     /// Runs T tokens from `state` [H, P, N], which becomes that of the last; `y` [T, H, P] includes D x. One token takes the
@@ -116,13 +84,7 @@ impl Ssd<'_> {
 
     /// [`Ssd::forward`] and [`Ssd::state_norms`] in f64, by the recurrence.
     pub fn reference(&self, state: &mut [f64], y: &mut [f64], norms: &mut [f64]) {
-        let Ssd {
-            heads,
-            head_dim,
-            state_dim,
-            groups,
-            ..
-        } = *self;
+        let Ssd { heads, head_dim, state_dim, groups, .. } = *self;
         for i in 0..self.delta.len() {
             let (t, head) = (i / heads, i % heads);
             let delta = f64::from(self.delta[i]);

@@ -58,17 +58,9 @@ impl Kernel for SiluMul<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        for ((gate, up), out) in self
-            .gate
-            .chunks(LANES)
-            .zip(self.up.chunks(LANES))
-            .zip(self.out.chunks_mut(LANES))
-        {
+        for ((gate, up), out) in self.gate.chunks(LANES).zip(self.up.chunks(LANES)).zip(self.out.chunks_mut(LANES)) {
             let gate = s.load_some(gate);
-            s.store_some(
-                s.mul(s.mul(gate, vector::sigmoid(s, gate)), s.load_some(up)),
-                out,
-            );
+            s.store_some(s.mul(s.mul(gate, vector::sigmoid(s, gate)), s.load_some(up)), out);
         }
     }
 }

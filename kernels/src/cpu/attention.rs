@@ -17,9 +17,7 @@ pub(crate) fn forward(
     y: &mut [f32],
     entropy_bits: Option<&mut [f32]>,
 ) {
-    let Attention {
-        heads, head_dim, ..
-    } = *attention;
+    let Attention { heads, head_dim, .. } = *attention;
     let tokens = q.len() / (heads * head_dim);
     let work = 2 * q.len() * (first_position + tokens / 2 + 1) / LANES;
     let mut entropies = entropy_bits.map(|e| e.chunks_mut(1));
@@ -32,26 +30,11 @@ pub(crate) fn forward(
     par::for_each(items.into_iter(), work, |(i, q, y, entropy)| {
         let (t, head) = (i / heads, i % heads);
         let mut weights = vec![0.0; first_position + t + 1];
-        let (max, sum) = dispatch(Row {
-            attention,
-            q,
-            head,
-            out: &mut weights,
-        });
-        dispatch(Mix {
-            attention,
-            head,
-            weights: &weights,
-            sum,
-            y,
-        });
+        let (max, sum) = dispatch(Row { attention, q, head, out: &mut weights });
+        dispatch(Mix { attention, head, weights: &weights, sum, y });
         if let Some(entropy) = entropy {
             // −Σ p log₂ p with p = w / Σ w: log₂ Σ w − Σ w log₂ w / Σ w.
-            let inner: f32 = weights
-                .iter()
-                .filter(|&&w| w > 0.0)
-                .map(|w| w * w.log2())
-                .sum();
+            let inner: f32 = weights.iter().filter(|&&w| w > 0.0).map(|w| w * w.log2()).sum();
             entropy[0] = (sum.log2() - inner / sum).max(0.0);
         }
         let _ = max;
@@ -59,12 +42,7 @@ pub(crate) fn forward(
 }
 
 pub(crate) fn row(attention: &Attention, q: &[f32], head: usize, out: &mut [f32]) {
-    let (_, sum) = dispatch(Row {
-        attention,
-        q,
-        head,
-        out,
-    });
+    let (_, sum) = dispatch(Row { attention, q, head, out });
     out.iter_mut().for_each(|w| *w /= sum);
 }
 
@@ -80,12 +58,7 @@ impl Kernel for Row<'_> {
     type Output = (f32, f32);
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> (f32, f32) {
-        let Row {
-            attention,
-            q,
-            head,
-            out,
-        } = self;
+        let Row { attention, q, head, out } = self;
         let kv_head = head * attention.kv_heads / attention.heads;
         let mut max = f32::NEG_INFINITY;
         for (position, logit) in out.iter_mut().enumerate() {
@@ -114,13 +87,7 @@ impl Kernel for Mix<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Mix {
-            attention,
-            head,
-            weights,
-            sum,
-            y,
-        } = self;
+        let Mix { attention, head, weights, sum, y } = self;
         let kv_head = head * attention.kv_heads / attention.heads;
         y.fill(0.0);
         for (position, &weight) in weights.iter().enumerate() {

@@ -27,15 +27,7 @@ pub(crate) fn causal_conv(
     let weight = &transposed;
     let work = xs.len() * taps / LANES;
     par::for_each_chunk(out, PIECE * channels, work, |i, out| {
-        dispatch(Conv {
-            xs,
-            weight,
-            bias,
-            history,
-            out,
-            channels,
-            first: i * PIECE,
-        });
+        dispatch(Conv { xs, weight, bias, history, out, channels, first: i * PIECE });
     });
 }
 
@@ -55,15 +47,7 @@ impl Kernel for Conv<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Conv {
-            xs,
-            weight,
-            bias,
-            history,
-            out,
-            channels,
-            first,
-        } = self;
+        let Conv { xs, weight, bias, history, out, channels, first } = self;
         for (t, out) in out.chunks_exact_mut(channels).enumerate() {
             match bias {
                 Some(bias) => out.copy_from_slice(bias),
@@ -77,11 +61,7 @@ impl Kernel for Conv<'_> {
                 } else {
                     &xs[row - history.len()..][..channels]
                 };
-                for ((x, w), out) in x
-                    .chunks(LANES)
-                    .zip(w.chunks(LANES))
-                    .zip(out.chunks_mut(LANES))
-                {
+                for ((x, w), out) in x.chunks(LANES).zip(w.chunks(LANES)).zip(out.chunks_mut(LANES)) {
                     s.store_some(s.fma(s.load_some(x), s.load_some(w), s.load_some(out)), out);
                 }
             }

@@ -4,7 +4,10 @@ use half::{bf16, f16};
 
 use crate::{
     Elements, Matrix,
-    cpu::simd::{Kernel, LANES, Simd, dispatch},
+    cpu::{
+        product::{PANEL, TILE, View, add_product},
+        simd::{Kernel, LANES, Simd, dispatch},
+    },
     par,
 };
 
@@ -63,11 +66,7 @@ fn gemv_of<W: Weight>(weight: &[W], x: &[f32], y: &mut [f32]) {
     let work = weight.len();
     par::for_each_chunk(y, GEMV_ROWS, work, |i, y| {
         let first = i * GEMV_ROWS * x.len();
-        dispatch(Gemv {
-            rows: &weight[first..first + y.len() * x.len()],
-            x,
-            y,
-        });
+        dispatch(Gemv { rows: &weight[first..first + y.len() * x.len()], x, y });
     });
 }
 
@@ -123,14 +122,16 @@ impl<W: Weight> Kernel for Gemv<'_, W> {
     }
 }
 
-/// Outputs of a packed panel: two vectors.
-const PANEL: usize = 2 * LANES;
-/// Tokens of a register tile: 6 × 2 sums, 2 weights and 1 input fill the sixteen registers.
-const TILE: usize = 6;
-/// Tokens of a piece of work: enough tiles to reuse a panel while it is in L1, few enough to share 64 tokens between two threads.
-const PIECE: usize = 4 * TILE;
-/// Weights packed at a time (4 MiB of f32): the scratch stays small under a large output head.
-const GROUP: usize = 1 << 20;
+/// Tokens of a piece of work: enough tiles to reuse a panel while it is in L1, few enough that two threads share the work evenly.
+fn piece(tokens: usize) -> usize {
+    if tokens < 128 { 4 * TILE } else { 8 * TILE }
+}
+/// Inputs taken at a time: that part of a panel (32 KiB) stays in L1.
+const DEPTH: usize = 512;
+/// Inputs packed at a time: a cache line of bf16.
+const PACKED: usize = 32;
+/// Weights packed at a time (1 MiB of f32): they stay in L2 and L3 while all tokens pass.
+const GROUP: usize = 1 << 18;
 
 /// y [T, out] = x [T, in] Wᵀ.
 pub(crate) fn gemm(weight: &Matrix, xs: &[f32], ys: &mut [f32]) {
@@ -142,59 +143,69 @@ pub(crate) fn gemm(weight: &Matrix, xs: &[f32], ys: &mut [f32]) {
 }
 
 fn gemm_of<W: Weight>(weight: &[W], inputs: usize, xs: &[f32], ys: &mut [f32]) {
+    ys.fill(0.0);
     if inputs == 0 {
-        return ys.fill(0.0);
+        return;
     }
     let (outputs, tokens) = (weight.len() / inputs, xs.len() / inputs);
     let group = (GROUP / (inputs * PANEL)).max(1) * PANEL;
+    let piece = piece(tokens);
     let mut packed = vec![0.0; group.min(outputs.next_multiple_of(PANEL)) * inputs];
     for first in (0..outputs).step_by(group) {
         let count = group.min(outputs - first);
         let packed = &mut packed[..count.next_multiple_of(PANEL) * inputs];
         let rows = &weight[first * inputs..(first + count) * inputs];
-        // Four elements packed cost about one vector multiply-add.
+        // Packing an element takes about as long as two vectors of multiply-adds.
         par::for_each_chunk(packed, PANEL * inputs, 2 * rows.len(), |p, panel| {
             let first = p * PANEL * inputs;
-            pack(
-                &rows[first..rows.len().min(first + PANEL * inputs)],
-                inputs,
-                panel,
-            );
+            dispatch(Pack { rows: &rows[first..rows.len().min(first + PANEL * inputs)], inputs, panel });
         });
         let packed = &*packed;
-        par::for_each_chunk(ys, PIECE * outputs, tokens * rows.len() / LANES, |i, ys| {
-            let first_token = i * PIECE;
-            let xs = &xs[first_token * inputs..][..ys.len() / outputs * inputs];
-            dispatch(Gemm {
-                packed,
-                xs,
-                ys,
-                inputs,
-                outputs,
-                first,
-                count,
-            });
+        par::for_each_chunk(ys, piece * outputs, tokens * rows.len() / LANES, |i, ys| {
+            let xs = &xs[i * piece * inputs..][..ys.len() / outputs * inputs];
+            dispatch(Gemm { packed, xs, ys, inputs, outputs, first, count });
         });
     }
 }
 
-/// Turns up to 16 rows [rows, in] into a panel [in, 16], zeros for the missing rows.
-fn pack<W: Weight>(rows: &[W], inputs: usize, panel: &mut [f32]) {
-    for (r, row) in rows.chunks_exact(inputs).enumerate() {
-        for (column, w) in panel.chunks_exact_mut(PANEL).zip(row) {
-            column[r] = w.to_f32();
+/// Turns up to 16 rows [rows, in] into a panel [in, 16]; the columns of missing rows are left as they are, and never used.
+struct Pack<'a, W> {
+    rows: &'a [W],
+    inputs: usize,
+    panel: &'a mut [f32],
+}
+
+impl<W: Weight> Kernel for Pack<'_, W> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        // A block of inputs of all rows at a time: what is written stays in L1, and lines of rows that fall on one set are read once.
+        for (block, panel) in self.panel.chunks_mut(PACKED * PANEL).enumerate() {
+            let count = panel.len() / PANEL;
+            for (r, row) in self.rows.chunks_exact(self.inputs).enumerate() {
+                let row = &row[block * PACKED..][..count];
+                for (row, panel) in row.chunks(LANES).zip(panel.chunks_mut(LANES * PANEL)) {
+                    let mut unpacked = [0.0; LANES];
+                    if row.len() == LANES {
+                        s.store(W::load(s, row), &mut unpacked);
+                    } else {
+                        unpacked.iter_mut().zip(row).for_each(|(x, w)| *x = w.to_f32());
+                    }
+                    for (column, x) in panel.chunks_exact_mut(PANEL).zip(unpacked) {
+                        column[r] = x;
+                    }
+                }
+            }
         }
-    }
-    for column in panel.chunks_exact_mut(PANEL) {
-        column[rows.len() / inputs..].fill(0.0);
     }
 }
 
 struct Gemm<'a> {
+    /// Panels [in, 16].
     packed: &'a [f32],
     /// [tokens, in]
     xs: &'a [f32],
-    /// [tokens, out], of which the columns from `first`, `count` of them, are written.
+    /// [tokens, out], to whose columns from `first`, `count` of them, the product is added.
     ys: &'a mut [f32],
     inputs: usize,
     outputs: usize,
@@ -202,61 +213,20 @@ struct Gemm<'a> {
     count: usize,
 }
 
-/// M tokens × one panel.
-#[inline(always)]
-fn tile<S: Simd, const M: usize>(
-    s: S,
-    panel: &[f32],
-    xs: &[f32],
-    ys: &mut [f32],
-    inputs: usize,
-    outputs: usize,
-    column: usize,
-    width: usize,
-) {
-    let rows: [&[f32]; M] = std::array::from_fn(|m| &xs[m * inputs..][..inputs]);
-    let mut sums = [[s.splat(0.0); 2]; M];
-    for (i, w) in panel.chunks_exact(PANEL).take(inputs).enumerate() {
-        let w = [s.load(w), s.load(&w[LANES..])];
-        for m in 0..M {
-            let x = s.splat(rows[m][i]);
-            sums[m][0] = s.fma(x, w[0], sums[m][0]);
-            sums[m][1] = s.fma(x, w[1], sums[m][1]);
-        }
-    }
-    for (m, sums) in sums.into_iter().enumerate() {
-        let y = &mut ys[m * outputs + column..][..width];
-        s.store_some(sums[0], &mut y[..width.min(LANES)]);
-        if width > LANES {
-            s.store_some(sums[1], &mut y[LANES..]);
-        }
-    }
-}
-
 impl Kernel for Gemm<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Gemm {
-            packed,
-            xs,
-            ys,
-            inputs,
-            outputs,
-            first,
-            count,
-        } = self;
-        for (p, panel) in packed.chunks_exact(PANEL * inputs).enumerate() {
-            let (column, width) = (first + p * PANEL, PANEL.min(count - p * PANEL));
-            for (xs, ys) in xs.chunks(TILE * inputs).zip(ys.chunks_mut(TILE * outputs)) {
-                match xs.len() / inputs {
-                    1 => tile::<S, 1>(s, panel, xs, ys, inputs, outputs, column, width),
-                    2 => tile::<S, 2>(s, panel, xs, ys, inputs, outputs, column, width),
-                    3 => tile::<S, 3>(s, panel, xs, ys, inputs, outputs, column, width),
-                    4 => tile::<S, 4>(s, panel, xs, ys, inputs, outputs, column, width),
-                    5 => tile::<S, 5>(s, panel, xs, ys, inputs, outputs, column, width),
-                    _ => tile::<S, 6>(s, panel, xs, ys, inputs, outputs, column, width),
-                }
+        let Gemm { packed, xs, ys, inputs, outputs, first, count } = self;
+        let tokens = xs.len() / inputs;
+        for input in (0..inputs).step_by(DEPTH) {
+            let depth = DEPTH.min(inputs - input);
+            let x = View { data: &xs[input..], stride: inputs };
+            for (p, panel) in packed.chunks_exact(PANEL * inputs).enumerate() {
+                let width = PANEL.min(count - p * PANEL);
+                let w = View { data: &panel[input * PANEL..], stride: PANEL };
+                let y = &mut ys[first + p * PANEL..];
+                add_product::<S, false>(s, x, w, (tokens, width, depth), y, outputs);
             }
         }
     }

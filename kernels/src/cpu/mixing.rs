@@ -17,23 +17,14 @@ const EXP: usize = 12;
 pub(crate) fn row(lowered: &Lowered, t: usize, out: &mut [f32]) {
     match lowered {
         Lowered::Recurrent(recurrent) => dispatch(Row { recurrent, t, out }),
-        Lowered::Softmax {
-            attention,
-            query,
-            head,
-        } => attention.row(query.row(t), *head, t, out),
+        Lowered::Softmax { attention, query, head } => attention.row(query.row(t), *head, t, out),
     }
 }
 
 pub(crate) fn rows(lowered: &Lowered, range: Range<usize>, out: &mut [f32]) {
     let per_entry = match lowered {
         Lowered::Recurrent(r) => {
-            r.key.width.div_ceil(LANES)
-                * if matches!(r.decay, Decay::Diagonal { .. }) {
-                    EXP
-                } else {
-                    1
-                }
+            r.key.width.div_ceil(LANES) * if matches!(r.decay, Decay::Diagonal { .. }) { EXP } else { 1 }
         }
         Lowered::Softmax { attention, .. } => attention.head_dim.div_ceil(LANES),
     };
@@ -55,11 +46,7 @@ impl Kernel for Row<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Row {
-            recurrent: r,
-            t,
-            out,
-        } = self;
+        let Row { recurrent: r, t, out } = self;
         let query = r.query.row(t);
         match r.decay {
             Decay::None => {
@@ -71,9 +58,7 @@ impl Kernel for Row<'_> {
             Decay::Diagonal { log, rates } => diagonal(s, r, query, log, rates, out),
         }
         if let Some(weight) = r.weight {
-            out.iter_mut()
-                .enumerate()
-                .for_each(|(i, out)| *out *= weight.at(i));
+            out.iter_mut().enumerate().for_each(|(i, out)| *out *= weight.at(i));
         }
         out[t] += r.diagonal;
     }
@@ -95,24 +80,13 @@ fn scalar<S: Simd>(s: S, r: &Recurrent, query: &[f32], log: Strided, factor: f32
 
 /// u[n] = q[n] e^{rates[n] · Σ log}: Σ log is one running sum for all n.
 #[inline(always)]
-fn diagonal<S: Simd>(
-    s: S,
-    r: &Recurrent,
-    query: &[f32],
-    log: Strided,
-    rates: &[f32],
-    out: &mut [f32],
-) {
+fn diagonal<S: Simd>(s: S, r: &Recurrent, query: &[f32], log: Strided, rates: &[f32], out: &mut [f32]) {
     let zero = s.splat(0.0);
     let mut sum = 0.0f64;
     for i in (0..out.len()).rev() {
         let elapsed = s.splat(sum as f32);
         let (mut total, mut largest) = (zero, zero);
-        for ((q, k), rates) in query
-            .chunks(LANES)
-            .zip(r.key.row(i).chunks(LANES))
-            .zip(rates.chunks(LANES))
-        {
+        for ((q, k), rates) in query.chunks(LANES).zip(r.key.row(i).chunks(LANES)).zip(rates.chunks(LANES)) {
             let decay = exp(s, s.min(s.mul(elapsed, s.load_some(rates)), zero));
             largest = s.max(largest, decay);
             total = s.fma(s.mul(s.load_some(q), decay), s.load_some(k), total);

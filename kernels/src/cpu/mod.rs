@@ -6,6 +6,7 @@ pub(crate) mod conv;
 pub(crate) mod linear;
 pub(crate) mod mixing;
 pub(crate) mod norm;
+pub(crate) mod product;
 pub(crate) mod selective_scan;
 pub(crate) mod simd;
 pub(crate) mod ssd;

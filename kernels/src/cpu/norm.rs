@@ -6,12 +6,7 @@ use crate::cpu::{
 };
 
 pub(crate) fn rms_norm(xs: &[f32], weight: &[f32], eps: f32, ys: &mut [f32]) {
-    dispatch(RmsNorm {
-        xs,
-        weight,
-        eps,
-        ys,
-    });
+    dispatch(RmsNorm { xs, weight, eps, ys });
 }
 
 struct RmsNorm<'a> {
@@ -33,11 +28,7 @@ impl Kernel for RmsNorm<'_> {
         let d = self.weight.len();
         for (x, y) in self.xs.chunks_exact(d).zip(self.ys.chunks_exact_mut(d)) {
             let scale = s.splat(rms_scale(s, x, self.eps));
-            for ((x, w), y) in x
-                .chunks(LANES)
-                .zip(self.weight.chunks(LANES))
-                .zip(y.chunks_mut(LANES))
-            {
+            for ((x, w), y) in x.chunks(LANES).zip(self.weight.chunks(LANES)).zip(y.chunks_mut(LANES)) {
                 s.store_some(s.mul(s.mul(s.load_some(x), scale), s.load_some(w)), y);
             }
         }
@@ -53,15 +44,7 @@ pub(crate) fn gated_group_rms_norm(
     out: &mut [f32],
     scale_out: Option<&mut [f32]>,
 ) {
-    dispatch(GatedNorm {
-        ys,
-        zs,
-        weight,
-        groups,
-        eps,
-        out,
-        scale_out,
-    });
+    dispatch(GatedNorm { ys, zs, weight, groups, eps, out, scale_out });
 }
 
 struct GatedNorm<'a> {
@@ -81,21 +64,14 @@ impl Kernel for GatedNorm<'_> {
         let size = self.weight.len() / self.groups;
         let inputs = self.ys.chunks_exact(size).zip(self.zs.chunks_exact(size));
         for (i, ((y, z), v)) in inputs.zip(self.out.chunks_exact_mut(size)).enumerate() {
-            for ((y, z), v) in y
-                .chunks(LANES)
-                .zip(z.chunks(LANES))
-                .zip(v.chunks_mut(LANES))
-            {
+            for ((y, z), v) in y.chunks(LANES).zip(z.chunks(LANES)).zip(v.chunks_mut(LANES)) {
                 let z = s.load_some(z);
                 s.store_some(s.mul(s.load_some(y), s.mul(z, sigmoid(s, z))), v);
             }
             let scale = rms_scale(s, v, self.eps);
             let weight = &self.weight[i % self.groups * size..][..size];
             for (v, w) in v.chunks_mut(LANES).zip(weight.chunks(LANES)) {
-                s.store_some(
-                    s.mul(s.mul(s.load_some(v), s.splat(scale)), s.load_some(w)),
-                    v,
-                );
+                s.store_some(s.mul(s.mul(s.load_some(v), s.splat(scale)), s.load_some(w)), v);
             }
             if let Some(scales) = &mut self.scale_out {
                 scales[i] = scale;

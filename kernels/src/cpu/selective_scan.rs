@@ -15,12 +15,7 @@ const PIECE: usize = 64;
 /// An exponential in units of multiply-adds.
 const EXP: usize = 12;
 
-pub(crate) fn forward(
-    scan: &SelectiveScan,
-    state: &mut [f32],
-    y: Option<&mut [f32]>,
-    state_norm: Option<&mut [f32]>,
-) {
+pub(crate) fn forward(scan: &SelectiveScan, state: &mut [f32], y: Option<&mut [f32]>, state_norm: Option<&mut [f32]>) {
     let (channels, tokens) = (scan.channels(), scan.x.len() / scan.channels());
     let n = scan.state_dim();
     let work = tokens * channels * n.div_ceil(LANES) * EXP;
@@ -36,22 +31,13 @@ pub(crate) fn forward(
         .map(|(i, state)| (i, state, y_of.next(), norm_of.next()))
         .collect();
     par::for_each(items.into_iter(), work, |(i, state, y, norm)| {
-        dispatch(Scan {
-            scan,
-            first: i * PIECE,
-            state,
-            y,
-            norm,
-        });
+        dispatch(Scan { scan, first: i * PIECE, state, y, norm });
     });
     for (out, strips) in [(y, y_strips), (state_norm, norm_strips)] {
         let Some(out) = out else { continue };
         for (i, strip) in strips.chunks(size).enumerate() {
             let width = strip.len() / tokens;
-            for (row, part) in out
-                .chunks_exact_mut(channels)
-                .zip(strip.chunks_exact(width))
-            {
+            for (row, part) in out.chunks_exact_mut(channels).zip(strip.chunks_exact(width)) {
                 row[i * PIECE..][..width].copy_from_slice(part);
             }
         }
@@ -73,13 +59,7 @@ impl Kernel for Scan<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Scan {
-            scan,
-            first,
-            state,
-            mut y,
-            mut norm,
-        } = self;
+        let Scan { scan, first, state, mut y, mut norm } = self;
         let (channels, n) = (scan.channels(), scan.state_dim());
         let width = state.len() / n;
         let a = &scan.a[first * n..][..width * n];
@@ -90,11 +70,8 @@ impl Kernel for Scan<'_> {
             for (i, (h, a)) in state.chunks_exact_mut(n).zip(a.chunks_exact(n)).enumerate() {
                 let (step, write) = (s.splat(delta[i]), s.splat(delta[i] * x[i]));
                 let (mut sum, mut square) = (s.splat(0.0), s.splat(0.0));
-                for (((h, a), b), c) in h
-                    .chunks_mut(LANES)
-                    .zip(a.chunks(LANES))
-                    .zip(b.chunks(LANES))
-                    .zip(c.chunks(LANES))
+                for (((h, a), b), c) in
+                    h.chunks_mut(LANES).zip(a.chunks(LANES)).zip(b.chunks(LANES)).zip(c.chunks(LANES))
                 {
                     let decay = exp(s, s.mul(step, s.load_some(a)));
                     let next = s.fma(decay, s.load_some(h), s.mul(write, s.load_some(b)));

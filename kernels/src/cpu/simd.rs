@@ -177,9 +177,8 @@ mod avx2 {
         #[inline(always)]
         pub(crate) fn detect() -> Option<Avx2> {
             // std keeps the answer in an atomic: this is one load and a test.
-            let has = is_x86_feature_detected!("avx2")
-                && is_x86_feature_detected!("fma")
-                && is_x86_feature_detected!("f16c");
+            let has =
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
             has.then_some(Avx2(()))
         }
     }

@@ -3,8 +3,9 @@
 use crate::{
     Ssd,
     cpu::{
+        product::{TILE, View, add_product, transpose},
         simd::{Kernel, LANES, Simd, dispatch},
-        vector::{axpy, dot},
+        vector::exp,
     },
     par,
 };
@@ -20,18 +21,8 @@ fn recurrence_work(ssd: &Ssd) -> usize {
 /// One token: y [H, P].
 pub(crate) fn step(ssd: &Ssd, state: &mut [f32], y: &mut [f32]) {
     let size = ssd.head_dim * ssd.state_dim;
-    let heads = state
-        .chunks_mut(size.max(1))
-        .zip(y.chunks_mut(ssd.head_dim.max(1)))
-        .enumerate();
-    par::for_each(heads, recurrence_work(ssd), |(head, (state, y))| {
-        dispatch(Step {
-            ssd,
-            head,
-            state,
-            y,
-        })
-    });
+    let heads = state.chunks_mut(size.max(1)).zip(y.chunks_mut(ssd.head_dim.max(1))).enumerate();
+    par::for_each(heads, recurrence_work(ssd), |(head, (state, y))| dispatch(Step { ssd, head, state, y }));
 }
 
 struct Step<'a> {
@@ -45,12 +36,7 @@ impl Kernel for Step<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Step {
-            ssd,
-            head,
-            state,
-            y,
-        } = self;
+        let Step { ssd, head, state, y } = self;
         let n = ssd.state_dim;
         let at = ssd.group(head) * n;
         let (b, c) = (&ssd.b[at..][..n], &ssd.c[at..][..n]);
@@ -60,11 +46,7 @@ impl Kernel for Step<'_> {
         for (p, (state, y)) in state.chunks_exact_mut(n).zip(y).enumerate() {
             let write = s.splat(delta * x[p]);
             let mut sum = s.splat(0.0);
-            for ((h, b), c) in state
-                .chunks_mut(LANES)
-                .zip(b.chunks(LANES))
-                .zip(c.chunks(LANES))
-            {
+            for ((h, b), c) in state.chunks_mut(LANES).zip(b.chunks(LANES)).zip(c.chunks(LANES)) {
                 let next = s.fma(decay, s.load_some(h), s.mul(write, s.load_some(b)));
                 s.store_some(next, h);
                 sum = s.fma(s.load_some(c), next, sum);
@@ -77,39 +59,16 @@ impl Kernel for Step<'_> {
 /// The recurrence without y; `norms` [T, H].
 pub(crate) fn fold(ssd: &Ssd, state: &mut [f32], norms: Option<&mut [f32]>) {
     let (size, tokens) = (ssd.head_dim * ssd.state_dim, ssd.tokens());
-    let mut by_head = vec![
-        0.0;
-        if norms.is_some() {
-            tokens * ssd.heads
-        } else {
-            0
-        }
-    ];
+    let mut by_head = vec![0.0; if norms.is_some() { tokens * ssd.heads } else { 0 }];
     let mut columns = by_head.chunks_mut(tokens.max(1));
-    let heads: Vec<_> = state
-        .chunks_mut(size.max(1))
-        .enumerate()
-        .map(|(head, state)| (head, state, columns.next()))
-        .collect();
-    par::for_each(
-        heads.into_iter(),
-        recurrence_work(ssd),
-        |(head, state, norms)| {
-            dispatch(Fold {
-                ssd,
-                head,
-                state,
-                norms,
-            })
-        },
-    );
+    let heads: Vec<_> =
+        state.chunks_mut(size.max(1)).enumerate().map(|(head, state)| (head, state, columns.next())).collect();
+    par::for_each(heads.into_iter(), recurrence_work(ssd), |(head, state, norms)| {
+        dispatch(Fold { ssd, head, state, norms })
+    });
     if let Some(norms) = norms {
         for (head, column) in by_head.chunks_exact(tokens.max(1)).enumerate() {
-            norms[head..]
-                .iter_mut()
-                .step_by(ssd.heads)
-                .zip(column)
-                .for_each(|(out, norm)| *out = *norm);
+            norms[head..].iter_mut().step_by(ssd.heads).zip(column).for_each(|(out, norm)| *out = *norm);
         }
     }
 }
@@ -126,13 +85,7 @@ impl Kernel for Fold<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        let Ssd {
-            heads,
-            head_dim,
-            state_dim: n,
-            groups,
-            ..
-        } = *self.ssd;
+        let Ssd { heads, head_dim, state_dim: n, groups, .. } = *self.ssd;
         for t in 0..self.ssd.tokens() {
             let b = &self.ssd.b[(t * groups + self.ssd.group(self.head)) * n..][..n];
             let x = &self.ssd.x[(t * heads + self.head) * head_dim..][..head_dim];
@@ -155,38 +108,66 @@ impl Kernel for Fold<'_> {
 }
 
 /// T tokens in chunks of 64.
+///
+/// In a chunk, with α the running sum of Δ A and S the carried state: y_t = e^{α_t} S C_t + Σ_{s≤t} (C_t·B_s) e^{α_t−α_s} Δ_s x_s + D x_t,
+/// and S ← e^{α_last} S + Σ_s e^{α_last−α_s} Δ_s x_s B_sᵀ: three matrix products.
 pub(crate) fn chunked(ssd: &Ssd, state: &mut [f32], y: &mut [f32]) {
     let (size, tokens) = (ssd.head_dim * ssd.state_dim, ssd.tokens());
     if size == 0 {
         return y.fill(0.0);
     }
+    // What the heads of a group share, by chunk and group.
+    let shared_size = CHUNK * (CHUNK + ssd.state_dim);
+    let mut shared = vec![0.0; tokens.div_ceil(CHUNK) * ssd.groups * shared_size];
+    let work = tokens * ssd.groups * CHUNK * ssd.state_dim / LANES;
+    par::for_each_chunk(&mut shared, shared_size, work, |i, shared| {
+        dispatch(Gram { ssd, first: i / ssd.groups * CHUNK, group: i % ssd.groups, shared });
+    });
+    let shared = &shared;
+
     // A head owns columns of y, which are no slice of it: it works on a strip [T, P], copied into place at the end.
     let mut strips = vec![0.0; y.len()];
-    let work = tokens * ssd.heads * (2 * size + CHUNK / 2 * (ssd.head_dim + ssd.state_dim)) / LANES;
-    let heads = state
-        .chunks_mut(size)
-        .zip(strips.chunks_mut(tokens * ssd.head_dim))
-        .enumerate();
-    par::for_each(heads, work, |(head, (state, y))| {
-        dispatch(Chunked {
-            ssd,
-            head,
-            state,
-            y,
-        })
-    });
+    let work = tokens * ssd.heads * (2 * size + CHUNK / 2 * ssd.head_dim) / LANES;
+    let heads = state.chunks_mut(size).zip(strips.chunks_mut(tokens * ssd.head_dim)).enumerate();
+    par::for_each(heads, work, |(head, (state, y))| dispatch(Chunked { ssd, head, shared, state, y }));
     for (i, y) in y.chunks_exact_mut(ssd.head_dim).enumerate() {
         let (t, head) = (i / ssd.heads, i % ssd.heads);
         y.copy_from_slice(&strips[(head * tokens + t) * ssd.head_dim..][..ssd.head_dim]);
     }
 }
 
+/// Of one chunk and group: Cᵀ [N, 64] and the products [s, t] = B_s·C_t [64, 64].
+struct Gram<'a> {
+    ssd: &'a Ssd<'a>,
+    /// First token.
+    first: usize,
+    group: usize,
+    shared: &'a mut [f32],
+}
+
+impl Kernel for Gram<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Gram { ssd, first, group, shared } = self;
+        let (n, stride) = (ssd.state_dim, ssd.groups * ssd.state_dim);
+        let length = CHUNK.min(ssd.tokens() - first);
+        let from = first * stride + group * n;
+        let (c_columns, products) = shared.split_at_mut(n * CHUNK);
+        transpose(ssd.c[from..].chunks(stride).take(length).map(|c| &c[..n]), c_columns, CHUNK);
+        let (b, c) = (View { data: &ssd.b[from..], stride }, View { data: c_columns, stride: CHUNK });
+        add_product::<S, false>(s, b, c, (length, length, n), products, CHUNK);
+    }
+}
+
 struct Chunked<'a> {
     ssd: &'a Ssd<'a>,
     head: usize,
+    /// By chunk and group: see [`Gram`].
+    shared: &'a [f32],
     /// [P, N]
     state: &'a mut [f32],
-    /// [T, P]
+    /// [T, P], zeros.
     y: &'a mut [f32],
 }
 
@@ -194,54 +175,85 @@ impl Kernel for Chunked<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Chunked {
-            ssd,
-            head,
-            state,
-            y,
-        } = self;
-        let Ssd {
-            heads,
-            head_dim,
-            state_dim: n,
-            groups,
-            ..
-        } = *ssd;
-        let b = |t: usize| &ssd.b[(t * groups + ssd.group(head)) * n..][..n];
-        let c = |t: usize| &ssd.c[(t * groups + ssd.group(head)) * n..][..n];
-        let x = |t: usize| &ssd.x[(t * heads + head) * head_dim..][..head_dim];
+        let Chunked { ssd, head, shared, state, y } = self;
+        let Ssd { heads, head_dim, state_dim: n, groups, .. } = *ssd;
+        let group = ssd.group(head);
+        // [N, P] while it is worked on: P then runs along the vectors of every product.
+        let mut columns = vec![0.0; state.len()];
+        transpose(state.chunks_exact(n), &mut columns, head_dim);
+        let mut weights = vec![0.0; CHUNK * CHUNK];
+        let mut writes = vec![0.0; CHUNK * head_dim];
         for (chunk, y) in y.chunks_mut(CHUNK * head_dim).enumerate() {
             let (first, length) = (chunk * CHUNK, y.len() / head_dim);
-            // Inclusive sums of the log-decays in f64: differences of f32 sums lose the small steps that follow a large one.
+            let delta = |i: usize| ssd.delta[(first + i) * heads + head];
+            let x = View { data: &ssd.x[(first * heads + head) * head_dim..], stride: heads * head_dim };
+            let shared = &shared[(chunk * groups + group) * CHUNK * (CHUNK + n)..][..CHUNK * (CHUNK + n)];
+            let (c_columns, products) = shared.split_at(n * CHUNK);
+            // Running sums of the log-decays in f64: differences of f32 sums lose the small steps that follow a large one.
             let mut logs = [0.0f64; CHUNK];
             let mut sum = 0.0;
             for (i, log) in logs[..length].iter_mut().enumerate() {
-                sum += f64::from(ssd.delta[(first + i) * heads + head]) * f64::from(ssd.a[head]);
+                sum += f64::from(delta(i)) * f64::from(ssd.a[head]);
                 *log = sum;
             }
-            for (i, y) in y.chunks_exact_mut(head_dim).enumerate() {
-                let t = first + i;
-                let carried = (logs[i] as f32).exp();
-                for (p, y) in y.iter_mut().enumerate() {
-                    *y = carried * dot(s, &state[p * n..][..n], c(t)) + ssd.skip(head, p) * x(t)[p];
-                }
-                for j in 0..=i {
-                    let decay = ((logs[i] - logs[j]).min(0.0) as f32).exp();
-                    let weight =
-                        dot(s, c(t), b(first + j)) * decay * ssd.delta[(first + j) * heads + head];
-                    axpy(s, weight, x(first + j), y);
+            let logs = &logs[..length];
+
+            // What the carried state gives, then D x.
+            let c = View { data: c_columns, stride: CHUNK };
+            add_product::<S, true>(s, c, View { data: &columns, stride: head_dim }, (length, head_dim, n), y, head_dim);
+            for (i, (y, log)) in y.chunks_exact_mut(head_dim).zip(logs).enumerate() {
+                let carried = (*log as f32).exp();
+                for (p, (y, x)) in y.iter_mut().zip(x.from(i, 0).data).enumerate() {
+                    *y = carried * *y + ssd.skip(head, p) * x;
                 }
             }
+
+            // What the chunk's own tokens give: weights [s, t], 0 where s > t.
+            for (j, (weights, products)) in
+                weights.chunks_exact_mut(CHUNK).zip(products.chunks_exact(CHUNK)).take(length).enumerate()
+            {
+                weights[..j].fill(0.0);
+                decays(s, logs, j, weights);
+                for (w, product) in weights[j..length].iter_mut().zip(&products[j..length]) {
+                    *w *= product * delta(j);
+                }
+            }
+            for (i, y) in y.chunks_mut(TILE * head_dim).enumerate() {
+                let (row, rows) = (i * TILE, y.len() / head_dim);
+                let weights = View { data: &weights, stride: CHUNK }.from(0, row);
+                add_product::<S, true>(s, weights, x, (rows, head_dim, row + rows), y, head_dim);
+            }
+
+            // The state after the chunk.
             let last = logs[length - 1];
-            let carried = (last as f32).exp();
-            state.iter_mut().for_each(|h| *h *= carried);
-            for j in 0..length {
-                let weight = ((last - logs[j]).min(0.0) as f32).exp()
-                    * ssd.delta[(first + j) * heads + head];
-                for (p, state) in state.chunks_exact_mut(n).enumerate() {
-                    axpy(s, weight * x(first + j)[p], b(first + j), state);
-                }
+            for (j, (writes, log)) in writes.chunks_exact_mut(head_dim).zip(logs).enumerate() {
+                let weight = ((last - log).min(0.0) as f32).exp() * delta(j);
+                writes.iter_mut().zip(x.from(j, 0).data).for_each(|(write, x)| *write = weight * x);
             }
+            let carried = (last as f32).exp();
+            columns.iter_mut().for_each(|h| *h *= carried);
+            let b = View { data: &ssd.b[(first * groups + group) * n..], stride: groups * n };
+            add_product::<S, true>(
+                s,
+                b,
+                View { data: &writes, stride: head_dim },
+                (n, head_dim, length),
+                &mut columns,
+                head_dim,
+            );
         }
+        transpose(columns.chunks_exact(head_dim), state, n);
+    }
+}
+
+/// out[t] = e^{α_t − α_s} for t ≥ s: exponentials of differences ≤ 0 alone.
+#[inline(always)]
+fn decays<S: Simd>(s: S, logs: &[f64], source: usize, out: &mut [f32]) {
+    let out = &mut out[source..logs.len()];
+    for (out, log) in out.iter_mut().zip(&logs[source..]) {
+        *out = (log - logs[source]).min(0.0) as f32;
+    }
+    for out in out.chunks_mut(LANES) {
+        s.store_some(exp(s, s.load_some(out)), out);
     }
 }

@@ -13,11 +13,7 @@ pub(crate) fn dot<S: Simd>(s: S, a: &[f32], b: &[f32]) -> f32 {
             *sum = s.fma(s.load(&a[i * LANES..]), s.load(&b[i * LANES..]), *sum);
         }
     }
-    for (a, b) in a4
-        .remainder()
-        .chunks(LANES)
-        .zip(b4.remainder().chunks(LANES))
-    {
+    for (a, b) in a4.remainder().chunks(LANES).zip(b4.remainder().chunks(LANES)) {
         sums[0] = s.fma(s.load_some(a), s.load_some(b), sums[0]);
     }
     s.sum(s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3])))
@@ -43,13 +39,7 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
     let r = s.fma(n, s.splat(-0.693_359_4), x);
     let r = s.fma(n, s.splat(2.121_944_4e-4), r);
     let mut p = s.splat(1.987_569_1e-4);
-    for c in [
-        1.398_2e-3,
-        8.333_452e-3,
-        4.166_579_6e-2,
-        1.666_666_5e-1,
-        5.000_000_1e-1,
-    ] {
+    for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1] {
         p = s.fma(p, r, s.splat(c));
     }
     let p = s.add(s.fma(s.mul(r, r), p, r), s.splat(1.0));
@@ -75,15 +65,7 @@ pub(crate) fn softplus<S: Simd>(s: S, x: S::V) -> S::V {
     let q = s.div(u, s.add(s.splat(2.0), u));
     let z = s.mul(q, q);
     let mut p = s.splat(1.0 / 15.0);
-    for c in [
-        1.0 / 13.0,
-        1.0 / 11.0,
-        1.0 / 9.0,
-        1.0 / 7.0,
-        1.0 / 5.0,
-        1.0 / 3.0,
-        1.0,
-    ] {
+    for c in [1.0 / 13.0, 1.0 / 11.0, 1.0 / 9.0, 1.0 / 7.0, 1.0 / 5.0, 1.0 / 3.0, 1.0] {
         p = s.fma(p, z, s.splat(c));
     }
     s.fma(s.add(q, q), p, s.max(zero, x))

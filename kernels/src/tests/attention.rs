@@ -10,49 +10,27 @@ fn equals_the_reference() {
     on_each_set(|| {
         let mut rng = Rng::new(12);
         for (heads, kv_heads, head_dim) in [(1, 1, 1), (4, 2, 10), (3, 1, 64), (6, 6, 33)] {
-            for (first, tokens) in [
-                (0, 1),
-                (0, 2),
-                (0, 65),
-                (63, 1),
-                (64, 3),
-                (100, 37),
-                (256, 1),
-            ] {
+            for (first, tokens) in [(0, 1), (0, 2), (0, 65), (63, 1), (64, 3), (100, 37), (256, 1)] {
                 for size in [1.0, 100.0] {
                     let positions = usize::next_multiple_of(first + tokens, PAGE);
                     // What lies after the last position must not be read into the result.
                     let mut kv = [(); 2].map(|_| rng.vec(positions * kv_heads * head_dim));
-                    kv.iter_mut()
-                        .for_each(|kv| kv[(first + tokens) * kv_heads * head_dim..].fill(f32::NAN));
-                    let (keys, values) = (
-                        pages(&kv[0], kv_heads * head_dim),
-                        pages(&kv[1], kv_heads * head_dim),
-                    );
+                    kv.iter_mut().for_each(|kv| kv[(first + tokens) * kv_heads * head_dim..].fill(f32::NAN));
+                    let (keys, values) = (pages(&kv[0], kv_heads * head_dim), pages(&kv[1], kv_heads * head_dim));
                     let scale = size / (head_dim as f32).sqrt();
-                    let op = Attention {
-                        heads,
-                        kv_heads,
-                        head_dim,
-                        scale,
-                        keys: &keys,
-                        values: &values,
-                    };
+                    let op = Attention { heads, kv_heads, head_dim, scale, keys: &keys, values: &values };
                     let q = rng.vec(tokens * heads * head_dim);
                     let (mut y, mut entropy) = (nan(q.len()), nan(tokens * heads));
                     op.forward(&q, first, &mut y, Some(&mut entropy));
                     let (y64, entropy64) = op.reference(&q, first);
-                    let what =
-                        format!("H={heads}/{kv_heads} hd={head_dim} at {first}+{tokens} ×{size}");
+                    let what = format!("H={heads}/{kv_heads} hd={head_dim} at {first}+{tokens} ×{size}");
                     // An error of an f32 ulp in a logit of 100 is one of 1e-5 in a weight.
                     let tolerance = if size > 1.0 { 1e-4 } else { 2e-6 };
                     assert_close(&y, &y64, tolerance, &what);
-                    entropy.iter().zip(&entropy64).for_each(|(a, b)| {
-                        assert!(
-                            (f64::from(*a) - b).abs() < 2e-4,
-                            "{what}: {a} bits, not {b}"
-                        )
-                    });
+                    entropy
+                        .iter()
+                        .zip(&entropy64)
+                        .for_each(|(a, b)| assert!((f64::from(*a) - b).abs() < 2e-4, "{what}: {a} bits, not {b}"));
                     let mut plain = nan(q.len());
                     op.forward(&q, first, &mut plain, None);
                     assert_eq!(bits(&plain), bits(&y), "{what}: entropy changed the output");
@@ -60,12 +38,7 @@ fn equals_the_reference() {
                     let mut row = nan(first + tokens);
                     let q_head = &q[(t * heads + head) * head_dim..][..head_dim];
                     op.row(q_head, head, first + t, &mut row);
-                    assert_close(
-                        &row,
-                        &op.reference_row(q_head, head, first + t),
-                        tolerance,
-                        &what,
-                    );
+                    assert_close(&row, &op.reference_row(q_head, head, first + t), tolerance, &what);
                 }
             }
         }
@@ -74,19 +47,10 @@ fn equals_the_reference() {
 
 #[test]
 fn huge_logits_choose_one() {
-    let keys: Vec<f32> = (0..70)
-        .map(|s| if s == 41 { 1e15 } else { -1e15 })
-        .collect();
+    let keys: Vec<f32> = (0..70).map(|s| if s == 41 { 1e15 } else { -1e15 }).collect();
     let values: Vec<f32> = (0..70).map(|s| s as f32).collect();
     let (keys, values) = (pages(&keys, 1), pages(&values, 1));
-    let op = Attention {
-        heads: 1,
-        kv_heads: 1,
-        head_dim: 1,
-        scale: 1.0,
-        keys: &keys,
-        values: &values,
-    };
+    let op = Attention { heads: 1, kv_heads: 1, head_dim: 1, scale: 1.0, keys: &keys, values: &values };
     let (mut y, mut entropy) = (nan(1), nan(1));
     op.forward(&[1e15], 69, &mut y, Some(&mut entropy));
     assert_eq!((y[0], entropy[0]), (41.0, 0.0));

@@ -2,24 +2,14 @@ use super::*;
 use crate::{Dtype, Elements, Matrix, linear, linear::reference};
 
 fn matrix(rng: &mut Rng, outputs: usize, inputs: usize, dtype: Dtype) -> Matrix {
-    Matrix::new(outputs, inputs, Elements::F32(rng.vec(outputs * inputs)))
-        .unwrap()
-        .to_dtype(dtype)
+    Matrix::new(outputs, inputs, Elements::F32(rng.vec(outputs * inputs))).unwrap().to_dtype(dtype)
 }
 
 #[test]
 fn equals_the_reference() {
     on_each_set(|| {
         let mut rng = Rng::new(1);
-        for (outputs, inputs) in [
-            (1, 1),
-            (3, 5),
-            (4, 7),
-            (16, 16),
-            (17, 33),
-            (133, 70),
-            (300, 256),
-        ] {
+        for (outputs, inputs) in [(1, 1), (3, 5), (4, 7), (16, 16), (17, 33), (133, 70), (300, 256)] {
             for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
                 let w = matrix(&mut rng, outputs, inputs, dtype);
                 let bias = rng.vec(outputs);

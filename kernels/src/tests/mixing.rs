@@ -8,12 +8,7 @@ use super::{
 use crate::{Attention, Decay, Lowered, Recurrent, Strided, extend_row_over_conv};
 
 fn column(data: &[f32], stride: usize, offset: usize) -> Strided<'_> {
-    Strided {
-        data,
-        stride,
-        offset,
-        width: 1,
-    }
+    Strided { data, stride, offset, width: 1 }
 }
 
 fn check_rows(lowered: &Lowered, tokens: usize, what: &str) -> Vec<f32> {
@@ -22,31 +17,14 @@ fn check_rows(lowered: &Lowered, tokens: usize, what: &str) -> Vec<f32> {
     for t in 0..tokens {
         let mut row = nan(t + 1);
         lowered.row(t, &mut row);
-        assert_eq!(
-            bits(&all[t * tokens..][..=t]),
-            bits(&row),
-            "{what}: rows and row differ at {t}"
-        );
-        assert!(
-            all[t * tokens + t + 1..(t + 1) * tokens]
-                .iter()
-                .all(|&x| x == 0.0)
-        );
-        assert_close(
-            &row,
-            &lowered.reference_row(t),
-            1e-5,
-            &format!("{what} row {t}"),
-        );
+        assert_eq!(bits(&all[t * tokens..][..=t]), bits(&row), "{what}: rows and row differ at {t}");
+        assert!(all[t * tokens + t + 1..(t + 1) * tokens].iter().all(|&x| x == 0.0));
+        assert_close(&row, &lowered.reference_row(t), 1e-5, &format!("{what} row {t}"));
     }
     let from = tokens / 2;
     let mut part = nan((tokens - from) * tokens);
     lowered.rows(from..tokens, &mut part);
-    assert_eq!(
-        bits(&part),
-        bits(&all[from * tokens..]),
-        "{what}: part of the rows"
-    );
+    assert_eq!(bits(&part), bits(&all[from * tokens..]), "{what}: part of the rows");
     all
 }
 
@@ -54,12 +32,7 @@ fn check_rows(lowered: &Lowered, tokens: usize, what: &str) -> Vec<f32> {
 fn product(m: &[f32], v: impl Fn(usize) -> f32) -> Vec<f64> {
     let tokens = m.len().isqrt();
     m.chunks_exact(tokens)
-        .map(|row| {
-            row.iter()
-                .enumerate()
-                .map(|(s, &m)| f64::from(m) * f64::from(v(s)))
-                .sum()
-        })
+        .map(|row| row.iter().enumerate().map(|(s, &m)| f64::from(m) * f64::from(v(s))).sum())
         .collect()
 }
 
@@ -73,22 +46,14 @@ fn of_mamba_2() {
             let (mut state, mut y) = (vec![0.0; data.state_len()], nan(op.x.len()));
             op.forward(&mut state, &mut y);
             for head in 0..4 {
-                let read = |data| Strided {
-                    data,
-                    stride: 40,
-                    offset: head * 2 / 4 * 20,
-                    width: 20,
-                };
+                let read = |data| Strided { data, stride: 40, offset: head * 2 / 4 * 20, width: 20 };
                 let delta = column(op.delta, 4, head);
                 let lowered = Lowered::Recurrent(Recurrent {
                     tokens,
                     query: read(op.c),
                     key: read(op.b),
                     weight: Some(delta),
-                    decay: Decay::Scalar {
-                        log: delta,
-                        factor: op.a[head],
-                    },
+                    decay: Decay::Scalar { log: delta, factor: op.a[head] },
                     diagonal: op.d[head],
                 });
                 let m = check_rows(&lowered, tokens, &format!("mamba-2 T={tokens}"));
@@ -112,22 +77,14 @@ fn of_mamba_1() {
             let (mut state, mut y) = (vec![0.0; 90], nan(op.x.len()));
             op.forward(&mut state, &mut y, None);
             for c in 0..5 {
-                let read = |data| Strided {
-                    data,
-                    stride: 18,
-                    offset: 0,
-                    width: 18,
-                };
+                let read = |data| Strided { data, stride: 18, offset: 0, width: 18 };
                 let delta = column(op.delta, 5, c);
                 let lowered = Lowered::Recurrent(Recurrent {
                     tokens,
                     query: read(op.c),
                     key: read(op.b),
                     weight: Some(delta),
-                    decay: Decay::Diagonal {
-                        log: delta,
-                        rates: &op.a[c * 18..][..18],
-                    },
+                    decay: Decay::Diagonal { log: delta, rates: &op.a[c * 18..][..18] },
                     diagonal: op.d[c],
                 });
                 let m = check_rows(&lowered, tokens, &format!("mamba-1 T={tokens}"));
@@ -144,47 +101,17 @@ fn of_attention() {
     let (heads, kv_heads, head_dim) = (4, 2, 6);
     for tokens in LENGTHS {
         let [k, v] = [(); 2].map(|_| rng.vec(tokens * kv_heads * head_dim));
-        let (keys, values) = (
-            pages(&k, kv_heads * head_dim),
-            pages(&v, kv_heads * head_dim),
-        );
-        let attention = Attention {
-            heads,
-            kv_heads,
-            head_dim,
-            scale: 0.4,
-            keys: &keys,
-            values: &values,
-        };
+        let (keys, values) = (pages(&k, kv_heads * head_dim), pages(&v, kv_heads * head_dim));
+        let attention = Attention { heads, kv_heads, head_dim, scale: 0.4, keys: &keys, values: &values };
         let q = rng.vec(tokens * heads * head_dim);
         let mut y = nan(q.len());
         attention.forward(&q, 0, &mut y, None);
         for head in 0..heads {
-            let query = Strided {
-                data: &q,
-                stride: heads * head_dim,
-                offset: head * head_dim,
-                width: head_dim,
-            };
-            let m = check_rows(
-                &Lowered::Softmax {
-                    attention,
-                    query,
-                    head,
-                },
-                tokens,
-                &format!("softmax T={tokens}"),
-            );
+            let query = Strided { data: &q, stride: heads * head_dim, offset: head * head_dim, width: head_dim };
+            let m = check_rows(&Lowered::Softmax { attention, query, head }, tokens, &format!("softmax T={tokens}"));
             for d in 0..head_dim {
-                let y: Vec<f32> = (0..tokens)
-                    .map(|t| y[(t * heads + head) * head_dim + d])
-                    .collect();
-                assert_close(
-                    &y,
-                    &product(&m, |s| v[(s * kv_heads + head / 2) * head_dim + d]),
-                    1e-5,
-                    "M·v = y",
-                );
+                let y: Vec<f32> = (0..tokens).map(|t| y[(t * heads + head) * head_dim + d]).collect();
+                assert_close(&y, &product(&m, |s| v[(s * kv_heads + head / 2) * head_dim + d]), 1e-5, "M·v = y");
             }
         }
     }
@@ -196,21 +123,12 @@ fn without_decay_or_with_extreme_decay() {
     let (tokens, n) = (70, 9);
     let (q, k) = (rng.vec(tokens * n), rng.vec(tokens * n));
     let rates: Vec<f32> = rng.log_uniform(n, 0.5, 16.0).iter().map(|a| -a).collect();
-    let all = |data| Strided {
-        data,
-        stride: n,
-        offset: 0,
-        width: n,
-    };
+    let all = |data| Strided { data, stride: n, offset: 0, width: n };
     for step in [0.0, 1e-3, 1e4, 1e30] {
         let mut steps = vec![0.01; tokens];
         steps[30] = step;
         let log = column(&steps, 1, 0);
-        for decay in [
-            Decay::None,
-            Decay::Scalar { log, factor: -16.0 },
-            Decay::Diagonal { log, rates: &rates },
-        ] {
+        for decay in [Decay::None, Decay::Scalar { log, factor: -16.0 }, Decay::Diagonal { log, rates: &rates }] {
             let lowered = Lowered::Recurrent(Recurrent {
                 tokens,
                 query: all(&q),
@@ -238,12 +156,7 @@ fn extended_over_the_convolution() {
             crate::sigmoid_slice(&mut phi);
             let mut extended = nan(tokens);
             extend_row_over_conv(&row, column(&phi, 1, 0), &w, &mut extended);
-            let sum = |a: &[f32], b: &[f32]| {
-                a.iter()
-                    .zip(b)
-                    .map(|(a, b)| f64::from(*a) * f64::from(*b))
-                    .sum::<f64>()
-            };
+            let sum = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
             let x: Vec<f32> = v.iter().zip(&phi).map(|(v, phi)| v * phi).collect();
             assert!((sum(&extended, &u) - sum(&row, &x)).abs() < 1e-5);
         }

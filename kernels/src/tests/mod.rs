@@ -35,9 +35,7 @@ impl Rng {
 
     /// Values whose logarithm is uniform between those of `low` and `high`.
     pub(crate) fn log_uniform(&mut self, n: usize, low: f32, high: f32) -> Vec<f32> {
-        (0..n)
-            .map(|_| low * (high / low).powf(0.5 + 0.5 * self.unit()))
-            .collect()
+        (0..n).map(|_| low * (high / low).powf(0.5 + 0.5 * self.unit())).collect()
     }
 }
 
@@ -60,10 +58,7 @@ pub(crate) fn assert_close(actual: &[f32], expected: &[f64], tolerance: f64, wha
     let scale = expected.iter().fold(1e-30f64, |m, x| m.max(x.abs()));
     for (i, (&a, &b)) in actual.iter().zip(expected).enumerate() {
         let error = (f64::from(a) - b).abs() / scale;
-        assert!(
-            error <= tolerance,
-            "{what}: [{i}] is {a}, expected {b}, error {error:.2e} of the largest"
-        );
+        assert!(error <= tolerance, "{what}: [{i}] is {a}, expected {b}, error {error:.2e} of the largest");
     }
 }
 

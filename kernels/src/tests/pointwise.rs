@@ -3,18 +3,12 @@ use crate::{activation::*, conv, norm::*, *};
 
 /// Largest error over a sweep of [low, high], as a part of the true value.
 fn worst(low: f64, high: f64, slice: fn(&mut [f32]), truth: fn(f64) -> f64) -> f64 {
-    let xs: Vec<f32> = (0..=200_003)
-        .map(|i| (low + (high - low) * f64::from(i) / 200_003.0) as f32)
-        .collect();
+    let xs: Vec<f32> = (0..=200_003).map(|i| (low + (high - low) * f64::from(i) / 200_003.0) as f32).collect();
     let mut ys = xs.clone();
     slice(&mut ys);
     let errors = xs.iter().zip(&ys).map(|(&x, &y)| {
         let t = truth(x.into());
-        if t == 0.0 {
-            f64::from(y.abs())
-        } else {
-            ((f64::from(y) - t) / t).abs()
-        }
+        if t == 0.0 { f64::from(y.abs()) } else { ((f64::from(y) - t) / t).abs() }
     });
     errors.fold(0.0, f64::max)
 }
@@ -25,31 +19,9 @@ fn exponential_is_right_to_two_ulp() {
         let error = worst(-87.3, 88.7, exp_slice, f64::exp);
         assert!(error <= 2.4e-7, "exp: {error:.2e}");
         assert!(worst(-1.0, 1.0, exp_slice, f64::exp) <= 1.5e-7);
-        let mut xs = [
-            0.0,
-            -0.0,
-            -1e4,
-            f32::NEG_INFINITY,
-            89.0,
-            1e30,
-            f32::INFINITY,
-            -104.5,
-            f32::NAN,
-        ];
+        let mut xs = [0.0, -0.0, -1e4, f32::NEG_INFINITY, 89.0, 1e30, f32::INFINITY, -104.5, f32::NAN];
         exp_slice(&mut xs);
-        assert_eq!(
-            xs[..8],
-            [
-                1.0,
-                1.0,
-                0.0,
-                0.0,
-                f32::INFINITY,
-                f32::INFINITY,
-                f32::INFINITY,
-                0.0
-            ]
-        );
+        assert_eq!(xs[..8], [1.0, 1.0, 0.0, 0.0, f32::INFINITY, f32::INFINITY, f32::INFINITY, 0.0]);
         assert!(xs[8].is_nan());
         // Below the normal range: gradually.
         let mut small = [-95.0];
@@ -62,49 +34,25 @@ fn exponential_is_right_to_two_ulp() {
 fn activations_are_right_and_finite() {
     on_each_set(|| {
         for (name, slice, truth, low, bound) in [
-            (
-                "softplus",
-                softplus_slice as fn(&mut [f32]),
-                softplus_reference as fn(f64) -> f64,
-                -87.0,
-                4e-7,
-            ),
+            ("softplus", softplus_slice as fn(&mut [f32]), softplus_reference as fn(f64) -> f64, -87.0, 4e-7),
             ("silu", silu_slice, silu_reference, -80.0, 5e-7),
-            (
-                "sigmoid",
-                sigmoid_slice,
-                |x| 1.0 / (1.0 + (-x).exp()),
-                -80.0,
-                5e-7,
-            ),
+            ("sigmoid", sigmoid_slice, |x| 1.0 / (1.0 + (-x).exp()), -80.0, 5e-7),
         ] {
             let error = worst(low, 200.0, slice, truth);
             assert!(error <= bound, "{name}: {error:.2e}");
             let mut ends = [-1e30, -1e4, 1e4, 1e30, f32::NAN];
             slice(&mut ends);
-            assert!(
-                ends[..4].iter().all(|x| x.is_finite()) && ends[4].is_nan(),
-                "{name}: {ends:?}"
-            );
+            assert!(ends[..4].iter().all(|x| x.is_finite()) && ends[4].is_nan(), "{name}: {ends:?}");
         }
     });
     for x in [-1e4f32, -50.0, -3.0, 0.0, 1e-4, 3.0, 50.0, 1e4] {
-        assert_close(
-            &[softplus(x)],
-            &[softplus_reference(x.into())],
-            3e-7,
-            "softplus",
-        );
+        assert_close(&[softplus(x)], &[softplus_reference(x.into())], 3e-7, "softplus");
         assert_close(&[silu(x)], &[silu_reference(x.into())], 3e-7, "silu");
     }
     let (gate, up) = ([1.0, -2.0, 3.0], [4.0, 5.0, -6.0]);
     let mut out = nan(3);
     silu_mul(&gate, &up, &mut out);
-    let truth: Vec<f64> = gate
-        .iter()
-        .zip(up)
-        .map(|(&g, u)| silu_reference(f64::from(g)) * f64::from(u))
-        .collect();
+    let truth: Vec<f64> = gate.iter().zip(up).map(|(&g, u)| silu_reference(f64::from(g)) * f64::from(u)).collect();
     assert_close(&out, &truth, 3e-7, "silu_mul");
 }
 
@@ -112,13 +60,8 @@ fn activations_are_right_and_finite() {
 fn norms_equal_the_reference() {
     on_each_set(|| {
         let mut rng = Rng::new(4);
-        for (tokens, width, groups) in [(1, 8, 1), (3, 20, 4), (2, 66, 2), (5, 512, 1), (2, 512, 8)]
-        {
-            let (xs, zs, w) = (
-                rng.vec(tokens * width),
-                rng.vec(tokens * width),
-                rng.vec(width),
-            );
+        for (tokens, width, groups) in [(1, 8, 1), (3, 20, 4), (2, 66, 2), (5, 512, 1), (2, 512, 8)] {
+            let (xs, zs, w) = (rng.vec(tokens * width), rng.vec(tokens * width), rng.vec(width));
             let mut ys = nan(tokens * width);
             rms_norm(&xs, &w, 1e-5, &mut ys);
             assert_close(&ys, &rms_norm_reference(&xs, &w, 1e-5), 1e-6, "rms");
@@ -126,11 +69,7 @@ fn norms_equal_the_reference() {
             let (mut plain, mut scales) = (nan(tokens * width), nan(tokens * groups));
             gated_group_rms_norm(&xs, &zs, &w, groups, 1e-5, &mut ys, Some(&mut scales));
             gated_group_rms_norm(&xs, &zs, &w, groups, 1e-5, &mut plain, None);
-            assert_eq!(
-                bits(&ys),
-                bits(&plain),
-                "asking for the scale changed the output"
-            );
+            assert_eq!(bits(&ys), bits(&plain), "asking for the scale changed the output");
             let (y, scale) = gated_group_rms_norm_reference(&xs, &zs, &w, groups, 1e-5);
             assert_close(&ys, &y, 2e-6, "gated");
             assert_close(&scales, &scale, 2e-6, "scale");
@@ -148,20 +87,11 @@ fn convolution_equals_the_reference_and_can_be_split_anywhere() {
         for channels in [1, 7, 40] {
             for taps in [1, 2, 4, 5] {
                 for tokens in LENGTHS {
-                    let (xs, w, bias) = (
-                        rng.vec(tokens * channels),
-                        rng.vec(channels * taps),
-                        rng.vec(channels),
-                    );
+                    let (xs, w, bias) = (rng.vec(tokens * channels), rng.vec(channels * taps), rng.vec(channels));
                     let start = rng.vec(channels * (taps - 1));
                     let (mut whole, mut history) = (nan(tokens * channels), start.clone());
                     causal_conv(&xs, &w, Some(&bias), &mut history, &mut whole);
-                    assert_close(
-                        &whole,
-                        &conv::reference(&xs, &w, Some(&bias), &start),
-                        1e-6,
-                        "conv",
-                    );
+                    assert_close(&whole, &conv::reference(&xs, &w, Some(&bias), &start), 1e-6, "conv");
                     let all: Vec<f32> = start.iter().chain(&xs).copied().collect();
                     assert_eq!(history, all[all.len() - start.len()..], "history");
                     for at in [1, 2, 5, 64].into_iter().filter(|&at| at < tokens) {
@@ -183,41 +113,24 @@ fn reductions() {
     let xs = [3.0, f32::NAN, -4.0, 1.0];
     assert_eq!(l2_norm(&[3.0, -4.0]), 5.0);
     assert_eq!(l2_norm(&[3e30, 4e30]), 5e30);
-    assert_eq!(
-        (abs_max(&xs), min_max(&xs), argmax(&xs)),
-        (4.0, Some((-4.0, 3.0)), Some(0))
-    );
-    assert_eq!(
-        (abs_max(&[]), min_max(&[f32::NAN]), argmax(&[f32::NAN])),
-        (0.0, None, None)
-    );
+    assert_eq!((abs_max(&xs), min_max(&xs), argmax(&xs)), (4.0, Some((-4.0, 3.0)), Some(0)));
+    assert_eq!((abs_max(&[]), min_max(&[f32::NAN]), argmax(&[f32::NAN])), (0.0, None, None));
     assert_eq!(mean(&[1.0, 2.0, 6.0]), 3.0);
-    assert_eq!(
-        top_k(&[1.0, 5.0, f32::NAN, 5.0, -2.0], 3),
-        [(1, 5.0), (3, 5.0), (0, 1.0)]
-    );
+    assert_eq!(top_k(&[1.0, 5.0, f32::NAN, 5.0, -2.0], 3), [(1, 5.0), (3, 5.0), (0, 1.0)]);
     assert_eq!(top_k(&[1.0], 9), [(0, 1.0)]);
     assert!(top_k(&[1.0], 0).is_empty() && top_k(&[], 2).is_empty());
     assert!((log_sum_exp(&[1000.0, 1000.0]) - (1000.0 + 2f32.ln())).abs() < 1e-4);
     assert_eq!(log_sum_exp(&[]), f32::NEG_INFINITY);
     assert!((entropy_bits(&[7.0; 8]) - 3.0).abs() < 1e-6);
     assert_eq!(entropy_bits(&[1e30, 0.0, f32::NEG_INFINITY]), 0.0);
-    assert_eq!(
-        histogram(&[0.0, 0.49, 0.5, 1.0, 1.1, -0.1, f32::NAN], 2, (0.0, 1.0)),
-        [2, 2]
-    );
+    assert_eq!(histogram(&[0.0, 0.49, 0.5, 1.0, 1.1, -0.1, f32::NAN], 2, (0.0, 1.0)), [2, 2]);
     assert_eq!(histogram(&[2.0, 2.0], 3, (2.0, 2.0)), [2, 0, 0]);
 }
 
 #[test]
 fn pooling_keeps_every_spike() {
     let mut rng = Rng::new(6);
-    for (rows, cols, out_rows, out_cols) in [
-        (1, 1, 1, 1),
-        (7, 5, 3, 2),
-        (64, 100, 64, 7),
-        (100, 257, 33, 64),
-    ] {
+    for (rows, cols, out_rows, out_cols) in [(1, 1, 1, 1), (7, 5, 3, 2), (64, 100, 64, 7), (100, 257, 33, 64)] {
         for spike in [0, rows * cols / 2, rows * cols - 1] {
             let mut data = rng.vec(rows * cols);
             data[spike] = -9.0;

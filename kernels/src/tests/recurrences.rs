@@ -22,11 +22,7 @@ impl ScanData {
             e,
             n,
             delta: rng.log_uniform(tokens * e, 1e-3, 1.0),
-            a: rng
-                .log_uniform(e * n, 0.5, 16.0)
-                .iter()
-                .map(|a| -a)
-                .collect(),
+            a: rng.log_uniform(e * n, 0.5, 16.0).iter().map(|a| -a).collect(),
             b: rng.vec(tokens * n),
             c: rng.vec(tokens * n),
             x: rng.vec(tokens * e),
@@ -64,21 +60,13 @@ pub(crate) struct SsdData {
 }
 
 impl SsdData {
-    pub(crate) fn new(
-        rng: &mut Rng,
-        tokens: usize,
-        shape: (usize, usize, usize, usize),
-    ) -> SsdData {
+    pub(crate) fn new(rng: &mut Rng, tokens: usize, shape: (usize, usize, usize, usize)) -> SsdData {
         let (heads, head_dim, state_dim, groups) = shape;
         SsdData {
             tokens,
             shape,
             delta: rng.log_uniform(tokens * heads, 1e-3, 1.0),
-            a: rng
-                .log_uniform(heads, 0.5, 16.0)
-                .iter()
-                .map(|a| -a)
-                .collect(),
+            a: rng.log_uniform(heads, 0.5, 16.0).iter().map(|a| -a).collect(),
             b: rng.vec(tokens * groups * state_dim),
             c: rng.vec(tokens * groups * state_dim),
             x: rng.vec(tokens * heads * head_dim),
@@ -96,10 +84,7 @@ impl SsdData {
 
     fn part(&self, from: usize, to: usize) -> Ssd<'_> {
         let (heads, head_dim, state_dim, groups) = self.shape;
-        let (h, g) = (
-            from * heads..to * heads,
-            from * groups * state_dim..to * groups * state_dim,
-        );
+        let (h, g) = (from * heads..to * heads, from * groups * state_dim..to * groups * state_dim);
         let x = &self.x[from * heads * head_dim..to * heads * head_dim];
         Ssd {
             heads,
@@ -117,20 +102,14 @@ impl SsdData {
 }
 
 const SCANS: [(usize, usize); 5] = [(1, 1), (5, 4), (65, 16), (130, 16), (3, 17)];
-const SSDS: [(usize, usize, usize, usize); 5] = [
-    (1, 1, 1, 1),
-    (4, 2, 3, 2),
-    (3, 5, 9, 1),
-    (2, 64, 64, 1),
-    (4, 16, 40, 4),
-];
+const SSDS: [(usize, usize, usize, usize); 5] =
+    [(1, 1, 1, 1), (4, 2, 3, 2), (3, 5, 9, 1), (2, 64, 64, 1), (4, 16, 40, 4)];
 
 fn check_scan(data: &ScanData, start: &[f32], what: &str) {
     let (count, op) = (data.tokens * data.e, data.op());
     let (mut h, mut y, mut norm) = (start.to_vec(), nan(count), nan(count));
     op.forward(&mut h, &mut y, Some(&mut norm));
-    let (mut h64, mut y64, mut norm64) =
-        (widened(start), vec![f64::NAN; count], vec![f64::NAN; count]);
+    let (mut h64, mut y64, mut norm64) = (widened(start), vec![f64::NAN; count], vec![f64::NAN; count]);
     op.reference(&mut h64, &mut y64, &mut norm64);
     assert_close(&y, &y64, 1e-5, &format!("{what} y"));
     assert_close(&h, &h64, 1e-5, &format!("{what} state"));
@@ -138,11 +117,7 @@ fn check_scan(data: &ScanData, start: &[f32], what: &str) {
 
     let (mut h2, mut y2) = (start.to_vec(), nan(count));
     op.forward(&mut h2, &mut y2, None);
-    assert_eq!(
-        (bits(&y), bits(&h)),
-        (bits(&y2), bits(&h2)),
-        "{what}: norms changed the output"
-    );
+    assert_eq!((bits(&y), bits(&h)), (bits(&y2), bits(&h2)), "{what}: norms changed the output");
     let mut h3 = start.to_vec();
     op.fold(&mut h3);
     assert_eq!(bits(&h), bits(&h3), "{what}: fold");
@@ -151,11 +126,7 @@ fn check_scan(data: &ScanData, start: &[f32], what: &str) {
         let (first, rest) = y4.split_at_mut(at * data.e);
         data.part(0, at).forward(&mut h4, first, None);
         data.part(at, data.tokens).forward(&mut h4, rest, None);
-        assert_eq!(
-            (bits(&y), bits(&h)),
-            (bits(&y4), bits(&h4)),
-            "{what}: split at {at}"
-        );
+        assert_eq!((bits(&y), bits(&h)), (bits(&y4), bits(&h4)), "{what}: split at {at}");
     }
 }
 
@@ -190,11 +161,7 @@ fn check_ssd(data: &SsdData, start: &[f32], what: &str) {
     let (mut s, mut y, mut norms) = (start.to_vec(), nan(count), nan(data.tokens * heads));
     op.forward(&mut s, &mut y);
     op.state_norms(start, &mut norms);
-    let (mut s64, mut y64, mut norms64) = (
-        widened(start),
-        vec![f64::NAN; count],
-        vec![f64::NAN; data.tokens * heads],
-    );
+    let (mut s64, mut y64, mut norms64) = (widened(start), vec![f64::NAN; count], vec![f64::NAN; data.tokens * heads]);
     op.reference(&mut s64, &mut y64, &mut norms64);
     assert_close(&y, &y64, 1e-5, &format!("{what} y"));
     assert_close(&s, &s64, 1e-5, &format!("{what} state"));
@@ -208,12 +175,7 @@ fn check_ssd(data: &SsdData, start: &[f32], what: &str) {
         data.part(0, at).forward(&mut s2, first);
         data.part(at, data.tokens).forward(&mut s2, rest);
         assert_close(&y2, &widened(&y), 1e-5, &format!("{what} split at {at}"));
-        assert_close(
-            &s2,
-            &widened(&s),
-            1e-5,
-            &format!("{what} state split at {at}"),
-        );
+        assert_close(&s2, &widened(&s), 1e-5, &format!("{what} state split at {at}"));
     }
     // One by one.
     let (mut s3, mut y3) = (start.to_vec(), nan(count));

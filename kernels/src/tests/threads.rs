@@ -11,9 +11,7 @@ use crate::{Attention, Dtype, Elements, Lowered, Matrix, Strided, linear, par, s
 fn everything() -> Vec<Vec<f32>> {
     let mut rng = Rng::new(19);
     let mut results = Vec::new();
-    let w = Matrix::new(1160, 1024, Elements::F32(rng.vec(1160 * 1024)))
-        .unwrap()
-        .to_dtype(Dtype::Bf16);
+    let w = Matrix::new(1160, 1024, Elements::F32(rng.vec(1160 * 1024))).unwrap().to_dtype(Dtype::Bf16);
     for tokens in [1, 65] {
         let mut ys = nan(tokens * 1160);
         linear(&w, None, &rng.vec(tokens * 1024), &mut ys);
@@ -31,39 +29,16 @@ fn everything() -> Vec<Vec<f32>> {
     results.extend([state, y, norms]);
 
     let (mut out, mut history) = (nan(2000 * 1024), rng.vec(3 * 1024));
-    crate::causal_conv(
-        &rng.vec(2000 * 1024),
-        &rng.vec(4 * 1024),
-        None,
-        &mut history,
-        &mut out,
-    );
+    crate::causal_conv(&rng.vec(2000 * 1024), &rng.vec(4 * 1024), None, &mut history, &mut out);
     results.push(out);
 
     let [k, v, q] = [(); 3].map(|_| rng.vec(400 * 4 * 64));
     let (keys, values) = (pages(&k, 256), pages(&v, 256));
-    let attention = Attention {
-        heads: 4,
-        kv_heads: 4,
-        head_dim: 64,
-        scale: 0.125,
-        keys: &keys,
-        values: &values,
-    };
+    let attention = Attention { heads: 4, kv_heads: 4, head_dim: 64, scale: 0.125, keys: &keys, values: &values };
     let (mut y, mut m) = (nan(q.len()), nan(400 * 400));
     attention.forward(&q, 0, &mut y, None);
-    let query = Strided {
-        data: &q,
-        stride: 256,
-        offset: 64,
-        width: 64,
-    };
-    Lowered::Softmax {
-        attention,
-        query,
-        head: 1,
-    }
-    .rows(0..400, &mut m);
+    let query = Strided { data: &q, stride: 256, offset: 64, width: 64 };
+    Lowered::Softmax { attention, query, head: 1 }.rows(0..400, &mut m);
     results.extend([y, m]);
     results
 }

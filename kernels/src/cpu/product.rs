@@ -1,0 +1,102 @@
+//! The matrix product that the larger ops are made of: out += A B, or Aᵀ B, in register tiles.
+//!
+//! Every output is one chain of multiply-adds in the order of the summed index, so that its bits depend neither on the tiling nor on
+//! how many rows are computed together.
+
+use crate::cpu::simd::{LANES, Simd};
+
+/// Rows of a register tile: 6 × 2 sums, 2 vectors of B and 1 broadcast of A fill the sixteen registers.
+pub(crate) const TILE: usize = 6;
+/// Columns of a register tile: two vectors.
+pub(crate) const PANEL: usize = 2 * LANES;
+
+/// A matrix whose row r is `data[r·stride ..]`.
+#[derive(Clone, Copy)]
+pub(crate) struct View<'a> {
+    pub(crate) data: &'a [f32],
+    pub(crate) stride: usize,
+}
+
+impl<'a> View<'a> {
+    /// The same without its first `rows` rows and `columns` columns.
+    #[inline(always)]
+    pub(crate) fn from(self, rows: usize, columns: usize) -> View<'a> {
+        View { data: &self.data[rows * self.stride + columns..], ..self }
+    }
+}
+
+/// out[r, c] += Σ_k A[r, k] B[k, c], or A[k, r] where A is `TRANSPOSED`; `out` has rows of `out_stride`.
+#[inline(always)]
+pub(crate) fn add_product<S: Simd, const TRANSPOSED: bool>(
+    s: S,
+    a: View,
+    b: View,
+    (rows, columns, depth): (usize, usize, usize),
+    out: &mut [f32],
+    out_stride: usize,
+) {
+    for column in (0..columns).step_by(PANEL) {
+        let width = PANEL.min(columns - column);
+        for row in (0..rows).step_by(TILE) {
+            let a = if TRANSPOSED { a.from(0, row) } else { a.from(row, 0) };
+            let (b, out) = (b.from(0, column), &mut out[row * out_stride + column..]);
+            match rows - row {
+                1 => tile::<S, 1, TRANSPOSED>(s, a, b, (width, depth), out, out_stride),
+                2 => tile::<S, 2, TRANSPOSED>(s, a, b, (width, depth), out, out_stride),
+                3 => tile::<S, 3, TRANSPOSED>(s, a, b, (width, depth), out, out_stride),
+                4 => tile::<S, 4, TRANSPOSED>(s, a, b, (width, depth), out, out_stride),
+                5 => tile::<S, 5, TRANSPOSED>(s, a, b, (width, depth), out, out_stride),
+                _ => tile::<S, 6, TRANSPOSED>(s, a, b, (width, depth), out, out_stride),
+            }
+        }
+    }
+}
+
+/// M rows × up to 16 columns.
+#[inline(always)]
+fn tile<S: Simd, const M: usize, const TRANSPOSED: bool>(
+    s: S,
+    a: View,
+    b: View,
+    (width, depth): (usize, usize),
+    out: &mut [f32],
+    out_stride: usize,
+) {
+    let mut sums = [[s.splat(0.0); 2]; M];
+    for (m, sums) in sums.iter_mut().enumerate() {
+        let out = &out[m * out_stride..][..width];
+        *sums = [s.load_some(out), s.load_some(&out[width.min(LANES)..])];
+    }
+    // Slices of known length spare the inner loop most checks.
+    let a_rows: [&[f32]; M] =
+        std::array::from_fn(|m| if TRANSPOSED { &[][..] } else { &a.data[m * a.stride..][..depth] });
+    for k in 0..depth {
+        let b = &b.data[k * b.stride..];
+        let b = if width == PANEL {
+            [s.load(b), s.load(&b[LANES..])]
+        } else {
+            [s.load_some(&b[..width]), s.load_some(&b[width.min(LANES)..width])]
+        };
+        let column: &[f32] = if TRANSPOSED { &a.data[k * a.stride..][..M] } else { &[] };
+        for m in 0..M {
+            let a = s.splat(if TRANSPOSED { column[m] } else { a_rows[m][k] });
+            sums[m][0] = s.fma(a, b[0], sums[m][0]);
+            sums[m][1] = s.fma(a, b[1], sums[m][1]);
+        }
+    }
+    for (m, sums) in sums.into_iter().enumerate() {
+        let out = &mut out[m * out_stride..][..width];
+        s.store_some(sums[0], out);
+        s.store_some(sums[1], &mut out[width.min(LANES)..]);
+    }
+}
+
+/// out[c, r] = rows[r][c]: `out` [columns, ≥ rows], its rows of `out_stride`.
+#[inline(always)]
+pub(crate) fn transpose<'a>(rows: impl Iterator<Item = &'a [f32]>, out: &mut [f32], out_stride: usize) {
+    for (r, row) in rows.enumerate() {
+        for (out, x) in out.chunks_mut(out_stride).zip(row) {
+            out[r] = *x;
+        }
+    }
+}
