@@ -1,0 +1,304 @@
+//! Answers the probes: remembers per series how far it has been sent, per newest-value probe what it was computed from, and works in
+//! slices of time so that commands and tokens never wait for a picture.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use statescope_kernels::pool::pool_signed_absmax;
+use statescope_kernels::reduce::min_max;
+
+use crate::probes::{MATRIX_TOKENS, NormTracker, exists, mixing_error, mixing_rows, reduce_row, series_row};
+use crate::protocol::{Cadence, MixingView, Point, Positions, Probe, Reading, Reduction, Span};
+use crate::session::Session;
+
+/// Values that one probe may send at once.
+const CEILING: usize = 1 << 22;
+/// Heads that a pooled picture of a whole layer may have.
+const POOLED_HEADS: usize = 64;
+/// While tokens are being made, an expensive picture may take one part in so many of the time.
+const LATEST_SHARE: u32 = 20;
+/// Rows of a series computed between two looks at the clock.
+const ROWS: usize = 32;
+
+/// Progress of one `EveryToken` probe.
+#[derive(Default)]
+struct Series {
+    /// First position not sent yet.
+    next: usize,
+    norms: NormTracker,
+    /// Largest |y| so far, the scale of the matrix error.
+    peak: f32,
+}
+
+/// What a `Latest` probe was last computed from: (tokens processed or position, first recorded token).
+type Stamp = (usize, usize);
+
+/// A pooled picture under way, one head after another.
+struct Pooling {
+    probe: Probe,
+    tokens: usize,
+    heads: Range<usize>,
+    values: Vec<f32>,
+}
+
+/// The state of all answers to one observation.
+#[derive(Default)]
+pub struct Collector {
+    probes: Vec<Probe>,
+    series: HashMap<Probe, Series>,
+    sent: HashMap<Probe, Stamp>,
+    pooling: Option<Pooling>,
+    /// Expensive pictures wait until then.
+    rest_until: Option<Instant>,
+}
+
+impl Collector {
+    /// Replaces the probes; series that stay keep their progress.
+    pub fn observe(&mut self, probes: &[Probe]) {
+        self.probes = probes.to_vec();
+        self.series.retain(|p, _| probes.contains(p));
+        self.sent.retain(|p, _| probes.contains(p));
+        self.pooling = self.pooling.take().filter(|p| probes.contains(&p.probe));
+    }
+
+    /// Layers that any probe looks at.
+    pub fn looks_at(&self, layer: usize) -> bool {
+        self.probes.iter().any(|p| p.site.layer as usize == layer)
+    }
+
+    /// Everything from `keep` on is void.
+    pub fn truncate(&mut self, keep: usize) {
+        for series in self.series.values_mut() {
+            if series.next > keep {
+                *series = Series { next: keep, peak: series.peak, ..Series::default() };
+            }
+        }
+        self.sent.clear();
+        self.pooling = None;
+    }
+
+    /// Computes readings until the deadline. Returns them and whether more is to be done right away.
+    pub fn collect(&mut self, session: &Session, deadline: Instant, running: bool) -> (Vec<Reading>, bool) {
+        let mut readings = Vec::new();
+        let mut more = false;
+        for probe in self.probes.clone() {
+            if probe.site.layer as usize >= session.model().layer_count() || probe.site.part != 0 {
+                continue;
+            }
+            if !exists(session.model().mixer(probe.site.layer as usize), probe.site.point) {
+                continue;
+            }
+            match probe.cadence {
+                Cadence::EveryToken => more |= self.collect_series(session, probe, deadline, &mut readings),
+                Cadence::Latest => more |= self.collect_latest(session, probe, deadline, running, &mut readings),
+            }
+        }
+        (readings, more)
+    }
+
+    fn collect_series(&mut self, session: &Session, probe: Probe, deadline: Instant, readings: &mut Vec<Reading>) -> bool {
+        let layer = probe.site.layer as usize;
+        let (mixer, tape) = (session.model().mixer(layer), session.tape().layer(layer));
+        let recorded = tape.positions();
+        let series = self.series.entry(probe).or_default();
+        let mut start = series.next.max(recorded.start);
+        if matches!(probe.site.point, Point::Mixing(_)) {
+            start = start.max(recorded.end.saturating_sub(MATRIX_TOKENS));
+        }
+        while start < recorded.end {
+            if Instant::now() >= deadline {
+                return true;
+            }
+            let mut end = (start + ROWS).min(recorded.end);
+            let values = match probe.site.point {
+                Point::Mixing(view) => {
+                    let Span::One(head) = probe.select.heads else { return false };
+                    let head = (head as usize).min(mixer.geometry().heads - 1);
+                    // Blocks of whole grids of rows are cheap to draw together.
+                    end = (start + 4 * ROWS).min(recorded.end);
+                    mixing_rows(mixer, tape, head, probe.select.channels, view, start..end)
+                }
+                Point::MixingError => {
+                    let Span::One(head) = probe.select.heads else { return false };
+                    let head = (head as usize).min(mixer.geometry().heads - 1);
+                    (start..end)
+                        .map(|t| {
+                            if recorded.start > 0 {
+                                return f32::NAN;
+                            }
+                            let (error, peak) = mixing_error(mixer, tape, head, t);
+                            series.peak = series.peak.max(peak);
+                            if series.peak > 0.0 { error / series.peak } else { error }
+                        })
+                        .collect()
+                }
+                Point::State => {
+                    let mut values = Vec::new();
+                    for t in start..end {
+                        let begin = || {
+                            if t == 0 { Some(mixer.slot().state) } else { session.state_at(layer, t - 1) }
+                        };
+                        let Some(norms) = series.norms.norms(mixer, tape, t, begin()) else { return false };
+                        reduce_norms(&norms, &probe, &mut values);
+                    }
+                    values
+                }
+                _ => {
+                    let mut values = Vec::new();
+                    if !(start..end).all(|t| series_row(mixer, tape, &probe, t, &mut values)) {
+                        return false;
+                    }
+                    values
+                }
+            };
+            let rows = end - start;
+            readings.push(reading(probe, start..end, vec![rows, values.len() / rows], values));
+            series.next = end;
+            start = end;
+        }
+        false
+    }
+
+    fn collect_latest(&mut self, session: &Session, probe: Probe, deadline: Instant, running: bool, readings: &mut Vec<Reading>) -> bool {
+        let layer = probe.site.layer as usize;
+        match probe.site.point {
+            Point::Mixing(view) => self.collect_pooled(session, probe, view, deadline, running, readings),
+            Point::State => {
+                let Some(position) = position_of(&probe, session) else { return false };
+                let stamp = (position, session.tape().layer(layer).positions().start);
+                if self.sent.get(&probe) == Some(&stamp) {
+                    return false;
+                }
+                let Some(state) = session.state_at(layer, position) else { return false };
+                readings.push(state_reading(session, probe, position, &state));
+                self.sent.insert(probe, stamp);
+                false
+            }
+            _ => {
+                let Some(position) = position_of(&probe, session) else { return false };
+                if self.sent.get(&probe) == Some(&(position, 0)) {
+                    return false;
+                }
+                let mut values = Vec::new();
+                let (mixer, tape) = (session.model().mixer(layer), session.tape().layer(layer));
+                if series_row(mixer, tape, &probe, position, &mut values) {
+                    readings.push(reading(probe, position..position + 1, vec![values.len()], values));
+                    self.sent.insert(probe, (position, 0));
+                }
+                false
+            }
+        }
+    }
+
+    /// Small pictures of whole matrices, head by head.
+    fn collect_pooled(
+        &mut self,
+        session: &Session,
+        probe: Probe,
+        view: MixingView,
+        deadline: Instant,
+        running: bool,
+        readings: &mut Vec<Reading>,
+    ) -> bool {
+        let Reduction::Pool { rows, cols } = probe.reduction else { return false };
+        let (rows, cols) = (rows.max(1) as usize, cols.max(1) as usize);
+        let layer = probe.site.layer as usize;
+        let (mixer, tape) = (session.model().mixer(layer), session.tape().layer(layer));
+        let recorded = tape.positions();
+        let heads = match probe.select.heads {
+            Span::One(head) => head as usize..head as usize + 1,
+            Span::All => 0..mixer.geometry().heads,
+        };
+        if recorded.is_empty() || heads.len() > POOLED_HEADS || heads.end > mixer.geometry().heads {
+            return false;
+        }
+        let stamp = (recorded.end, recorded.start);
+        if self.pooling.is_none() {
+            let resting = running && self.rest_until.is_some_and(|until| Instant::now() < until);
+            if resting || self.sent.get(&probe) == Some(&stamp) {
+                return false;
+            }
+            self.pooling = Some(Pooling { probe, tokens: recorded.end, heads: heads.clone(), values: Vec::new() });
+        }
+        let Some(pooling) = self.pooling.as_mut().filter(|p| p.probe == probe) else { return true };
+        let tokens = pooling.tokens;
+        let start = recorded.start.max(tokens.saturating_sub(MATRIX_TOKENS));
+        let began = Instant::now();
+        while let Some(head) = pooling.heads.next() {
+            let full = mixing_rows(mixer, tape, head, probe.select.channels, view, start..tokens);
+            // Columns before the window belong to rows that are not drawn.
+            let window: Vec<f32> = full.chunks_exact(tokens).flat_map(|row| &row[start..]).copied().collect();
+            let side = tokens - start;
+            let (rows, cols) = (rows.min(side), cols.min(side));
+            let at = pooling.values.len();
+            pooling.values.resize(at + rows * cols, 0.0);
+            pool_signed_absmax(&window, side, side, rows, cols, &mut pooling.values[at..]);
+            if Instant::now() >= deadline && !pooling.heads.is_empty() {
+                self.rest(began.elapsed());
+                return true;
+            }
+        }
+        if let Some(done) = self.pooling.take() {
+            let side = tokens - start;
+            let shape = vec![heads.len(), rows.min(side), cols.min(side)];
+            readings.push(reading(probe, start..tokens, shape, done.values));
+            self.sent.insert(probe, (tokens, recorded.start));
+        }
+        self.rest(began.elapsed());
+        // Tokens may have come meanwhile; whether to start again is decided on the next call.
+        !running && stamp.0 != tokens
+    }
+
+    fn rest(&mut self, spent: Duration) {
+        self.rest_until = Some(Instant::now() + spent * LATEST_SHARE);
+    }
+}
+
+/// The token a `Latest` probe speaks of, if it is processed.
+fn position_of(probe: &Probe, session: &Session) -> Option<usize> {
+    let recorded = session.tape().layer(probe.site.layer as usize).positions().end;
+    let last = session.position().checked_sub(1)?;
+    match probe.select.positions {
+        Positions::At(position) => (position as usize <= last.max(recorded.saturating_sub(1))).then_some(position as usize),
+        Positions::Live | Positions::All => Some(last),
+    }
+}
+
+/// Per-head norms of a state, reduced as the probe says.
+fn reduce_norms(norms: &[f32], probe: &Probe, out: &mut Vec<f32>) {
+    // Norm and largest norm per head are the numbers themselves; a layer's norm is the norm of the norms.
+    reduce_row(norms, norms.len(), norms.len(), &probe.select, match probe.reduction {
+        Reduction::Layer(fold) => Reduction::Layer(fold),
+        _ => Reduction::Full,
+    }, out);
+}
+
+fn state_reading(session: &Session, probe: Probe, position: usize, state: &[f32]) -> Reading {
+    let geometry = session.model().mixer(probe.site.layer as usize).geometry();
+    let (p, n) = (geometry.head_dim, geometry.state_dim);
+    let (heads, state) = match probe.select.heads {
+        Span::All => (geometry.heads, state),
+        Span::One(head) => {
+            let head = (head as usize).min(geometry.heads - 1);
+            (1, &state[head * p * n..(head + 1) * p * n])
+        }
+    };
+    let (shape, values) = match probe.reduction {
+        Reduction::Pool { rows, cols } => {
+            let (rows, cols) = ((rows as usize).clamp(1, p), (cols as usize).clamp(1, n));
+            let mut pooled = vec![0.0; heads * rows * cols];
+            for (from, to) in state.chunks_exact(p * n).zip(pooled.chunks_exact_mut(rows * cols)) {
+                pool_signed_absmax(from, p, n, rows, cols, to);
+            }
+            (vec![heads, rows, cols], pooled)
+        }
+        _ => (vec![heads, p, n], state[..state.len().min(CEILING)].to_vec()),
+    };
+    reading(probe, position..position + 1, shape, values)
+}
+
+fn reading(probe: Probe, positions: Range<usize>, shape: Vec<usize>, values: Vec<f32>) -> Reading {
+    let range = min_max(&values).unwrap_or((0.0, 0.0));
+    Reading { probe, positions, shape, values: values.into(), range }
+}

@@ -1,0 +1,76 @@
+//! The seam between computing and looking: every quantity of a forward pass goes by here once.
+//!
+//! The forward pass is the same code whether anyone looks or not; an observer only copies (law 5: probes never change outputs).
+//! An editor may change a quantity before it is used; none is installed unless an intervention asks for it.
+
+use crate::protocol::Point;
+
+/// Receives quantities of a forward pass.
+pub trait Observer {
+    /// Whether `observe` should be called for this layer at all.
+    fn wants(&self, layer: usize) -> bool;
+    /// `values` `[rows, …]`: the rows of consecutive tokens, the first at absolute position `first`.
+    fn observe(&mut self, layer: usize, point: Point, first: usize, rows: usize, values: &[f32]);
+}
+
+/// Changes quantities of a forward pass.
+pub trait Editor {
+    /// As [`Observer::observe`], on the values that the pass goes on with.
+    fn edit(&mut self, layer: usize, point: Point, first: usize, rows: usize, values: &mut [f32]);
+}
+
+/// Observer and editor of one pass over `rows` tokens from position `first`.
+pub struct Hooks<'a> {
+    pub observer: Option<&'a mut dyn Observer>,
+    pub editor: Option<&'a mut dyn Editor>,
+    first: usize,
+    rows: usize,
+    layer: usize,
+}
+
+impl<'a> Hooks<'a> {
+    /// Nobody looks, nobody edits.
+    pub fn none() -> Self {
+        Self { observer: None, editor: None, first: 0, rows: 0, layer: 0 }
+    }
+
+    pub fn observing(observer: &'a mut dyn Observer) -> Self {
+        Self { observer: Some(observer), ..Self::none() }
+    }
+
+    pub fn editing(editor: &'a mut dyn Editor) -> Self {
+        Self { editor: Some(editor), ..Self::none() }
+    }
+
+    /// Called by the model before a pass.
+    pub(crate) fn begin(&mut self, first: usize, rows: usize) {
+        (self.first, self.rows) = (first, rows);
+    }
+
+    /// Called by the model before a layer.
+    pub(crate) fn enter(&mut self, layer: usize) {
+        self.layer = layer;
+    }
+
+    /// Whether the current layer is looked at, for quantities that cost something to make.
+    pub fn wanted(&self) -> bool {
+        self.observer.as_ref().is_some_and(|o| o.wants(self.layer))
+    }
+
+    /// Lets the editor change `values`, then shows them to the observer.
+    pub fn pass(&mut self, point: Point, values: &mut [f32]) {
+        if let Some(editor) = &mut self.editor {
+            editor.edit(self.layer, point, self.first, self.rows, values);
+        }
+        self.show(point, values);
+    }
+
+    /// Shows `values` to the observer.
+    pub fn show(&mut self, point: Point, values: &[f32]) {
+        if let Some(observer) = &mut self.observer
+            && observer.wants(self.layer)
+        {
+            observer.observe(self.layer, point, self.first, self.rows, values);
+        }
+    }
+}

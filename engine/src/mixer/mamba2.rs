@@ -1,0 +1,234 @@
+//! Mamba-2, state-space duality (Dao & Gu 2024, arXiv 2405.21060).
+//!
+//! ```text
+//! [z; x; B; C; dt] = W_in u          [x; B; C] = silu(conv([x; B; C]))          Δ = clamp(softplus(dt + dt_bias))
+//! S_t = exp(Δ_t A) S_{t−1} + Δ_t x_t ⊗ B_t          y_t = S_t C_t + D x_t          per head, S ∈ ℝ^{P×N}
+//! out = W_out (w ⊙ RMSgroup(y ⊙ silu(z)))
+//! ```
+
+use std::ops::Range;
+
+use statescope_kernels::activation::{silu, silu_slice, softplus_slice};
+use statescope_kernels::conv::causal_conv;
+use statescope_kernels::linear::linear;
+use statescope_kernels::matrix::Matrix;
+use statescope_kernels::mixing::{Decay, Lowered, Recurrent};
+use statescope_kernels::norm::gated_group_rms_norm;
+use statescope_kernels::reduce::l2_norm;
+use statescope_kernels::ssd::Ssd;
+
+use super::{Mixer, StateSlot, Surroundings, columns, negative_exp};
+use crate::hooks::Hooks;
+use crate::loader::LoadError;
+use crate::loader::weights::Scope;
+use crate::model::spec::Mamba2Spec;
+use crate::protocol::{Geometry, MixerKind, Point};
+use crate::tape::LayerTape;
+
+/// Weights of one Mamba-2 mixer.
+pub struct Mamba2 {
+    spec: Mamba2Spec,
+    /// `[2E + 2GN + H, d]`: z, x, B, C, dt.
+    in_proj: Matrix,
+    in_bias: Option<Vec<f32>>,
+    /// `[E + 2GN, K]`.
+    conv_weight: Vec<f32>,
+    conv_bias: Option<Vec<f32>>,
+    /// `[H]`.
+    dt_bias: Vec<f32>,
+    /// `[H]`, negative.
+    a: Vec<f32>,
+    /// `[H]`.
+    d: Vec<f32>,
+    /// `[E]`.
+    norm: Vec<f32>,
+    /// `[d, E]`.
+    out_proj: Matrix,
+    out_bias: Option<Vec<f32>>,
+}
+
+impl Mamba2 {
+    pub fn load(spec: &Mamba2Spec, hidden_size: usize, scope: &Scope<'_>) -> Result<Self, LoadError> {
+        let (inner, conv_dim) = (inner(spec), conv_dim(spec));
+        let bias = |name: &str, present: bool, len: usize| present.then(|| scope.vector(name, len)).transpose();
+        let projected = inner + conv_dim + spec.heads;
+        Ok(Self {
+            in_proj: scope.matrix("in_proj.weight", projected, hidden_size)?,
+            in_bias: bias("in_proj.bias", spec.proj_bias, projected)?,
+            conv_weight: scope.tensor("conv1d.weight", &[conv_dim, 1, spec.conv_taps])?,
+            conv_bias: bias("conv1d.bias", spec.conv_bias, conv_dim)?,
+            dt_bias: scope.vector("dt_bias", spec.heads)?,
+            a: negative_exp(scope.vector("A_log", spec.heads)?),
+            d: scope.vector("D", spec.heads)?,
+            norm: scope.vector("norm.weight", inner)?,
+            out_proj: scope.matrix("out_proj.weight", hidden_size, inner)?,
+            out_bias: bias("out_proj.bias", spec.proj_bias, hidden_size)?,
+            spec: spec.clone(),
+        })
+    }
+
+    fn group(&self, head: usize) -> usize {
+        head * self.spec.groups / self.spec.heads
+    }
+
+    fn ssd<'a>(&'a self, delta: &'a [f32], b: &'a [f32], c: &'a [f32], x: &'a [f32]) -> Ssd<'a> {
+        let spec = &self.spec;
+        Ssd {
+            heads: spec.heads,
+            head_dim: spec.head_dim,
+            state_dim: spec.state_dim,
+            groups: spec.groups,
+            delta,
+            a: &self.a,
+            b,
+            c,
+            x,
+            d: &self.d,
+        }
+    }
+}
+
+/// E = H·P.
+fn inner(spec: &Mamba2Spec) -> usize {
+    spec.heads * spec.head_dim
+}
+
+/// Channels of the joint convolution, E + 2GN.
+fn conv_dim(spec: &Mamba2Spec) -> usize {
+    inner(spec) + 2 * spec.groups * spec.state_dim
+}
+
+impl Mixer for Mamba2 {
+    fn geometry(&self) -> Geometry {
+        let spec = &self.spec;
+        Geometry {
+            kind: MixerKind::Mamba2,
+            heads: spec.heads,
+            head_dim: spec.head_dim,
+            state_dim: spec.state_dim,
+            groups: spec.groups,
+            decay_dim: 1,
+            conv_taps: spec.conv_taps,
+            state_bytes: self.slot().owned_bytes(),
+            kv_bytes_per_token: 0,
+        }
+    }
+
+    fn slot(&self) -> StateSlot {
+        let spec = &self.spec;
+        StateSlot {
+            state: vec![0.0; inner(spec) * spec.state_dim],
+            conv: vec![0.0; (spec.conv_taps - 1) * conv_dim(spec)],
+            ..StateSlot::default()
+        }
+    }
+
+    fn prefill(&self, xs: &[f32], slot: &mut StateSlot, hooks: &mut Hooks<'_>, out: &mut [f32]) {
+        let spec = &self.spec;
+        let (inner, conv_dim, keys) = (inner(spec), conv_dim(spec), spec.groups * spec.state_dim);
+        let (rows, stride) = (xs.len() / self.in_proj.cols(), self.in_proj.rows());
+
+        let mut projected = vec![0.0; rows * stride];
+        linear(&self.in_proj, self.in_bias.as_deref(), xs, &mut projected);
+        let mut gate = columns(&projected, stride, 0, inner);
+        let conv_in = columns(&projected, stride, inner, conv_dim);
+        let mut delta = columns(&projected, stride, inner + conv_dim, spec.heads);
+        hooks.pass(Point::Gate, &mut gate);
+
+        let mut convolved = vec![0.0; rows * conv_dim];
+        causal_conv(&conv_in, &self.conv_weight, self.conv_bias.as_deref(), &mut slot.conv, &mut convolved);
+        let mut x = columns(&convolved, conv_dim, 0, inner);
+        if hooks.wanted() {
+            hooks.show(Point::ConvIn, &columns(&conv_in, conv_dim, 0, inner));
+        }
+        hooks.pass(Point::Conv, &mut x);
+        silu_slice(&mut x);
+        hooks.pass(Point::Value, &mut x);
+        let mut b = columns(&convolved, conv_dim, inner, keys);
+        let mut c = columns(&convolved, conv_dim, inner + keys, keys);
+        silu_slice(&mut b);
+        silu_slice(&mut c);
+        hooks.pass(Point::Key, &mut b);
+        hooks.pass(Point::Query, &mut c);
+
+        for row in delta.chunks_exact_mut(spec.heads) {
+            row.iter_mut().zip(&self.dt_bias).for_each(|(dt, bias)| *dt += bias);
+        }
+        softplus_slice(&mut delta);
+        let (low, high) = spec.delta_limit;
+        delta.iter_mut().for_each(|dt| *dt = dt.clamp(low, high));
+        hooks.pass(Point::Delta, &mut delta);
+
+        let mut y = vec![0.0; rows * inner];
+        self.ssd(&delta, &b, &c, &x).forward(&mut slot.state, &mut y);
+        hooks.pass(Point::Core, &mut y);
+        let mut normed = vec![0.0; rows * inner];
+        gated_group_rms_norm(&y, &gate, &self.norm, spec.groups, spec.norm_eps, &mut normed, None);
+        linear(&self.out_proj, self.out_bias.as_deref(), &normed, out);
+    }
+
+    fn lower(&self, tape: &LayerTape, head: usize, draw: &mut dyn FnMut(&Lowered<'_>)) {
+        let n = self.spec.state_dim;
+        let (delta, offset) = (tape.strided(Point::Delta, head, 1), self.group(head) * n);
+        draw(&Lowered::Recurrent(Recurrent {
+            tokens: tape.positions().len(),
+            query: tape.strided(Point::Query, offset, n),
+            key: tape.strided(Point::Key, offset, n),
+            weight: Some(delta),
+            decay: Decay::Scalar { log: delta, factor: self.a[head] },
+            diagonal: self.d[head],
+        }));
+    }
+
+    fn derive(&self, point: Point, tape: &LayerTape, position: usize, out: &mut Vec<f32>) -> bool {
+        let (p, n) = (self.spec.head_dim, self.spec.state_dim);
+        let row = |point| tape.row(point, position);
+        match point {
+            Point::Decay => {
+                let Some(delta) = row(Point::Delta) else { return false };
+                out.extend(delta.iter().zip(&self.a).map(|(delta, a)| (delta * a).exp()));
+            }
+            Point::Write => {
+                let (Some(delta), Some(b), Some(x)) = (row(Point::Delta), row(Point::Key), row(Point::Value)) else {
+                    return false;
+                };
+                out.extend(delta.iter().zip(x.chunks_exact(p)).enumerate().map(|(head, (delta, x))| {
+                    let group = self.group(head);
+                    delta * l2_norm(&b[group * n..(group + 1) * n]) * l2_norm(x)
+                }));
+            }
+            Point::Read => {
+                let (Some(y), Some(x)) = (row(Point::Core), row(Point::Value)) else { return false };
+                out.extend(y.chunks_exact(p).zip(x.chunks_exact(p)).zip(&self.d).map(|((y, x), d)| {
+                    y.iter().zip(x).map(|(y, x)| (y - d * x).powi(2)).sum::<f32>().sqrt()
+                }));
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    fn fold(&self, tape: &LayerTape, positions: Range<usize>, state: &mut [f32]) {
+        let rows = |p| tape.rows(p, positions.clone()).unwrap_or_default();
+        self.ssd(rows(Point::Delta), rows(Point::Key), rows(Point::Query), rows(Point::Value)).fold(state);
+    }
+
+    fn surroundings(&self, head: usize, channel: usize) -> Option<Surroundings<'_>> {
+        let (k, c) = (self.spec.conv_taps, head * self.spec.head_dim + channel);
+        Some(Surroundings {
+            taps: &self.conv_weight[c * k..(c + 1) * k],
+            bias: self.conv_bias.as_ref().map_or(0.0, |b| b[c]),
+        })
+    }
+
+    fn output_gain(&self, tape: &LayerTape, position: usize, head: usize, channel: usize) -> f32 {
+        let (Some(y), Some(z)) = (tape.row(Point::Core, position), tape.row(Point::Gate, position)) else {
+            return f32::NAN;
+        };
+        let (c, width) = (head * self.spec.head_dim + channel, inner(&self.spec) / self.spec.groups);
+        let group = c / width * width..(c / width + 1) * width;
+        let square: f32 = y[group.clone()].iter().zip(&z[group]).map(|(y, z)| (y * silu(*z)).powi(2)).sum();
+        let scale = (square / width as f32 + self.spec.norm_eps).sqrt().recip();
+        silu(z[c]) * scale * self.norm[c]
+    }
+}

@@ -1,0 +1,213 @@
+//! From recorded quantities to readings: picks heads and channels, folds, draws matrix rows. Nothing here runs the model.
+
+use std::ops::Range;
+
+use statescope_kernels::activation::sigmoid;
+use statescope_kernels::mixing::{Strided, extend_row_over_conv};
+use statescope_kernels::reduce::{abs_max, l2_norm, mean};
+
+use crate::mixer::Mixer;
+use crate::protocol::{Fold, MixingView, Point, Probe, Reduction, Scale, Select, Span, Stage};
+use crate::tape::LayerTape;
+
+/// Tokens that a matrix covers at most: the newest ones.
+pub const MATRIX_TOKENS: usize = 2048;
+
+/// Whether a layer has a quantity at all.
+pub fn exists(mixer: &dyn Mixer, point: Point) -> bool {
+    let geometry = mixer.geometry();
+    match point {
+        Point::Delta | Point::Decay | Point::State | Point::Gate => geometry.kind.is_recurrent(),
+        Point::Conv | Point::ConvIn => geometry.conv_taps > 0,
+        Point::Mixing(view) => view.stage == Stage::Core || geometry.conv_taps > 0,
+        Point::Entropy => !geometry.kind.is_recurrent(),
+        _ => true,
+    }
+}
+
+/// One fold of several numbers.
+pub fn fold(fold: Fold, values: &[f32]) -> f32 {
+    match fold {
+        Fold::Norm => l2_norm(values),
+        Fold::Mean => mean(values),
+        Fold::AbsMax => abs_max(values),
+        Fold::Max => values.iter().copied().fold(f32::NEG_INFINITY, f32::max),
+    }
+}
+
+/// Applies selection and reduction of a probe to the full row of a quantity that has `count` equal parts, one a head or group.
+pub fn reduce_row(row: &[f32], heads: usize, count: usize, select: &Select, reduction: Reduction, out: &mut Vec<f32>) {
+    let width = row.len() / count.max(1);
+    let row = match select.heads {
+        Span::All => row,
+        // Heads that share a group read the group's part.
+        Span::One(head) => {
+            let part = (head as usize).min(heads.saturating_sub(1)) * count / heads.max(1);
+            &row[part * width..(part + 1) * width]
+        }
+    };
+    match reduction {
+        Reduction::Full | Reduction::Pool { .. } => match select.channels {
+            Span::All => out.extend_from_slice(row),
+            Span::One(channel) => out.extend(row.chunks_exact(width.max(1)).map(|part| part[channel as usize % width])),
+        },
+        Reduction::Head(f) => out.extend(row.chunks_exact(width.max(1)).map(|part| fold(f, part))),
+        Reduction::Layer(f) => out.push(fold(f, row)),
+    }
+}
+
+/// How many parts the row of a quantity has.
+fn parts(mixer: &dyn Mixer, point: Point) -> usize {
+    let geometry = mixer.geometry();
+    match point {
+        Point::Resid | Point::Out => 1,
+        Point::Key => geometry.groups,
+        Point::Query if geometry.kind.is_recurrent() => geometry.groups,
+        Point::Value if !geometry.kind.is_recurrent() => geometry.groups,
+        _ => geometry.heads,
+    }
+}
+
+/// Appends the reduced row of the token at `position`; false if it is not known. Not for states and matrices.
+pub fn series_row(mixer: &dyn Mixer, tape: &LayerTape, probe: &Probe, position: usize, out: &mut Vec<f32>) -> bool {
+    let (point, heads) = (probe.site.point, mixer.geometry().heads);
+    let mut derived = Vec::new();
+    let row = match tape.row(point, position) {
+        Some(row) => row,
+        None if mixer.derive(point, tape, position, &mut derived) => &derived,
+        None => return false,
+    };
+    reduce_row(row, heads, parts(mixer, point), &probe.select, probe.reduction, out);
+    true
+}
+
+/// Norms of the state per head after each of a run of tokens, kept so that the next token costs one step.
+#[derive(Clone, Debug, Default)]
+pub struct NormTracker {
+    /// Tokens folded into `state`.
+    position: usize,
+    state: Vec<f32>,
+}
+
+impl NormTracker {
+    /// ‖S‖_F `[H]` after the token at `position`, which must follow the last one asked for (or be the first recorded).
+    pub fn norms(&mut self, mixer: &dyn Mixer, tape: &LayerTape, position: usize, start: Option<Vec<f32>>) -> Option<Vec<f32>> {
+        if self.state.is_empty() || self.position != position {
+            self.state = start?;
+        }
+        mixer.fold(tape, position..position + 1, &mut self.state);
+        self.position = position + 1;
+        let width = self.state.len() / mixer.geometry().heads;
+        Some(self.state.chunks_exact(width).map(l2_norm).collect())
+    }
+}
+
+/// Draws rows `positions` of the matrix of one head, `[positions.len(), positions.end]`, zero above the diagonal, NaN where the record
+/// does not reach. The rows must be recorded.
+pub fn mixing_rows(mixer: &dyn Mixer, tape: &LayerTape, head: usize, channels: Span, view: MixingView, positions: Range<usize>) -> Vec<f32> {
+    let first = tape.positions().start;
+    let local = positions.start - first..positions.end - first;
+    let mut core = vec![0.0; local.len() * local.end];
+    mixer.lower(tape, head, &mut |lowered| lowered.rows(local.clone(), &mut core));
+    let drawn = match view.stage {
+        Stage::Core => scaled_core(mixer, tape, head, channels, view.scale, local.clone(), core),
+        _ => extended(mixer, tape, head, channels, view, local.clone(), &core),
+    };
+    if first == 0 {
+        return drawn;
+    }
+    let mut padded = vec![f32::NAN; local.len() * positions.end];
+    for (to, from) in padded.chunks_exact_mut(positions.end).zip(drawn.chunks_exact(local.end)) {
+        to[first..].copy_from_slice(from);
+    }
+    padded
+}
+
+/// |row| divided by its sum.
+fn row_share(row: &mut [f32]) {
+    let total: f32 = row.iter().map(|m| m.abs()).sum();
+    let scale = if total > 0.0 { total.recip() } else { 0.0 };
+    row.iter_mut().for_each(|m| *m = m.abs() * scale);
+}
+
+/// The values that a head mixes: row t holds its `[P]` (or the one channel's) numbers.
+fn values<'a>(mixer: &dyn Mixer, tape: &'a LayerTape, point: Point, head: usize, channels: Span) -> Strided<'a> {
+    let geometry = mixer.geometry();
+    let width = geometry.head_dim;
+    let part = head * parts(mixer, point) / geometry.heads;
+    match channels {
+        Span::All => tape.strided(point, part * width, width),
+        Span::One(channel) => tape.strided(point, part * width + channel as usize % width, 1),
+    }
+}
+
+fn scaled_core(mixer: &dyn Mixer, tape: &LayerTape, head: usize, channels: Span, scale: Scale, local: Range<usize>, mut core: Vec<f32>) -> Vec<f32> {
+    match scale {
+        Scale::Raw => {}
+        Scale::RowShare => core.chunks_exact_mut(local.end).for_each(row_share),
+        Scale::Contribution => {
+            let values = values(mixer, tape, Point::Value, head, channels);
+            let norms: Vec<f32> = (0..local.end).map(|t| l2_norm(values.row(t))).collect();
+            for row in core.chunks_exact_mut(local.end) {
+                row.iter_mut().zip(&norms).for_each(|(m, norm)| *m = m.abs() * norm);
+            }
+        }
+    }
+    core
+}
+
+/// The matrix extended over convolution and gate; per channel of the head, then their mean, or for contributions their norm.
+fn extended(mixer: &dyn Mixer, tape: &LayerTape, head: usize, channels: Span, view: MixingView, local: Range<usize>, core: &[f32]) -> Vec<f32> {
+    let geometry = mixer.geometry();
+    let first = tape.positions().start;
+    let chosen = match channels {
+        Span::All => 0..geometry.head_dim,
+        Span::One(channel) => channel as usize % geometry.head_dim..channel as usize % geometry.head_dim + 1,
+    };
+    let count = chosen.len() as f32;
+    let contribution = view.scale == Scale::Contribution;
+    let mut sum = vec![0.0; core.len()];
+    let mut row = vec![0.0; local.end];
+    for channel in chosen {
+        let one = Span::One(channel as u32);
+        let Some(surroundings) = mixer.surroundings(head, channel) else { return vec![f32::NAN; core.len()] };
+        let conv = values(mixer, tape, Point::Conv, head, one);
+        let input = values(mixer, tape, Point::ConvIn, head, one);
+        // silu(v) = σ(v)·v, so σ(v) is the factor that the activation applies at each token of this run.
+        let phi: Vec<f32> = (0..local.end).map(|t| sigmoid(conv.at(t))).collect();
+        let phi = Strided { data: &phi, stride: 1, offset: 0, width: 1 };
+        for (index, t) in local.clone().enumerate() {
+            let at = index * local.end..index * local.end + t + 1;
+            extend_row_over_conv(&core[at.clone()], phi, surroundings.taps, &mut row[..=t]);
+            let gain = match view.stage {
+                Stage::Gate => mixer.output_gain(tape, first + t, head, channel),
+                _ => 1.0,
+            };
+            for (s, (sum, m)) in sum[at].iter_mut().zip(&row).enumerate() {
+                *sum += if contribution { (gain * m * input.at(s)).powi(2) } else { gain * m / count };
+            }
+        }
+    }
+    match view.scale {
+        Scale::Raw => {}
+        Scale::RowShare => sum.chunks_exact_mut(local.end).for_each(row_share),
+        Scale::Contribution => sum.iter_mut().for_each(|m| *m = m.sqrt()),
+    }
+    sum
+}
+
+/// max_p |Σ_s M_ts v_s[p] − y_t[p]| and max_p |y_t[p]| of one head at a recorded `position`: the truth test of the picture.
+pub fn mixing_error(mixer: &dyn Mixer, tape: &LayerTape, head: usize, position: usize) -> (f32, f32) {
+    let local = position - tape.positions().start;
+    let mut row = vec![0.0; local + 1];
+    mixer.lower(tape, head, &mut |lowered| lowered.row(local, &mut row));
+    let values = values(mixer, tape, Point::Value, head, Span::All);
+    let mut product = vec![0.0; values.width];
+    for (s, m) in row.iter().enumerate() {
+        product.iter_mut().zip(values.row(s)).for_each(|(p, v)| *p += m * v);
+    }
+    let width = mixer.geometry().head_dim;
+    let y = tape.row(Point::Core, position).map_or(&[][..], |y| &y[head * width..(head + 1) * width]);
+    let error = product.iter().zip(y).map(|(p, y)| (p - y).abs()).fold(0.0, f32::max);
+    (error, abs_max(y))
+}

@@ -1,0 +1,520 @@
+//! The plain data that crosses between the engine and whoever drives it: a window, a headless verb, a test, later a wire.
+//!
+//! `Command`s go in, `Event`s come out; nothing here holds a tensor, a thread or a reference into the engine, so a recording is a
+//! list of these values. Shapes are row-major. *Head* means one independent mixing matrix: an SSD or attention head, or, for
+//! Mamba-1, one channel (then `head_dim` is 1), so that one vocabulary serves every mixer.
+
+use std::fmt;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+
+pub use statescope_kernels::matrix::Dtype;
+
+use crate::sampler::Sampling;
+
+/// Index of a vocabulary entry.
+pub type TokenId = u32;
+
+/// Where a model comes from; `builtin:NAME` or a path on the command line.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum ModelSource {
+    Builtin(String),
+    Path(PathBuf),
+}
+
+impl FromStr for ModelSource {
+    type Err = std::convert::Infallible;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(match text.strip_prefix("builtin:") {
+            Some(name) => Self::Builtin(name.to_owned()),
+            None => Self::Path(PathBuf::from(text)),
+        })
+    }
+}
+
+impl fmt::Display for ModelSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Builtin(name) => write!(f, "builtin:{name}"),
+            Self::Path(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+/// What kind of token mixer a layer (or a part of it) is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum MixerKind {
+    /// Selective scan (S6): one diagonal state per channel.
+    Mamba1,
+    /// State-space duality (SSD): one scalar decay per head.
+    Mamba2,
+    /// Causal softmax attention with a KV cache.
+    Attention,
+}
+
+impl MixerKind {
+    /// The name shown to people.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Mamba1 => "Mamba-1",
+            Self::Mamba2 => "Mamba-2",
+            Self::Attention => "attention",
+        }
+    }
+
+    /// Whether the mixer carries a state of fixed size instead of a growing KV cache.
+    pub fn is_recurrent(self) -> bool {
+        !matches!(self, Self::Attention)
+    }
+
+    /// What one row of [`Geometry::heads`] is called.
+    pub fn head_noun(self) -> &'static str {
+        match self {
+            Self::Mamba1 => "channel",
+            Self::Mamba2 | Self::Attention => "head",
+        }
+    }
+}
+
+/// The sizes of one mixer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    pub kind: MixerKind,
+    /// Independent mixing matrices H (Mamba-1: channels E).
+    pub heads: usize,
+    /// Values each head mixes, P (Mamba-1: 1).
+    pub head_dim: usize,
+    /// State entries per value, N; for attention the width of a key.
+    pub state_dim: usize,
+    /// Heads that share one key and one query (B and C groups; attention: KV heads own the keys).
+    pub groups: usize,
+    /// Decay factors per head: 1, or N for Mamba-1; 0 for attention, which forgets nothing.
+    pub decay_dim: usize,
+    /// Taps of the short convolution, 0 without one.
+    pub conv_taps: usize,
+    /// Bytes of the recurrent state, convolution history included; constant in the context length.
+    pub state_bytes: usize,
+    /// Bytes that the KV cache grows by per token; 0 for recurrent mixers.
+    pub kv_bytes_per_token: usize,
+}
+
+/// One block of the model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerInfo {
+    /// Parallel mixers of the layer; one in every model supported so far.
+    pub parts: Vec<Geometry>,
+    /// Width of the gated MLP that follows the mixer, if any.
+    pub mlp_dim: Option<usize>,
+    pub parameters: u64,
+}
+
+impl LayerInfo {
+    /// The first mixer, which names the layer.
+    pub fn mixer(&self) -> &Geometry {
+        &self.parts[0]
+    }
+}
+
+/// What is known of a loaded model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelInfo {
+    pub source: ModelSource,
+    /// Short name: the built-in's, or the folder's.
+    pub name: String,
+    /// `model_type` of config.json.
+    pub model_type: String,
+    pub layers: Vec<LayerInfo>,
+    /// Width of the residual stream, d.
+    pub hidden_size: usize,
+    /// Rows of the embedding; the tokenizer may know fewer.
+    pub vocab_size: usize,
+    pub tied_embeddings: bool,
+    pub parameters: u64,
+    pub dtype: Dtype,
+    pub weights_bytes: usize,
+    /// Recurrent state of all layers, constant in the context length.
+    pub state_bytes: usize,
+    pub kv_bytes_per_token: usize,
+    /// Tokens per sequence in training, where the folder says so; beyond it the app marks the text.
+    pub trained_context: Option<usize>,
+    pub has_tokenizer: bool,
+    pub end_tokens: Vec<TokenId>,
+}
+
+/// A named quantity inside a layer. The shapes are per token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Point {
+    /// Residual stream after the layer, `[d]`.
+    Resid,
+    /// Input of the short convolution (value channels), `[H, P]`.
+    ConvIn,
+    /// Output of the short convolution before its SiLU (value channels), `[H, P]`.
+    Conv,
+    /// Step size Δ after softplus and clamp, `[H]`.
+    Delta,
+    /// Factor by which the state is kept, exp(ΔA), `[H]` (Mamba-1 `[H, N]`).
+    Decay,
+    /// Write direction: B, or the key, `[G, N]`.
+    Key,
+    /// Read direction: C, or the query, `[G, N]` (attention `[H, N]`).
+    Query,
+    /// What is mixed: x after convolution and SiLU, or the value vector, `[H, P]` (attention `[G, P]`).
+    Value,
+    /// Write strength ‖Δ B xᵀ‖_F, for attention ‖k‖‖v‖, `[H]`.
+    Write,
+    /// Read strength: norm of what is read out of state or cache, skip D·x excluded, `[H]`.
+    Read,
+    /// Recurrent state S, `[H, P, N]`; attention has none.
+    State,
+    /// A row of the mixing matrix of one head, `[positions so far]`.
+    Mixing(MixingView),
+    /// max |M·v − y| of the row, relative to the largest |y| of the head so far, `[1]`: how true the picture is.
+    MixingError,
+    /// Output gate z before its SiLU, `[H, P]`.
+    Gate,
+    /// Mixer output y before gate and norm, D·x included, `[H, P]`.
+    Core,
+    /// What the mixer adds to the residual stream, `[d]`.
+    Out,
+    /// Entropy of a softmax row in bits, `[H]`; attention only.
+    Entropy,
+}
+
+/// Which mixing matrix is drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct MixingView {
+    pub stage: Stage,
+    pub scale: Scale,
+}
+
+/// How much of the block the matrix covers (mixers.md 2.6, exact with the gates of this run frozen).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Stage {
+    /// M on post-convolution values; Δ_j and the skip D are in.
+    Core,
+    /// M · diag(σ(v)) · Conv: on values before the short convolution.
+    Conv,
+    /// diag(silu(z)·norm scale) · M · diag(σ(v)) · Conv: up to the output projection.
+    Gate,
+}
+
+/// What a cell of the matrix says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Scale {
+    /// M_ij, signed.
+    Raw,
+    /// |M_ij| / Σ_j |M_ij|: comparable with softmax weights.
+    RowShare,
+    /// ‖M_ij v_j‖₂: what position j contributes at i.
+    Contribution,
+}
+
+/// A place in the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Site {
+    pub layer: u16,
+    /// Index of a parallel mixer inside the layer.
+    pub part: u8,
+    pub point: Point,
+}
+
+/// A subset of one axis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Span {
+    All,
+    One(u32),
+}
+
+/// Which tokens a probe speaks of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Positions {
+    /// Every token so far.
+    All,
+    /// The newest processed token, whichever that is.
+    Live,
+    /// One token; its reading stays valid until the text before it changes.
+    At(u32),
+}
+
+/// Which part of a quantity is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Select {
+    pub heads: Span,
+    /// Channel inside the head (matrix stages beyond the core differ per channel; `All` is their mean).
+    pub channels: Span,
+    pub positions: Positions,
+}
+
+impl Select {
+    pub const ALL: Self = Self { heads: Span::All, channels: Span::All, positions: Positions::All };
+}
+
+/// How several numbers become one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Fold {
+    /// Euclidean norm.
+    Norm,
+    Mean,
+    AbsMax,
+    Max,
+}
+
+/// What is done to a quantity before it is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reduction {
+    Full,
+    /// One number per head.
+    Head(Fold),
+    /// One number per layer.
+    Layer(Fold),
+    /// At most `rows` × `cols` cells per head, each the entry of largest |·| of its block, sign kept.
+    Pool { rows: u16, cols: u16 },
+}
+
+/// When readings are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Cadence {
+    /// One row per token, none lost; rows of past tokens are backfilled.
+    EveryToken,
+    /// The newest value only; refreshed as time allows.
+    Latest,
+}
+
+/// One question to the engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Probe {
+    pub site: Site,
+    pub select: Select,
+    pub reduction: Reduction,
+    pub cadence: Cadence,
+}
+
+impl Probe {
+    /// A lossless series over all tokens.
+    pub fn series(layer: usize, point: Point, reduction: Reduction) -> Self {
+        Self {
+            site: Site { layer: layer as u16, part: 0, point },
+            select: Select::ALL,
+            reduction,
+            cadence: Cadence::EveryToken,
+        }
+    }
+
+    /// The newest value at `positions`.
+    pub fn latest(layer: usize, point: Point, reduction: Reduction, positions: Positions) -> Self {
+        Self {
+            site: Site { layer: layer as u16, part: 0, point },
+            select: Select { positions, ..Select::ALL },
+            reduction,
+            cadence: Cadence::Latest,
+        }
+    }
+
+    /// The same probe for one head only.
+    pub fn head(mut self, head: usize) -> Self {
+        self.select.heads = Span::One(head as u32);
+        self
+    }
+
+    /// The same probe for one channel of a head only.
+    pub fn channel(mut self, channel: usize) -> Self {
+        self.select.channels = Span::One(channel as u32);
+        self
+    }
+}
+
+/// Values answering a probe.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reading {
+    pub probe: Probe,
+    /// The tokens the values speak of. `EveryToken`: one row of `shape[1..]` each (a matrix row is padded with zeros to
+    /// `positions.end` columns). `Latest`: the one token, or for a pooled matrix all tokens it covers.
+    pub positions: Range<usize>,
+    pub shape: Vec<usize>,
+    /// Row-major. NaN stands for what is not known (any more), never for a computed value that is missing.
+    pub values: Arc<[f32]>,
+    /// Smallest and largest finite value.
+    pub range: (f32, f32),
+}
+
+/// All that should be observed; replaces what was asked before.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Observation {
+    pub probes: Vec<Probe>,
+    /// How many likely next tokens to report per position; 0 reports none and skips surprisal and entropy too.
+    pub candidates: usize,
+}
+
+/// Where a token came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TokenSource {
+    Prompt,
+    Sampled,
+    /// Put there by the user instead of a sample.
+    Forced,
+}
+
+/// One token of the text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenRecord {
+    pub position: usize,
+    pub id: TokenId,
+    pub source: TokenSource,
+    /// The bytes it stands for; a character may be split over several tokens. Empty for special tokens.
+    pub bytes: Vec<u8>,
+    /// The vocabulary's own spelling of a special token such as `<|endoftext|>`.
+    pub special: Option<String>,
+}
+
+/// A likely next token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Candidate {
+    pub id: TokenId,
+    pub bytes: Vec<u8>,
+    pub special: Option<String>,
+    /// Under the model itself, before temperature and truncation.
+    pub probability: f32,
+}
+
+/// What the model expects after having read the token at `position`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prediction {
+    pub position: usize,
+    pub entropy_bits: f32,
+    /// −log₂ p of the token at `position` under the prediction before it; none for the first token.
+    pub surprisal_bits: Option<f32>,
+    /// Most likely first.
+    pub candidates: Vec<Candidate>,
+}
+
+/// What the engine is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum RunState {
+    /// No model.
+    #[default]
+    Empty,
+    /// Waiting for a command.
+    Paused,
+    /// Reading the prompt, or replaying towards a position.
+    Reading,
+    Running,
+}
+
+/// Milliseconds per token and memory, averaged over the last tokens.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Performance {
+    pub tokens_per_s: f32,
+    pub prefill_tokens_per_s: f32,
+    pub model_ms: f32,
+    pub probes_ms: f32,
+    pub transfer_ms: f32,
+    pub state_bytes: usize,
+    pub kv_bytes: usize,
+    /// Recorded gates, keys and values of past tokens.
+    pub tape_bytes: usize,
+    pub snapshot_bytes: usize,
+    /// What was bounded or dropped to stay in the budgets, one sentence each.
+    pub bounded: Vec<String>,
+}
+
+/// Work on past tokens that a new probe asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backfill {
+    pub done: usize,
+    pub total: usize,
+}
+
+/// One batch of news.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Frame {
+    /// Counts prompts; a new number means that everything known of tokens is void.
+    pub epoch: u64,
+    /// Within an epoch: only the first `keep` tokens of what was sent earlier are still true (a branch cut the rest).
+    pub keep: Option<usize>,
+    pub state: RunState,
+    /// Tokens known (prompt, sampled, forced).
+    pub length: usize,
+    /// Tokens processed; the next step reads the token at this position, or samples it.
+    pub position: usize,
+    /// New tokens, in order.
+    pub tokens: Vec<TokenRecord>,
+    pub predictions: Vec<Prediction>,
+    pub readings: Vec<Reading>,
+    pub performance: Performance,
+    pub backfill: Option<Backfill>,
+}
+
+/// Why a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The requested number of tokens was made.
+    Length,
+    /// The model ended the text.
+    EndOfText,
+    /// The user stopped it.
+    Stopped,
+}
+
+impl FinishReason {
+    /// The spelling used in JSON.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Length => "length",
+            Self::EndOfText => "end_of_text",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// An error as a person should read it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// One sentence: what went wrong and what to do next.
+    pub message: String,
+    /// The chain of causes, for copying.
+    pub details: String,
+}
+
+/// What the engine tells.
+#[derive(Clone, Debug)]
+pub enum Event {
+    Loading { fraction: f32, what: String },
+    Loaded(Arc<ModelInfo>),
+    Frame(Arc<Frame>),
+    Done(FinishReason),
+    Failed(Failure),
+}
+
+/// A prompt as text, or as token ids for folders without a tokenizer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PromptInput {
+    Text(String),
+    Tokens(Vec<TokenId>),
+}
+
+/// What can be asked of the engine.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    /// `dtype`: what to hold the weights in; the file's own if none.
+    Load { source: ModelSource, dtype: Option<Dtype> },
+    /// Starts a new text and reads it; the run state stays paused.
+    Prompt(PromptInput),
+    Sample(Sampling),
+    /// Makes `tokens` more tokens.
+    Run { tokens: usize },
+    /// One token.
+    Step,
+    Pause,
+    /// Ends the run; what is left of its tokens is forgotten.
+    Stop,
+    /// At most so many tokens/s; none is full speed.
+    Speed(Option<f32>),
+    /// Makes `position` tokens the processed ones, exactly as if the run had stopped there; later tokens stay known.
+    Seek { position: usize },
+    /// Cuts the text before `position` and puts `token` there, then reads it.
+    Force { position: usize, token: TokenId },
+    Observe(Observation),
+    Shutdown,
+}

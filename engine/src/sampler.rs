@@ -1,0 +1,126 @@
+//! Choosing the next token. The randomness is a function of (seed, position) alone, so a replayed, branched or resumed run draws
+//! the same tokens.
+
+use statescope_kernels::reduce::{argmax, top_k};
+
+use crate::protocol::TokenId;
+
+/// How the next token is drawn.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// 0 is greedy.
+    pub temperature: f32,
+    /// Keep the k most likely tokens.
+    pub top_k: Option<usize>,
+    /// Keep the smallest set whose probability reaches p (nucleus sampling, Holtzman et al. 2020).
+    pub top_p: Option<f32>,
+    pub seed: u64,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self { temperature: 0.8, top_k: None, top_p: None, seed: 0 }
+    }
+}
+
+impl Sampling {
+    /// One sentence about the first setting that cannot be used.
+    pub fn check(&self) -> Result<(), String> {
+        if !(self.temperature.is_finite() && self.temperature >= 0.0) {
+            return Err(format!("temperature is {}; give a number of 0 (greedy) or more", self.temperature));
+        }
+        if self.top_k == Some(0) {
+            return Err("top-k is 0, which leaves no token; give 1 or more, or leave it out".into());
+        }
+        match self.top_p {
+            Some(p) if !(p > 0.0 && p <= 1.0) => Err(format!("top-p is {p}; give a number above 0 and at most 1")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Draws the token at `position` from `logits` `[V]`.
+    ///
+    /// Ties go to the smaller id. Non-finite logits never win; if none is finite the first id is returned.
+    pub fn sample(&self, logits: &[f32], position: usize) -> TokenId {
+        if self.temperature == 0.0 || self.top_k == Some(1) {
+            return argmax(logits).unwrap_or(0) as TokenId;
+        }
+        let mut candidates = top_k(logits, self.top_k.unwrap_or(logits.len()).min(logits.len()));
+        candidates.retain(|(_, logit)| logit.is_finite());
+        let Some(&(first, peak)) = candidates.first() else { return 0 };
+        // f64 so that the cumulative sum over a large vocabulary does not lose the tail.
+        let weights: Vec<f64> =
+            candidates.iter().map(|(_, l)| (f64::from(l - peak) / f64::from(self.temperature)).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        let kept = match self.top_p {
+            Some(p) => nucleus(&weights, total * f64::from(p)),
+            None => weights.len(),
+        };
+        let mut remaining = uniform(self.seed, position) * weights[..kept].iter().sum::<f64>();
+        for (weight, (id, _)) in weights.iter().zip(&candidates).take(kept) {
+            if remaining < *weight {
+                return *id;
+            }
+            remaining -= weight;
+        }
+        first
+    }
+}
+
+/// How many of the descending `weights` it takes to reach `mass`.
+fn nucleus(weights: &[f64], mass: f64) -> usize {
+    let mut sum = 0.0;
+    weights.iter().position(|w| { sum += w; sum >= mass }).map_or(weights.len(), |last| last + 1)
+}
+
+/// A number in [0, 1) from (seed, position), by SplitMix64 (Steele et al. 2014).
+fn uniform(seed: u64, position: usize) -> f64 {
+    let mut z = seed ^ (position as u64).wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    for _ in 0..2 {
+        z = z.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^= z >> 31;
+    }
+    (z >> 11) as f64 / (1u64 << 53) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn greedy_takes_the_first_of_equals() {
+        let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
+        assert_eq!(sampling.sample(&[0.0, 3.0, 3.0, f32::NAN], 5), 1);
+    }
+
+    #[test]
+    fn draws_follow_the_distribution_and_repeat() {
+        let sampling = Sampling { temperature: 1.0, ..Sampling::default() };
+        let logits = [0.0f32, (3.0f32).ln(), f32::NEG_INFINITY];
+        let draws: Vec<u32> = (0..20_000).map(|p| sampling.sample(&logits, p)).collect();
+        let share = draws.iter().filter(|t| **t == 1).count() as f64 / draws.len() as f64;
+        assert!((share - 0.75).abs() < 0.015, "{share}");
+        assert!(draws.iter().all(|t| *t < 2));
+        assert_eq!(draws, (0..20_000).map(|p| sampling.sample(&logits, p)).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn truncation_keeps_the_likely() {
+        let logits = [1.0f32, 0.9, -3.0, 0.8];
+        for position in 0..500 {
+            let top = Sampling { temperature: 2.0, top_k: Some(2), ..Sampling::default() }.sample(&logits, position);
+            assert!(top < 2);
+            let nucleus = Sampling { temperature: 1.0, top_p: Some(0.3), ..Sampling::default() }.sample(&logits, position);
+            assert_eq!(nucleus, 0);
+        }
+    }
+
+    #[test]
+    fn bad_settings_are_named() {
+        assert!(Sampling { temperature: f32::NAN, ..Sampling::default() }.check().unwrap_err().contains("temperature"));
+        assert!(Sampling { top_p: Some(0.0), ..Sampling::default() }.check().unwrap_err().contains("top-p"));
+        assert!(Sampling { top_k: Some(0), ..Sampling::default() }.check().unwrap_err().contains("top-k"));
+    }
+}

@@ -1,0 +1,390 @@
+//! One text with one model: tokens, memories, logits, the record of the run. Single-threaded and synchronous; the worker and the
+//! headless verbs drive it.
+
+use std::sync::Arc;
+
+use statescope_kernels::reduce::{entropy_bits, log_sum_exp, top_k};
+
+use crate::history::{History, Snapshot};
+use crate::hooks::Hooks;
+use crate::mixer::StateSlot;
+use crate::model::{Logits, Model};
+use crate::protocol::{Prediction, TokenId, TokenSource};
+use crate::sampler::Sampling;
+use crate::tape::{LayerTape, Refill, Tape};
+
+/// What a session may keep in memory besides weights and live state.
+#[derive(Clone, Copy, Debug)]
+pub struct Budgets {
+    pub tape_bytes: usize,
+    pub snapshot_bytes: usize,
+}
+
+impl Default for Budgets {
+    fn default() -> Self {
+        Self { tape_bytes: 1 << 30, snapshot_bytes: 256 << 20 }
+    }
+}
+
+/// Why a text cannot be read.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum SessionError {
+    #[error("the prompt is empty; type at least one character, or give at least one token")]
+    EmptyPrompt,
+    #[error("token {token} at position {position} is outside the vocabulary of {vocab_size}; use ids from 0 to {}", vocab_size - 1)]
+    OutOfVocabulary { token: TokenId, position: usize, vocab_size: usize },
+    #[error("position {position} does not exist; the text has {length} tokens")]
+    NoSuchPosition { position: usize, length: usize },
+    #[error("the logits after token {position} are not finite; the weights or the input overflow, so no token can be chosen")]
+    NotFinite { position: usize },
+}
+
+/// A candidate as the session knows it: (id, probability).
+pub type RankedToken = (TokenId, f32);
+
+/// What the model expects after a token; ids instead of text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Expectation {
+    pub entropy_bits: f32,
+    pub surprisal_bits: Option<f32>,
+    pub candidates: Vec<RankedToken>,
+}
+
+/// A text being read and continued.
+pub struct Session {
+    model: Arc<Model>,
+    history: History,
+    tape: Tape,
+    slots: Vec<StateSlot>,
+    /// Tokens processed.
+    position: usize,
+    /// Tokens that should be processed before anything is sampled.
+    goal: usize,
+    /// `[V]` after the last processed token.
+    logits: Vec<f32>,
+    /// By position; none where not computed.
+    expectations: Vec<Option<Expectation>>,
+    /// Candidates per expectation; 0 computes none.
+    candidates: usize,
+    /// Ids from here on are padding rows that no tokenizer entry stands for.
+    sampling_limit: usize,
+}
+
+/// A second reading of the text that refills what is not recorded, beside the live one.
+pub struct Replay {
+    layers: Vec<usize>,
+    slots: Vec<StateSlot>,
+    position: usize,
+    logits: Vec<f32>,
+}
+
+impl Session {
+    /// `tokenizer_size`: entries of the tokenizer; rows of the embedding beyond them are never sampled.
+    pub fn new(model: Arc<Model>, tokenizer_size: Option<usize>, budgets: Budgets) -> Self {
+        let sampling_limit = tokenizer_size.unwrap_or(usize::MAX).clamp(1, model.spec().vocab_size);
+        Self {
+            history: History::new(budgets.snapshot_bytes),
+            tape: Tape::new(model.layer_count(), budgets.tape_bytes),
+            slots: model.slots(),
+            position: 0,
+            goal: 0,
+            logits: Vec::new(),
+            expectations: Vec::new(),
+            candidates: 0,
+            sampling_limit,
+            model,
+        }
+    }
+
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
+    pub fn tape(&self) -> &Tape {
+        &self.tape
+    }
+
+    /// Tokens processed so far.
+    pub fn position(&self) -> usize {
+        self.position
+    }
+
+    /// Whether known tokens wait to be processed.
+    pub fn is_reading(&self) -> bool {
+        self.position < self.goal
+    }
+
+    /// `[V]` after the last processed token; empty before the first.
+    pub fn logits(&self) -> &[f32] {
+        &self.logits
+    }
+
+    pub fn expectation(&self, position: usize) -> Option<&Expectation> {
+        self.expectations.get(position)?.as_ref()
+    }
+
+    pub fn slots(&self) -> &[StateSlot] {
+        &self.slots
+    }
+
+    /// Bytes of all KV caches now.
+    pub fn kv_bytes(&self) -> usize {
+        self.slots.iter().map(|s| s.kv.bytes()).sum()
+    }
+
+    /// How many candidates to rank per position.
+    pub fn rank(&mut self, candidates: usize) {
+        self.candidates = candidates;
+    }
+
+    /// Which layers are looked at: they are recorded longest.
+    pub fn look_at(&mut self, layers: impl Fn(usize) -> bool) {
+        self.tape.look_at(layers);
+    }
+
+    /// Starts over with a prompt; nothing is processed yet. On an error the text before stays.
+    pub fn start(&mut self, prompt: &[TokenId]) -> Result<(), SessionError> {
+        if prompt.is_empty() {
+            return Err(SessionError::EmptyPrompt);
+        }
+        prompt.iter().enumerate().try_for_each(|(position, token)| self.check(*token, position))?;
+        self.history.start(prompt);
+        self.tape.truncate(0);
+        self.expectations.clear();
+        self.rewind(0);
+        self.goal = prompt.len();
+        Ok(())
+    }
+
+    fn check(&self, token: TokenId, position: usize) -> Result<(), SessionError> {
+        let vocab_size = self.model.spec().vocab_size;
+        if (token as usize) < vocab_size {
+            Ok(())
+        } else {
+            Err(SessionError::OutOfVocabulary { token, position, vocab_size })
+        }
+    }
+
+    /// Goes to the nearest remembered place at or before `position`.
+    fn rewind(&mut self, position: usize) {
+        match self.history.snapshot_before(position) {
+            Some(snapshot) => {
+                self.slots.clone_from(&snapshot.slots);
+                self.logits.clone_from(&snapshot.logits);
+                self.position = snapshot.position;
+            }
+            None => {
+                self.slots = self.model.slots();
+                self.logits.clear();
+                self.position = 0;
+            }
+        }
+    }
+
+    /// Processes the next waiting segment (a chunk of prompt, or one token) and returns how many tokens that were.
+    pub fn advance(&mut self) -> usize {
+        if !self.is_reading() {
+            return 0;
+        }
+        let segment = self.history.segment(self.position);
+        if segment.start < self.position {
+            // Stopped inside a chunk: read the chunk again from its start, so that the bits are those of the first run.
+            self.rewind(segment.start);
+            let goal = self.goal;
+            while self.position < segment.start {
+                self.goal = segment.start;
+                self.advance();
+            }
+            self.goal = goal;
+        }
+        let range = segment.start..segment.end.min(self.goal);
+        let tokens = self.history.ids(range.clone());
+        let before = std::mem::take(&mut self.logits);
+        let mut all = Vec::new();
+        let rank = self.candidates > 0;
+        let logits = if rank { Logits::All(&mut all) } else { Logits::Last(&mut all) };
+        let mut hooks = Hooks::observing(&mut self.tape);
+        self.model.forward(&tokens, range.start, &mut self.slots, &mut hooks, logits);
+        self.tape.enforce_budget();
+        if rank {
+            let expectations = expect(&before, &all, &tokens, self.model.spec().vocab_size, self.candidates);
+            self.store(range.start, expectations);
+        }
+        let vocab = self.model.spec().vocab_size;
+        self.logits = all.split_off(all.len() - vocab);
+        self.position = range.end;
+        if self.history.wants_snapshot(self.position) {
+            self.history.keep(Snapshot {
+                position: self.position,
+                slots: self.slots.iter().map(StateSlot::snapshot).collect(),
+                logits: self.logits.clone(),
+            });
+        }
+        range.len()
+    }
+
+    /// Reads all that waits.
+    pub fn read_all(&mut self) {
+        while self.is_reading() {
+            self.advance();
+        }
+    }
+
+    fn store(&mut self, first: usize, expectations: Vec<Expectation>) {
+        let end = first + expectations.len();
+        if self.expectations.len() < end {
+            self.expectations.resize(end, None);
+        }
+        for (place, expectation) in self.expectations[first..].iter_mut().zip(expectations) {
+            *place = Some(expectation);
+        }
+    }
+
+    /// Draws the next token and appends it, to be processed by the next `advance`. After a seek into known text the next known token is
+    /// taken instead.
+    pub fn extend(&mut self, sampling: &Sampling) -> Result<TokenId, SessionError> {
+        if self.position < self.history.len() {
+            self.goal = self.position + 1;
+            return Ok(self.history.token(self.position).0);
+        }
+        let Some(last) = self.position.checked_sub(1) else { return Err(SessionError::EmptyPrompt) };
+        let logits = &self.logits[..self.sampling_limit];
+        if !logits.iter().any(|l| l.is_finite()) {
+            return Err(SessionError::NotFinite { position: last });
+        }
+        let token = sampling.sample(logits, self.position);
+        self.history.push(token, TokenSource::Sampled);
+        self.goal = self.history.len();
+        Ok(token)
+    }
+
+    /// Makes `position` tokens the processed ones. `advance` does the work; later tokens stay known.
+    pub fn seek(&mut self, position: usize) -> Result<(), SessionError> {
+        if position > self.history.len() || (position == 0 && self.history.is_empty()) {
+            return Err(SessionError::NoSuchPosition { position, length: self.history.len() });
+        }
+        if position != self.position {
+            self.rewind(position);
+        }
+        self.goal = position;
+        Ok(())
+    }
+
+    /// Cuts the text before `position` and puts `token` there.
+    pub fn force(&mut self, position: usize, token: TokenId) -> Result<(), SessionError> {
+        if position == 0 || position > self.history.len() {
+            return Err(SessionError::NoSuchPosition { position, length: self.history.len() });
+        }
+        self.check(token, position)?;
+        self.history.truncate(position);
+        self.tape.truncate(position);
+        self.expectations.truncate(position);
+        if self.position > position {
+            self.rewind(position);
+        }
+        self.history.push(token, TokenSource::Forced);
+        self.goal = self.history.len();
+        Ok(())
+    }
+
+    /// What a replay would have to refill: layers not recorded, or expectations asked for after the tokens were read.
+    pub fn replay_needed(&self) -> Option<Replay> {
+        let layers = self.tape.missing();
+        let expected = self.candidates == 0
+            || (self.expectations.len() >= self.position && self.expectations[..self.position].iter().all(Option::is_some));
+        if self.position == 0 || (layers.is_empty() && expected) {
+            return None;
+        }
+        Some(Replay { layers, slots: self.model.slots(), position: 0, logits: Vec::new() })
+    }
+
+    /// Reads the next segment of a replay. Returns (done, total); at the end the refilled layers are recorded on.
+    pub fn advance_replay(&mut self, replay: &mut Replay) -> (usize, usize) {
+        if replay.position < self.position {
+            let segment = self.history.segment(replay.position);
+            let range = replay.position..segment.end.min(self.position);
+            let tokens = self.history.ids(range.clone());
+            let mut all = Vec::new();
+            let rank = self.candidates > 0;
+            let logits = if rank { Logits::All(&mut all) } else { Logits::Last(&mut all) };
+            let mut refill = Refill { tape: &mut self.tape, layers: &replay.layers };
+            self.model.forward(&tokens, range.start, &mut replay.slots, &mut Hooks::observing(&mut refill), logits);
+            let vocab = self.model.spec().vocab_size;
+            if rank {
+                let expectations = expect(&replay.logits, &all, &tokens, vocab, self.candidates);
+                self.store(range.start, expectations);
+            }
+            replay.logits = all.split_off(all.len() - vocab);
+            replay.position = range.end;
+        }
+        if replay.position >= self.position {
+            self.tape.resume(&replay.layers);
+            self.tape.enforce_budget();
+        }
+        (replay.position, self.position)
+    }
+
+    /// The recurrent state `[H, P, N]` of `layer` after the token at `position`; none if it is not known (any more) or the layer has none.
+    pub fn state_at(&self, layer: usize, position: usize) -> Option<Vec<f32>> {
+        if position + 1 == self.position {
+            let state = &self.slots[layer].state;
+            return (!state.is_empty()).then(|| state.clone());
+        }
+        let tape: &LayerTape = self.tape.layer(layer);
+        let (mut state, from) = match self.history.snapshot_before(position + 1) {
+            Some(snapshot) => (snapshot.slots[layer].state.clone(), snapshot.position),
+            None => (self.model.mixer(layer).slot().state, 0),
+        };
+        let recorded = tape.positions();
+        if state.is_empty() || position >= self.history.len() {
+            return None;
+        }
+        if from <= position {
+            if recorded.start > from || recorded.end <= position {
+                return None;
+            }
+            self.model.mixer(layer).fold(tape, from..position + 1, &mut state);
+        }
+        Some(state)
+    }
+}
+
+/// Expectations for tokens whose logits are `all` `[T, V]`; `before` are the logits of the token before the first, or empty.
+fn expect(before: &[f32], all: &[f32], tokens: &[TokenId], vocab: usize, candidates: usize) -> Vec<Expectation> {
+    let rows: Vec<&[f32]> = all.chunks_exact(vocab).collect();
+    let mut expectations = Vec::with_capacity(rows.len());
+    let mut previous: Option<(&[f32], f32)> = (!before.is_empty()).then(|| (before, log_sum_exp(before)));
+    for (logits, token) in rows.iter().zip(tokens) {
+        let normaliser = log_sum_exp(logits);
+        expectations.push(Expectation {
+            entropy_bits: entropy_bits(logits),
+            surprisal_bits: previous.map(|(p, z)| (z - p[*token as usize]) / std::f32::consts::LN_2),
+            candidates: top_k(logits, candidates).into_iter().map(|(id, l)| (id, (l - normaliser).exp())).collect(),
+        });
+        previous = Some((logits, normaliser));
+    }
+    expectations
+}
+
+impl Expectation {
+    /// With the texts of the candidates.
+    pub fn into_prediction(self, position: usize, spell: impl Fn(TokenId) -> (Vec<u8>, Option<String>)) -> Prediction {
+        Prediction {
+            position,
+            entropy_bits: self.entropy_bits,
+            surprisal_bits: self.surprisal_bits,
+            candidates: self
+                .candidates
+                .into_iter()
+                .map(|(id, probability)| {
+                    let (bytes, special) = spell(id);
+                    crate::protocol::Candidate { id, bytes, special, probability }
+                })
+                .collect(),
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! The record of a run: per layer and token the small quantities (Δ, keys, queries, values, gates, outputs) from which every
+//! series, gate, state and mixing matrix is derived later, without running the model again.
+//!
+//! It is bounded. Layers that nobody looks at go first; a layer that is looked at later is refilled by replay. When even the
+//! layers in sight do not fit, their oldest tokens go, and what depended on them is unknown (NaN), which is said.
+
+use std::ops::Range;
+
+use statescope_kernels::mixing::Strided;
+
+use crate::hooks::Observer;
+use crate::protocol::Point;
+
+/// The recorded rows of one quantity, `[tokens, width]`.
+#[derive(Clone, Debug, Default)]
+struct Column {
+    width: usize,
+    values: Vec<f32>,
+}
+
+/// What is recorded of one layer: consecutive tokens from `first`.
+#[derive(Clone, Debug, Default)]
+pub struct LayerTape {
+    first: usize,
+    columns: Vec<(Point, Column)>,
+}
+
+impl LayerTape {
+    /// Absolute positions recorded.
+    pub fn positions(&self) -> Range<usize> {
+        // Resid is the last quantity that a layer shows, so a token counts once all of it is there.
+        let rows = self.column(Point::Resid).map_or(0, |c| c.values.len() / c.width.max(1));
+        self.first..self.first + rows
+    }
+
+    /// The row of `point` at an absolute `position`, or none if it is not recorded.
+    pub fn row(&self, point: Point, position: usize) -> Option<&[f32]> {
+        let column = self.column(point)?;
+        let index = position.checked_sub(self.first)?;
+        column.values.get(index * column.width..(index + 1) * column.width)
+    }
+
+    /// Rows of `point` for absolute `positions`, contiguous.
+    pub fn rows(&self, point: Point, positions: Range<usize>) -> Option<&[f32]> {
+        let column = self.column(point)?;
+        let (from, to) = (positions.start.checked_sub(self.first)?, positions.end.checked_sub(self.first)?);
+        column.values.get(from * column.width..to * column.width)
+    }
+
+    /// All rows of `point`, seen `width` wide from `offset`; row 0 is the token at `positions().start`.
+    ///
+    /// # Panics
+    /// The layer has no such quantity: a mistake in the mixer that asks.
+    pub fn strided(&self, point: Point, offset: usize, width: usize) -> Strided<'_> {
+        let column = self.column(point).unwrap_or_else(|| panic!("{point:?} is not on this layer's tape"));
+        Strided { data: &column.values, stride: column.width, offset, width }
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.columns.iter().map(|(_, c)| c.values.len() * size_of::<f32>()).sum()
+    }
+
+    fn column(&self, point: Point) -> Option<&Column> {
+        self.columns.iter().find(|(p, _)| *p == point).map(|(_, c)| c)
+    }
+
+    fn append(&mut self, point: Point, first: usize, rows: usize, values: &[f32]) {
+        let index = self.columns.iter().position(|(p, _)| *p == point).unwrap_or_else(|| {
+            if self.columns.is_empty() {
+                self.first = first;
+            }
+            self.columns.push((point, Column { width: values.len() / rows.max(1), values: Vec::new() }));
+            self.columns.len() - 1
+        });
+        let (start, column) = (self.first, &mut self.columns[index].1);
+        // Replay may pass over tokens that are recorded already.
+        let expected = start + column.values.len() / column.width.max(1);
+        if first <= expected && expected < first + rows {
+            column.values.extend_from_slice(&values[(expected - first) * column.width..]);
+        }
+    }
+
+    fn truncate(&mut self, length: usize) {
+        let rows = length.saturating_sub(self.first);
+        for (_, column) in &mut self.columns {
+            column.values.truncate(rows * column.width);
+        }
+        if rows == 0 {
+            self.columns.clear();
+        }
+    }
+
+    fn drop_before(&mut self, position: usize) {
+        let rows = position.saturating_sub(self.first).min(self.positions().len());
+        for (_, column) in &mut self.columns {
+            column.values.drain(..rows * column.width);
+        }
+        self.first += rows;
+    }
+}
+
+/// The tapes of all layers, under one budget.
+#[derive(Clone, Debug)]
+pub struct Tape {
+    layers: Vec<LayerTape>,
+    /// Layers in sight, which are kept longest.
+    observed: Vec<bool>,
+    /// Layers given up to stay in the budget, until they are observed.
+    dropped: Vec<bool>,
+    budget: usize,
+}
+
+impl Tape {
+    pub fn new(layers: usize, budget: usize) -> Self {
+        Self {
+            layers: vec![LayerTape::default(); layers],
+            observed: vec![false; layers],
+            dropped: vec![false; layers],
+            budget,
+        }
+    }
+
+    pub fn layer(&self, layer: usize) -> &LayerTape {
+        &self.layers[layer]
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.layers.iter().map(LayerTape::bytes).sum()
+    }
+
+    /// Sets which layers are in sight. What `missing` then names must be refilled by replay.
+    pub fn look_at(&mut self, layers: impl Fn(usize) -> bool) {
+        for (index, observed) in self.observed.iter_mut().enumerate() {
+            *observed = layers(index);
+        }
+    }
+
+    /// Layers in sight that were given up.
+    pub fn missing(&self) -> Vec<usize> {
+        (0..self.layers.len()).filter(|&l| self.observed[l] && self.dropped[l]).collect()
+    }
+
+    /// Records these layers again; a replay has brought them up to the newest token.
+    pub fn resume(&mut self, layers: &[usize]) {
+        layers.iter().for_each(|&l| self.dropped[l] = false);
+    }
+
+    /// Empties one layer and stops recording it until a replay has refilled it.
+    pub fn give_up(&mut self, layer: usize) {
+        self.layers[layer] = LayerTape::default();
+        self.dropped[layer] = true;
+    }
+
+    /// Forgets all tokens from `length` on.
+    pub fn truncate(&mut self, length: usize) {
+        self.layers.iter_mut().for_each(|l| l.truncate(length));
+    }
+
+    /// Layers not recorded, and the first token still known of the others.
+    pub fn bounds(&self) -> (usize, usize) {
+        let first = self.layers.iter().zip(&self.dropped).filter(|(_, d)| !**d).map(|(l, _)| l.first).max();
+        (self.dropped.iter().filter(|d| **d).count(), first.unwrap_or(0))
+    }
+
+    /// Gives up recordings until the rest fits.
+    pub fn enforce_budget(&mut self) {
+        while self.bytes() > self.budget {
+            let unseen = (0..self.layers.len()).find(|&l| !self.observed[l] && self.layers[l].bytes() > 0);
+            if let Some(layer) = unseen {
+                self.give_up(layer);
+                continue;
+            }
+            let half = self.layers.iter().map(|l| l.positions().start + l.positions().len() / 2).max().unwrap_or(0);
+            let before = self.bytes();
+            self.layers.iter_mut().for_each(|l| l.drop_before(half));
+            if self.bytes() == before {
+                break;
+            }
+        }
+    }
+}
+
+impl Observer for Tape {
+    fn wants(&self, layer: usize) -> bool {
+        !self.dropped[layer]
+    }
+
+    fn observe(&mut self, layer: usize, point: Point, first: usize, rows: usize, values: &[f32]) {
+        self.layers[layer].append(point, first, rows, values);
+    }
+}
+
+/// Records some layers only; replay refills with it.
+pub struct Refill<'a> {
+    pub tape: &'a mut Tape,
+    pub layers: &'a [usize],
+}
+
+impl Observer for Refill<'_> {
+    fn wants(&self, layer: usize) -> bool {
+        self.layers.contains(&layer)
+    }
+
+    fn observe(&mut self, layer: usize, point: Point, first: usize, rows: usize, values: &[f32]) {
+        self.tape.layers[layer].append(point, first, rows, values);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(tape: &mut Tape, layer: usize, first: usize, rows: usize) {
+        let values: Vec<f32> = (first..first + rows).flat_map(|t| [t as f32, layer as f32]).collect();
+        tape.observe(layer, Point::Delta, first, rows, &values);
+        tape.observe(layer, Point::Resid, first, rows, &values);
+    }
+
+    #[test]
+    fn rows_are_found_by_absolute_position() {
+        let mut tape = Tape::new(1, usize::MAX);
+        record(&mut tape, 0, 0, 3);
+        record(&mut tape, 0, 2, 3);
+        assert_eq!(tape.layer(0).positions(), 0..5);
+        assert_eq!(tape.layer(0).row(Point::Delta, 4), Some(&[4.0, 0.0][..]));
+        tape.truncate(2);
+        assert_eq!(tape.layer(0).row(Point::Delta, 2), None);
+        assert_eq!(tape.layer(0).positions(), 0..2);
+    }
+
+    #[test]
+    fn unseen_layers_go_first_and_come_back_when_seen() {
+        let mut tape = Tape::new(2, 10 * 16);
+        tape.look_at(|l| l == 0);
+        for t in 0..8 {
+            record(&mut tape, 0, t, 1);
+            if tape.wants(1) {
+                record(&mut tape, 1, t, 1);
+            }
+            tape.enforce_budget();
+        }
+        assert_eq!(tape.layer(0).positions(), 0..8);
+        assert!(!tape.wants(1));
+        tape.look_at(|l| l == 1);
+        assert_eq!(tape.missing(), vec![1]);
+    }
+
+    #[test]
+    fn the_oldest_tokens_go_when_nothing_else_can() {
+        let mut tape = Tape::new(1, 10 * 16);
+        tape.look_at(|_| true);
+        for t in 0..25 {
+            record(&mut tape, 0, t, 1);
+            tape.enforce_budget();
+        }
+        let positions = tape.layer(0).positions();
+        assert_eq!(positions.end, 25);
+        assert!(positions.start > 0 && tape.bytes() <= 10 * 16);
+        assert_eq!(tape.layer(0).row(Point::Delta, 24), Some(&[24.0, 0.0][..]));
+    }
+}

@@ -1,0 +1,526 @@
+//! The engine thread: drain commands → advance the session → collect what is looked at → publish.
+//!
+//! It never blocks on a slow listener (an unsent frame waits while commands are still heard) and never lets a picture delay a
+//! command by more than a slice.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, TrySendError, select};
+
+use crate::collector::Collector;
+use crate::loader::{self, tokenizer::Tokenizer};
+use crate::model::Model;
+use crate::protocol::{
+    Backfill, Command, Dtype, Event, Failure, FinishReason, Frame, ModelInfo, ModelSource, Observation, Performance, PromptInput,
+    RunState, TokenId, TokenRecord,
+};
+use crate::sampler::Sampling;
+use crate::session::{Budgets, Replay, Session};
+
+/// Frames at most this often while running: a screen shows no more.
+const FRAME_INTERVAL: Duration = Duration::from_millis(16);
+/// Time for pictures and replay between two tokens, and while nothing else is to be done.
+const SLICE_RUNNING: Duration = Duration::from_millis(4);
+const SLICE_IDLE: Duration = Duration::from_millis(20);
+/// Tokens over which the performance figures are averaged.
+const AVERAGE: f32 = 24.0;
+
+/// A loaded model with its text.
+struct Loaded {
+    session: Session,
+    tokenizer: Option<Tokenizer>,
+    info: Arc<ModelInfo>,
+}
+
+/// What has been told of the current text.
+#[derive(Default)]
+struct Told {
+    tokens: usize,
+    predictions: usize,
+    keep: Option<usize>,
+    state: RunState,
+    position: usize,
+    backfill: Option<Backfill>,
+}
+
+/// The engine.
+pub struct Worker {
+    commands: Receiver<Command>,
+    events: Sender<Event>,
+    wake: Box<dyn Fn() + Send>,
+    cancel: Arc<AtomicBool>,
+    loaded: Option<Loaded>,
+    sampling: Sampling,
+    observation: Observation,
+    collector: Collector,
+    replay: Option<Replay>,
+    /// Tokens still to be made.
+    remaining: usize,
+    /// Shortest time between two tokens.
+    pace: Option<Duration>,
+    next_token_at: Instant,
+    epoch: u64,
+    told: Told,
+    unsent: Option<Event>,
+    last_publish: Instant,
+    performance: Performance,
+    more_to_collect: bool,
+}
+
+impl Worker {
+    pub fn new(commands: Receiver<Command>, events: Sender<Event>, wake: Box<dyn Fn() + Send>, cancel: Arc<AtomicBool>) -> Self {
+        Self {
+            commands,
+            events,
+            wake,
+            cancel,
+            loaded: None,
+            sampling: Sampling::default(),
+            observation: Observation::default(),
+            collector: Collector::default(),
+            replay: None,
+            remaining: 0,
+            pace: None,
+            next_token_at: Instant::now(),
+            epoch: 0,
+            told: Told::default(),
+            unsent: None,
+            last_publish: Instant::now(),
+            performance: Performance::default(),
+            more_to_collect: false,
+        }
+    }
+
+    /// Runs until told to shut down or until nobody listens.
+    pub fn run(mut self) {
+        while self.hear() {
+            self.work();
+            self.publish();
+        }
+    }
+
+    /// Whether there is anything to do without a command.
+    fn is_busy(&self) -> bool {
+        let reading = self.loaded.as_ref().is_some_and(|l| l.session.is_reading());
+        reading || self.remaining > 0 || self.replay.is_some() || self.more_to_collect
+    }
+
+    /// Takes commands; waits for one if there is nothing to do. False ends the engine.
+    fn hear(&mut self) -> bool {
+        if !self.is_busy() && !self.has_news() {
+            let heard = match self.unsent.take() {
+                None => self.commands.recv().ok(),
+                Some(event) => {
+                    let (commands, events) = (self.commands.clone(), self.events.clone());
+                    select! {
+                        recv(commands) -> command => { self.unsent = Some(event); command.ok() }
+                        send(events, event.clone()) -> sent => {
+                            (self.wake)();
+                            return sent.is_ok();
+                        }
+                    }
+                }
+            };
+            if !heard.is_some_and(|command| self.obey(command)) {
+                return false;
+            }
+        } else if self.waits_for_pace() {
+            let wait = self.next_token_at.saturating_duration_since(Instant::now()).min(FRAME_INTERVAL);
+            let go_on = match self.commands.recv_timeout(wait) {
+                Ok(command) => self.obey(command),
+                Err(error) => error == RecvTimeoutError::Timeout,
+            };
+            if !go_on {
+                return false;
+            }
+        }
+        loop {
+            match self.commands.try_recv() {
+                Ok(command) => {
+                    if !self.obey(command) {
+                        return false;
+                    }
+                }
+                Err(error) => return error == TryRecvError::Empty,
+            }
+        }
+    }
+
+    /// Whether the only thing to do is to wait for the next token's time.
+    fn waits_for_pace(&self) -> bool {
+        let reading = self.loaded.as_ref().is_some_and(|l| l.session.is_reading());
+        self.remaining > 0 && !reading && !self.more_to_collect && self.replay.is_none() && Instant::now() < self.next_token_at
+    }
+
+    /// Carries out a command. False ends the engine.
+    fn obey(&mut self, command: Command) -> bool {
+        match command {
+            Command::Shutdown => return false,
+            Command::Load { source, dtype } => self.load(&source, dtype),
+            Command::Sample(sampling) => match sampling.check() {
+                Ok(()) => self.sampling = sampling,
+                Err(message) => self.fail(message, String::new()),
+            },
+            Command::Speed(limit) => {
+                self.pace = limit.filter(|l| *l > 0.0).map(|l| Duration::from_secs_f32((1.0 / l).min(3600.0)));
+                self.next_token_at = Instant::now();
+            }
+            Command::Observe(observation) => self.observe(observation),
+            Command::Pause => self.remaining = 0,
+            Command::Stop => {
+                if self.remaining > 0 {
+                    self.remaining = 0;
+                    self.flush_then(Event::Done(FinishReason::Stopped));
+                }
+            }
+            Command::Prompt(input) => self.prompt(&input),
+            Command::Run { tokens } => {
+                if self.require_text() {
+                    self.remaining = tokens;
+                }
+            }
+            Command::Step => {
+                if self.require_text() {
+                    self.remaining = 1;
+                    self.next_token_at = Instant::now();
+                }
+            }
+            Command::Seek { position } => {
+                self.remaining = 0;
+                self.change(|session| session.seek(position));
+            }
+            Command::Force { position, token } => {
+                self.remaining = 0;
+                if self.change(|session| session.force(position, token)) {
+                    self.replay = None;
+                    self.forget_from(position);
+                }
+            }
+        }
+        true
+    }
+
+    /// Applies a change to the session, or reports why it cannot be.
+    fn change(&mut self, change: impl FnOnce(&mut Session) -> Result<(), crate::session::SessionError>) -> bool {
+        let Some(loaded) = &mut self.loaded else {
+            self.fail("no model is loaded; choose one first".into(), String::new());
+            return false;
+        };
+        match change(&mut loaded.session) {
+            Ok(()) => true,
+            Err(error) => {
+                self.fail(error.to_string(), format!("{error:?}"));
+                false
+            }
+        }
+    }
+
+    fn require_text(&mut self) -> bool {
+        self.change(|session| if session.history().is_empty() { Err(crate::session::SessionError::EmptyPrompt) } else { Ok(()) })
+    }
+
+    fn fail(&mut self, message: String, details: String) {
+        self.remaining = 0;
+        self.flush_then(Event::Failed(Failure { message, details }));
+    }
+
+    fn load(&mut self, source: &ModelSource, dtype: Option<Dtype>) {
+        self.cancel.store(false, Ordering::Relaxed);
+        let (events, wake, cancel) = (&self.events, &self.wake, &self.cancel);
+        let progress = |fraction: f32| {
+            // Progress that finds the channel full is not worth waiting for.
+            let _ = events.try_send(Event::Loading { fraction, what: source.to_string() });
+            wake();
+            !cancel.load(Ordering::Relaxed)
+        };
+        match open_model(source, dtype, progress) {
+            Ok((model, tokenizer, info)) => {
+                let size = tokenizer.as_ref().map(Tokenizer::vocab_size);
+                let session = Session::new(Arc::new(model), size, Budgets::default());
+                let info = Arc::new(info);
+                self.loaded = Some(Loaded { session, tokenizer, info: info.clone() });
+                self.remaining = 0;
+                self.performance = Performance::default();
+                self.start_over();
+                self.flush_then(Event::Loaded(info));
+                self.observe(self.observation.clone());
+            }
+            Err(error) => self.fail(error.to_string(), format!("{error:?}")),
+        }
+    }
+
+    fn start_over(&mut self) {
+        self.epoch += 1;
+        self.replay = None;
+        self.collector = Collector::default();
+        self.collector.observe(&self.observation.probes);
+        self.told = Told { state: RunState::Empty, ..Told::default() };
+    }
+
+    /// What was told of positions from `keep` on is void.
+    fn forget_from(&mut self, keep: usize) {
+        self.collector.truncate(keep);
+        self.told.keep = Some(self.told.keep.map_or(keep, |k| k.min(keep)));
+        self.told.tokens = self.told.tokens.min(keep);
+        self.told.predictions = self.told.predictions.min(keep);
+    }
+
+    fn prompt(&mut self, input: &PromptInput) {
+        let Some(loaded) = &mut self.loaded else {
+            return self.fail("no model is loaded; choose one first".into(), String::new());
+        };
+        let tokens = match (input, &loaded.tokenizer) {
+            (PromptInput::Tokens(tokens), _) => Ok(tokens.clone()),
+            (PromptInput::Text(text), Some(tokenizer)) => tokenizer.encode(text).map_err(|e| e.to_string()),
+            (PromptInput::Text(_), None) => {
+                Err("this folder has no tokenizer.json; give token ids instead of text, separated by commas".into())
+            }
+        };
+        let started = tokens.and_then(|tokens| loaded.session.start(&tokens).map_err(|e| e.to_string()));
+        match started {
+            Ok(()) => {
+                self.remaining = 0;
+                self.start_over();
+            }
+            Err(message) => self.fail(message, String::new()),
+        }
+    }
+
+    fn observe(&mut self, observation: Observation) {
+        self.collector.observe(&observation.probes);
+        if let Some(loaded) = &mut self.loaded {
+            loaded.session.rank(observation.candidates);
+            let collector = &self.collector;
+            loaded.session.look_at(|layer| collector.looks_at(layer));
+            self.replay = loaded.session.replay_needed();
+        }
+        self.observation = observation;
+        self.more_to_collect = true;
+    }
+
+    /// One token or chunk, then a slice of replay.
+    fn work(&mut self) {
+        let Some(loaded) = &mut self.loaded else { return };
+        let session = &mut loaded.session;
+        let began = Instant::now();
+        if !session.is_reading() && self.remaining > 0 && began >= self.next_token_at {
+            match session.extend(&self.sampling) {
+                Ok(token) => {
+                    self.remaining -= 1;
+                    // The clock of a limited run is the limit itself, so that a slow token does not shift all later ones.
+                    self.next_token_at = self.pace.map_or(began, |pace| began.max(self.next_token_at) + pace);
+                    let ended = loaded.info.end_tokens.contains(&token) && session.position() + 1 == session.history().len();
+                    session.advance();
+                    self.performance.model_ms = average(self.performance.model_ms, began.elapsed().as_secs_f32() * 1e3);
+                    if ended || self.remaining == 0 {
+                        self.remaining = 0;
+                        let reason = if ended { FinishReason::EndOfText } else { FinishReason::Length };
+                        return self.flush_then(Event::Done(reason));
+                    }
+                }
+                Err(error) => return self.fail(error.to_string(), format!("{error:?}")),
+            }
+        } else if session.is_reading() {
+            let rows = session.advance();
+            if rows > 1 {
+                self.performance.prefill_tokens_per_s = rows as f32 / began.elapsed().as_secs_f32();
+            }
+        }
+        let deadline = Instant::now() + if self.remaining > 0 { SLICE_RUNNING } else { SLICE_IDLE };
+        while let Some(replay) = &mut self.replay {
+            let (done, total) = session.advance_replay(replay);
+            self.told.backfill = Some(Backfill { done, total });
+            if done >= total {
+                self.replay = None;
+                self.told.predictions = 0;
+                self.more_to_collect = true;
+            }
+            if Instant::now() >= deadline {
+                break;
+            }
+        }
+    }
+
+    /// Whether the listener's picture of tokens and run state is behind.
+    fn has_news(&self) -> bool {
+        let Some(loaded) = &self.loaded else { return false };
+        let session = &loaded.session;
+        self.told.tokens != session.history().len()
+            || self.told.position != session.position()
+            || self.told.state != self.state()
+            || self.told.keep.is_some()
+    }
+
+    fn state(&self) -> RunState {
+        match &self.loaded {
+            None => RunState::Empty,
+            Some(loaded) if loaded.session.is_reading() => RunState::Reading,
+            Some(_) if self.remaining > 0 => RunState::Running,
+            Some(_) => RunState::Paused,
+        }
+    }
+
+    /// Sends a frame if one is due and the last one has left.
+    fn publish(&mut self) {
+        if let Some(event) = self.unsent.take() {
+            self.send(event);
+        }
+        let due = self.last_publish.elapsed() >= FRAME_INTERVAL || !self.is_busy() || self.told.keep.is_some();
+        if self.unsent.is_none() && due && (self.has_news() || self.more_to_collect || self.told.backfill.is_some()) {
+            let frame = self.frame();
+            self.send(Event::Frame(Arc::new(frame)));
+        }
+    }
+
+    /// All that is new, within a slice of time.
+    fn frame(&mut self) -> Frame {
+        let (running, state) = (self.remaining > 0, self.state());
+        let Some(loaded) = &self.loaded else { return Frame { epoch: self.epoch, ..Frame::default() } };
+        let session = &loaded.session;
+        let began = Instant::now();
+        let made = session.position().saturating_sub(self.told.position);
+        let deadline = began + if running { SLICE_RUNNING } else { SLICE_IDLE };
+        let (readings, more) = self.collector.collect(session, deadline, running);
+        let collected = Instant::now();
+        self.more_to_collect = more;
+
+        let spell = |id: TokenId| spell(loaded.tokenizer.as_ref(), id);
+        let length = session.history().len();
+        let tokens = (self.told.tokens..length)
+            .map(|position| {
+                let (id, source) = session.history().token(position);
+                let (bytes, special) = spell(id);
+                TokenRecord { position, id, source, bytes, special }
+            })
+            .collect();
+        let mut predictions = Vec::new();
+        while let Some(expectation) = session.expectation(self.told.predictions) {
+            predictions.push(expectation.clone().into_prediction(self.told.predictions, spell));
+            self.told.predictions += 1;
+        }
+        if made > 0 && running {
+            let per_token = 1e3 / made as f32;
+            self.performance.probes_ms = average(self.performance.probes_ms, (collected - began).as_secs_f32() * per_token);
+            self.performance.transfer_ms = average(self.performance.transfer_ms, collected.elapsed().as_secs_f32() * per_token);
+            let rate = made as f32 / self.last_publish.elapsed().as_secs_f32().max(1e-6);
+            self.performance.tokens_per_s = average(self.performance.tokens_per_s, rate);
+        }
+        let performance = Performance {
+            state_bytes: loaded.info.state_bytes,
+            kv_bytes: session.kv_bytes(),
+            tape_bytes: session.tape().bytes(),
+            snapshot_bytes: session.history().snapshot_bytes(),
+            bounded: bounded(session),
+            ..self.performance.clone()
+        };
+        self.performance = performance.clone();
+        self.told.tokens = length;
+        self.told.position = session.position();
+        self.told.state = state;
+        self.last_publish = Instant::now();
+        Frame {
+            epoch: self.epoch,
+            keep: self.told.keep.take(),
+            state,
+            length,
+            position: session.position(),
+            tokens,
+            predictions,
+            readings,
+            performance,
+            backfill: self.told.backfill.take().filter(|b| b.done < b.total),
+        }
+    }
+
+    /// Sends without waiting; what does not fit is kept.
+    fn send(&mut self, event: Event) {
+        match self.events.try_send(event) {
+            Ok(()) => (self.wake)(),
+            Err(TrySendError::Full(event)) => {
+                self.unsent = Some(event);
+                (self.wake)();
+            }
+            Err(TrySendError::Disconnected(_)) => {}
+        }
+    }
+
+    /// Tells all news first, then `event`; these few may wait for the listener, but not for ever.
+    fn flush_then(&mut self, event: Event) {
+        let mut queue: Vec<Event> = self.unsent.take().into_iter().collect();
+        if self.has_news() {
+            queue.push(Event::Frame(Arc::new(self.frame())));
+        }
+        queue.push(event);
+        for event in queue {
+            (self.wake)();
+            if self.events.send_timeout(event, Duration::from_secs(5)).is_err() {
+                return;
+            }
+        }
+        (self.wake)();
+    }
+}
+
+/// Moves an average towards `value`; the first value counts whole.
+fn average(old: f32, value: f32) -> f32 {
+    if old == 0.0 { value } else { old + (value - old) / AVERAGE }
+}
+
+/// What had to be given up, in words.
+fn bounded(session: &Session) -> Vec<String> {
+    let (layers, first) = session.tape().bounds();
+    let mut notes = Vec::new();
+    if layers > 0 {
+        notes.push(format!("{layers} layers out of sight are not recorded; looking at one replays the text"));
+    }
+    if first > 0 {
+        notes.push(format!("gates and matrices before token {first} were dropped"));
+    }
+    if session.history().len() > crate::probes::MATRIX_TOKENS {
+        notes.push(format!("matrices show the newest {} tokens", crate::probes::MATRIX_TOKENS));
+    }
+    notes
+}
+
+/// Bytes and special spelling of a token; ids in brackets where there is no tokenizer.
+pub fn spell(tokenizer: Option<&Tokenizer>, id: TokenId) -> (Vec<u8>, Option<String>) {
+    match tokenizer {
+        Some(tokenizer) => match tokenizer.special(id) {
+            Some(special) => (Vec::new(), Some(special)),
+            None => (tokenizer.bytes(id), None),
+        },
+        None => (Vec::new(), Some(format!("[{id}]"))),
+    }
+}
+
+/// Opens a folder or a built-in model. `progress` may stop it by returning false.
+pub fn open_model(
+    source: &ModelSource,
+    dtype: Option<Dtype>,
+    progress: impl FnMut(f32) -> bool,
+) -> Result<(Model, Option<Tokenizer>, ModelInfo), loader::LoadError> {
+    let opened = loader::open(source, dtype)?;
+    let model = Model::load(opened.spec, &opened.weights, progress)?;
+    let layers = model.layer_info();
+    let sum = |f: fn(&crate::protocol::Geometry) -> usize| layers.iter().flat_map(|l| &l.parts).map(f).sum();
+    let info = ModelInfo {
+        source: source.clone(),
+        name: opened.name,
+        model_type: model.spec().model_type.clone(),
+        hidden_size: model.spec().hidden_size,
+        vocab_size: model.spec().vocab_size,
+        tied_embeddings: model.is_tied(),
+        parameters: opened.weights.parameters_read(),
+        dtype: model.dtype(),
+        weights_bytes: opened.weights.bytes_read(),
+        state_bytes: sum(|g| g.state_bytes),
+        kv_bytes_per_token: sum(|g| g.kv_bytes_per_token),
+        trained_context: model.spec().trained_context,
+        has_tokenizer: opened.tokenizer.is_some(),
+        end_tokens: model.spec().end_tokens.clone(),
+        layers,
+    };
+    Ok((model, opened.tokenizer, info))
+}
