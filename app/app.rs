@@ -1,0 +1,242 @@
+//! The window: events into the store, views over the store, actions out. Nothing here waits.
+
+use std::collections::HashSet;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+use eframe::egui::{self, Panel};
+use statescope_engine::handle::Handle;
+use statescope_engine::protocol::{Command, Dtype, Event, ModelSource, Observation, Probe};
+
+use crate::action::Action;
+use crate::keymap::{self, Entry, Now};
+use crate::layout::Layout;
+use crate::selection::{Hover, Selection, TimeAxis};
+use crate::settings::Settings;
+use crate::store::Store;
+use crate::theme::{self, Theme};
+use crate::view::commands::Palette;
+use crate::view::{self, ViewContext, Views, banner, help, model_bar, timeline};
+
+/// Events taken per frame at most, so that a fast engine cannot hold up a frame.
+const EVENTS_PER_FRAME: usize = 64;
+/// Between two changes of what is observed: a held arrow key does not flood the engine.
+const OBSERVE_INTERVAL: Duration = Duration::from_millis(30);
+/// Likely next tokens asked for.
+const CANDIDATES: usize = 12;
+const STORAGE_KEY: &str = "statescope";
+
+/// How the window starts.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Without one: the last built-in default.
+    pub model: Option<ModelSource>,
+    pub dtype: Option<Dtype>,
+    /// Also look for the system's fonts; tests compare pictures and do not.
+    pub system_fonts: bool,
+}
+
+/// What is saved between runs.
+#[derive(Default, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+struct Saved {
+    settings: Settings,
+    layout: Layout,
+    views: std::collections::BTreeMap<view::ViewKind, serde_json::Value>,
+}
+
+/// The application.
+pub struct App {
+    pub(crate) engine: Handle,
+    pub store: Store,
+    pub selection: Selection,
+    pub settings: Settings,
+    pub(crate) hover: Hover,
+    pub(crate) time: TimeAxis,
+    pub(crate) theme: Theme,
+    pub(crate) layout: Layout,
+    pub(crate) views: Views,
+    pub(crate) keys: Vec<Entry>,
+    pub(crate) palette: Palette,
+    pub(crate) help: bool,
+    /// A line for a moment, and when it goes.
+    pub(crate) note: Option<(String, Instant)>,
+    /// The prompt as it was last read.
+    pub(crate) read_prompt: Option<String>,
+    pub(crate) dtype: Option<Dtype>,
+    pub(crate) source: Option<ModelSource>,
+    pub(crate) answers: (Sender<Action>, Receiver<Action>),
+    observed: Option<Vec<Probe>>,
+    observed_at: Instant,
+}
+
+impl App {
+    /// A window over `engine`, which may be anyone's.
+    pub fn new(cc: &eframe::CreationContext<'_>, engine: Handle, options: Options) -> Self {
+        let text = cc.storage.and_then(|storage| storage.get_string(STORAGE_KEY));
+        let saved: Saved = text.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+        theme::install_fonts(&cc.egui_ctx, options.system_fonts);
+        let theme = Theme::new(saved.settings.ground);
+        theme.apply(&cc.egui_ctx);
+        let mut views = view::all();
+        for (kind, value) in &saved.views {
+            if let Some(view) = views.get_mut(kind) {
+                view.restore(value);
+            }
+        }
+        let dtype = options.dtype.or(saved.settings.dtype());
+        let mut app = Self {
+            engine,
+            store: Store::default(),
+            selection: Selection::default(),
+            settings: saved.settings,
+            hover: Hover::default(),
+            time: TimeAxis::Fit,
+            theme,
+            layout: saved.layout,
+            views,
+            keys: keymap::table(),
+            palette: Palette::default(),
+            help: false,
+            note: None,
+            read_prompt: None,
+            dtype,
+            source: None,
+            answers: channel(),
+            observed: None,
+            observed_at: Instant::now(),
+        };
+        if app.settings.presentation {
+            app.set_presentation(&cc.egui_ctx);
+        }
+        let fallback = || ModelSource::Builtin("mamba2".into());
+        app.act(&cc.egui_ctx, Action::Load(options.model.unwrap_or_else(fallback)));
+        app.engine.send(Command::Speed(app.settings.speed));
+        app.engine.send(Command::Sample(app.settings.sampling()));
+        app
+    }
+
+    fn drain(&mut self, ctx: &egui::Context) {
+        for taken in 0..=EVENTS_PER_FRAME {
+            if taken == EVENTS_PER_FRAME {
+                ctx.request_repaint();
+                break;
+            }
+            let Some(event) = self.engine.poll() else { break };
+            let loaded = matches!(event, Event::Loaded(_));
+            self.store.apply(event);
+            if loaded {
+                self.observed = None;
+                self.model_loaded(ctx);
+            }
+        }
+        while let Ok(action) = self.answers.1.try_recv() {
+            self.act(ctx, action);
+        }
+    }
+
+    /// Tells the engine what the views in sight read, when that changed.
+    fn observe(&mut self, ctx: &egui::Context) {
+        if self.store.model.is_none() {
+            return;
+        }
+        let mut probes = Vec::new();
+        for kind in self.layout.in_sight() {
+            if let Some(view) = self.views.get(&kind) {
+                view.probes(&context(&self.store, &self.selection, &self.hover, &self.time, &self.theme, &self.settings), &mut probes);
+            }
+        }
+        let mut seen = HashSet::new();
+        probes.retain(|probe| seen.insert(*probe));
+        if self.observed.as_ref() == Some(&probes) {
+            return;
+        }
+        let since = self.observed_at.elapsed();
+        if self.observed.is_some() && since < OBSERVE_INTERVAL {
+            return ctx.request_repaint_after(OBSERVE_INTERVAL - since);
+        }
+        self.observed_at = Instant::now();
+        self.store.retain_probes(&seen);
+        self.engine.send(Command::Observe(Observation { probes: probes.clone(), candidates: CANDIDATES }));
+        self.observed = Some(probes);
+    }
+
+    /// All panels; returns what the user did.
+    fn panels(&mut self, ui: &mut egui::Ui) -> Vec<Action> {
+        let mut actions = Vec::new();
+        let Self { store, selection, hover, time, theme, settings, layout, views, keys, palette, help, note, dtype, .. } = self;
+        let cx = context(store, selection, hover, time, theme, settings);
+        let bar = egui::Frame::new().fill(theme.panel).inner_margin(egui::Margin::symmetric(8, 5));
+        Panel::top("model bar").frame(bar).show_separator_line(false).show(ui, |ui| {
+            model_bar::model_bar(ui, &cx, layout, *dtype, &mut actions);
+        });
+        banner::banner(ui, &cx, &mut actions);
+        Panel::bottom("timeline").frame(bar).show_separator_line(false).show(ui, |ui| {
+            timeline::timeline(ui, &cx, note.as_ref().map(|(text, _)| text.as_str()), &mut actions);
+        });
+        egui::CentralPanel::default().frame(egui::Frame::new().fill(theme.backdrop).inner_margin(egui::Margin::symmetric(0, 2))).show(
+            ui,
+            |ui| layout.ui(ui, views, &cx, &mut actions),
+        );
+        palette.ui(ui.ctx(), &cx, keys, &mut actions);
+        help::help(ui.ctx(), theme, keys, help);
+        actions
+    }
+}
+
+fn context<'a>(
+    store: &'a Store,
+    selection: &'a Selection,
+    hover: &'a Hover,
+    time: &'a TimeAxis,
+    theme: &'a Theme,
+    settings: &'a Settings,
+) -> ViewContext<'a> {
+    ViewContext { store, selection, hover, time, theme, settings }
+}
+
+impl eframe::App for App {
+    fn logic(&mut self, ctx: &egui::Context, _frame: &mut eframe::Frame) {
+        self.drain(ctx);
+        self.clamp_selection();
+        self.observe(ctx);
+    }
+
+    fn ui(&mut self, ui: &mut egui::Ui, _frame: &mut eframe::Frame) {
+        let ctx = ui.ctx().clone();
+        if !self.palette.is_open() {
+            let now = Now { store: &self.store, selection: &self.selection };
+            for action in keymap::pressed(&ctx, &self.keys, &now) {
+                self.act(&ctx, action);
+            }
+        }
+        let actions = self.panels(ui);
+        let mut hover = Hover::default();
+        for action in actions {
+            match action {
+                Action::Hover(over) => hover = over,
+                action => self.act(&ctx, action),
+            }
+        }
+        if hover != self.hover {
+            // The other views show it in the next frame.
+            self.hover = hover;
+            ctx.request_repaint();
+        }
+        self.forget_note(&ctx);
+        self.clamp_selection();
+        self.observe(&ctx);
+    }
+
+    fn save(&mut self, storage: &mut dyn eframe::Storage) {
+        let views = self.views.iter().map(|(kind, view)| (*kind, view.save())).collect();
+        let saved = Saved { settings: self.settings.clone(), layout: self.layout.clone(), views };
+        if let Ok(text) = serde_json::to_string(&saved) {
+            storage.set_string(STORAGE_KEY, text);
+        }
+    }
+
+    fn clear_color(&self, _visuals: &egui::Visuals) -> [f32; 4] {
+        self.theme.backdrop.to_normalized_gamma_f32()
+    }
+}

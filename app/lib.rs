@@ -1,0 +1,16 @@
+//! The Statescope window: engine events into a store, the store into docked views, what the user does into engine commands.
+
+pub mod action;
+pub mod app;
+mod apply;
+mod dialog;
+pub mod keymap;
+pub mod layout;
+pub mod selection;
+pub mod settings;
+pub mod store;
+pub mod theme;
+pub mod view;
+pub mod widget;
+
+pub use app::{App, Options};

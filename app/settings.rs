@@ -1,0 +1,77 @@
+//! What is remembered between runs, apart from the layout.
+
+use std::path::PathBuf;
+
+use statescope_engine::protocol::{Dtype, ModelSource};
+use statescope_engine::sampler::Sampling;
+
+use crate::theme::Ground;
+
+/// Folders kept under 'Recent'.
+const RECENT: usize = 8;
+
+/// The prompt that a fresh start shows.
+pub const EXAMPLE_PROMPT: &str = "Once upon a time, there was a";
+
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub struct Settings {
+    pub ground: Ground,
+    /// Everything half as large again, for the back row.
+    pub presentation: bool,
+    pub prompt: String,
+    pub temperature: f32,
+    pub top_k: Option<usize>,
+    pub top_p: Option<f32>,
+    pub seed: u64,
+    pub tokens_to_make: usize,
+    /// Tokens/s at most; none is full speed.
+    pub speed: Option<f32>,
+    pub recent: Vec<PathBuf>,
+    /// Spelling of the type that weights are held in; none is the file's own.
+    pub dtype: Option<String>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let sampling = Sampling::default();
+        Self {
+            ground: Ground::Dark,
+            presentation: false,
+            prompt: EXAMPLE_PROMPT.into(),
+            temperature: sampling.temperature,
+            top_k: sampling.top_k,
+            top_p: sampling.top_p,
+            seed: sampling.seed,
+            tokens_to_make: 256,
+            speed: None,
+            recent: Vec::new(),
+            dtype: None,
+        }
+    }
+}
+
+impl Settings {
+    pub fn sampling(&self) -> Sampling {
+        Sampling { temperature: self.temperature, top_k: self.top_k, top_p: self.top_p, seed: self.seed }
+    }
+
+    pub fn set_sampling(&mut self, sampling: &Sampling) {
+        self.temperature = sampling.temperature;
+        self.top_k = sampling.top_k;
+        self.top_p = sampling.top_p;
+        self.seed = sampling.seed;
+    }
+
+    pub fn dtype(&self) -> Option<Dtype> {
+        self.dtype.as_ref()?.parse().ok()
+    }
+
+    pub fn remember(&mut self, source: &ModelSource) {
+        if let ModelSource::Path(path) = source {
+            self.recent.retain(|p| p != path);
+            self.recent.insert(0, path.clone());
+            self.recent.truncate(RECENT);
+        }
+    }
+}

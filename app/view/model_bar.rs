@@ -1,0 +1,208 @@
+//! The top bar: which model, how fast, how large, at what cost; layout, theme, help.
+
+use eframe::egui::{self, RichText, Role, Sense, Ui, WidgetInfo};
+use statescope_engine::protocol::{Dtype, ModelInfo, ModelSource, RunState};
+
+use super::{ViewContext, ViewKind};
+use crate::action::Action;
+use crate::layout::Layout;
+use crate::theme::{Theme, space};
+use crate::widget::format;
+
+pub fn model_bar(ui: &mut Ui, cx: &ViewContext<'_>, layout: &Layout, dtype: Option<Dtype>, actions: &mut Vec<Action>) {
+    ui.horizontal(|ui| {
+        ui.set_height(24.0);
+        models(ui, cx, actions);
+        if ui.button("Open folder…").on_hover_text("Ctrl+O").clicked() {
+            actions.push(Action::OpenFolder);
+        }
+        device(ui, cx, dtype, actions);
+        ui.add_space(space::S);
+        let narrow = ui.available_width() < 620.0;
+        match &cx.store.loading {
+            Some(loading) => progress(ui, cx, loading, actions),
+            None => facts(ui, cx, narrow),
+        }
+        ui.with_layout(egui::Layout::right_to_left(egui::Align::Center), |ui| {
+            tools(ui, cx, layout, actions);
+            if cx.store.loading.is_none() {
+                status(ui, cx, narrow);
+            }
+        });
+    });
+}
+
+fn models(ui: &mut Ui, cx: &ViewContext<'_>, actions: &mut Vec<Action>) {
+    let model = cx.store.model.as_deref();
+    let name = model.map_or("No model", |m| m.name.as_str());
+    let title = RichText::new(format!("{name}  ▾")).font(cx.theme.strong());
+    let response = ui.menu_button(title, |ui| {
+        ui.set_min_width(300.0);
+        if !statescope_engine::builtin::list().is_empty() {
+            caption(ui, cx.theme, "Built-in");
+        }
+        for builtin in statescope_engine::builtin::list() {
+            let chosen = model.is_some_and(|m| m.source == ModelSource::Builtin(builtin.name.to_owned()));
+            let text = format!("{}  {}", builtin.name, builtin.summary);
+            if ui.selectable_label(chosen, text).clicked() {
+                actions.push(Action::Load(ModelSource::Builtin(builtin.name.to_owned())));
+                ui.close();
+            }
+        }
+        ui.separator();
+        if ui.button("Open folder…   Ctrl+O").clicked() {
+            actions.push(Action::OpenFolder);
+            ui.close();
+        }
+        if !cx.settings.recent.is_empty() {
+            caption(ui, cx.theme, "Recent");
+        }
+        for path in &cx.settings.recent {
+            let name = path.file_name().map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned());
+            if ui.button(name).on_hover_text(path.display().to_string()).clicked() {
+                actions.push(Action::Load(ModelSource::Path(path.clone())));
+                ui.close();
+            }
+        }
+    });
+    response.response.widget_info(|| WidgetInfo::labeled(Role::Button, true, format!("Model: {name}")));
+}
+
+/// Where it runs, and what the weights are held in.
+fn device(ui: &mut Ui, cx: &ViewContext<'_>, dtype: Option<Dtype>, actions: &mut Vec<Action>) {
+    let own = cx.store.model.as_ref().map_or("weights", |m| match m.dtype {
+        Dtype::F32 => "f32",
+        Dtype::Bf16 => "bf16",
+        Dtype::F16 => "f16",
+    });
+    let title = RichText::new(format!("CPU · {own}  ▾")).color(cx.theme.text_muted);
+    let response = ui.menu_button(title, |ui| {
+        caption(ui, cx.theme, "Weights are held in");
+        for (name, value) in [("the file's own type", None), ("f32", Some("f32")), ("bf16", Some("bf16")), ("f16", Some("f16"))] {
+            let chosen = dtype.map(|d| d.to_string()).as_deref() == value;
+            if ui.selectable_label(chosen, name).clicked() {
+                actions.push(Action::SetDtype(value.map(str::to_owned)));
+                ui.close();
+            }
+        }
+        ui.separator();
+        ui.label(RichText::new("Sums are always in f32.").font(cx.theme.small()).color(cx.theme.text_muted));
+    });
+    response.response.widget_info(|| WidgetInfo::labeled(Role::Button, true, format!("Device CPU, weights {own}")));
+}
+
+fn progress(ui: &mut Ui, cx: &ViewContext<'_>, loading: &crate::store::Loading, actions: &mut Vec<Action>) {
+    let (rect, response) = ui.allocate_exact_size(egui::vec2(140.0, 6.0), Sense::hover());
+    let share = loading.fraction.clamp(0.0, 1.0);
+    ui.painter().rect_filled(rect, 3.0, cx.theme.control);
+    ui.painter().rect_filled(rect.with_max_x(rect.min.x + share * rect.width()), 3.0, cx.theme.text_muted);
+    response.widget_info(|| WidgetInfo::labeled(Role::ProgressIndicator, true, format!("Loading {:.0} %", share * 100.0)));
+    let what = format::shorten(&loading.what, 48);
+    ui.label(RichText::new(format!("{what} {:.0} %", share * 100.0)).color(cx.theme.text_muted));
+    if ui.button("Cancel").clicked() {
+        actions.push(Action::CancelLoading);
+    }
+}
+
+/// 4.5 M parameters, 6 layers: glyphs of their kinds.
+fn facts(ui: &mut Ui, cx: &ViewContext<'_>, narrow: bool) {
+    let Some(model) = cx.store.model.as_deref() else {
+        ui.label(RichText::new("Choose a built-in model or open a folder.").color(cx.theme.text_muted));
+        return;
+    };
+    let text = format!("{} parameters · {}", format::count(model.parameters), format::plural(model.layers.len(), "layer"));
+    ui.label(RichText::new(text).color(cx.theme.text_muted));
+    if !narrow && model.layers.len() <= 32 {
+        kinds(ui, cx.theme, model);
+    }
+}
+
+fn kinds(ui: &mut Ui, theme: &Theme, model: &ModelInfo) {
+    let mut job = egui::text::LayoutJob::default();
+    for layer in &model.layers {
+        let Some(part) = layer.parts.first() else { continue };
+        let format = egui::TextFormat::simple(theme.small(), theme.kind_colour(part.kind));
+        job.append(Theme::kind_glyph(part.kind), 0.0, format);
+    }
+    let mut words: Vec<String> = Vec::new();
+    for (l, layer) in model.layers.iter().enumerate() {
+        if let Some(part) = layer.parts.first() {
+            words.push(format!("Layer {l}: {}", part.kind.label()));
+        }
+    }
+    ui.label(job).on_hover_text(words.join("\n"));
+}
+
+/// Speed, memory and the cost of looking, from the right.
+fn status(ui: &mut Ui, cx: &ViewContext<'_>, narrow: bool) {
+    let (theme, performance) = (cx.theme, &cx.store.performance);
+    if cx.store.model.is_none() {
+        return;
+    }
+    let mut parts = vec![format!("state {}", format::bytes(performance.state_bytes))];
+    parts.push(format!("KV {}", format::bytes(performance.kv_bytes)));
+    if !narrow && performance.model_ms > 0.0 {
+        let cost = (performance.probes_ms + performance.transfer_ms) / performance.model_ms;
+        parts.push(format!("probes +{:.0} %", 100.0 * cost));
+    }
+    let text = parts.join(" · ");
+    ui.add(egui::Label::new(RichText::new(text).color(theme.text_muted)).wrap_mode(egui::TextWrapMode::Extend)).on_hover_text(
+        "Bytes of the recurrent state (constant in the length) and of the KV cache (grows with it); what the probes of the \
+         panels in sight add to the model's time.",
+    );
+    let (words, colour) = match cx.store.run {
+        RunState::Running => (format::rate(performance.tokens_per_s), theme.good),
+        RunState::Reading => ("reading".to_owned(), theme.warning),
+        RunState::Paused => ("paused".to_owned(), theme.text_faint),
+        RunState::Empty => ("no model".to_owned(), theme.text_faint),
+    };
+    // Fixed width, so that the bar does not tremble with the digits.
+    let width = 104.0;
+    ui.allocate_ui_with_layout(egui::vec2(width, 20.0), egui::Layout::left_to_right(egui::Align::Center), |ui| {
+        ui.set_min_width(width);
+        let (rect, _) = ui.allocate_exact_size(egui::vec2(8.0, 8.0), Sense::hover());
+        ui.painter().circle_filled(rect.center(), 3.5, colour);
+        ui.label(RichText::new(words).color(theme.text));
+    });
+}
+
+fn tools(ui: &mut Ui, cx: &ViewContext<'_>, layout: &Layout, actions: &mut Vec<Action>) {
+    let help = ui.button("?");
+    help.widget_info(|| WidgetInfo::labeled(Role::Button, true, "Help"));
+    if help.on_hover_text("Keys and help (F1)").clicked() {
+        actions.push(Action::ToggleHelp);
+    }
+    let next = if cx.theme.is_dark() { "Light" } else { "Dark" };
+    if ui.button(next).on_hover_text("Dark or light (T)").clicked() {
+        actions.push(Action::ToggleTheme);
+    }
+    ui.menu_button("Layout ▾", |ui| {
+        ui.set_min_width(200.0);
+        for (k, kind) in ViewKind::DOCKED.into_iter().enumerate() {
+            let mut shown = layout.has(kind);
+            let key = if k < 9 { format!("   {}", k + 1) } else { String::new() };
+            if ui.checkbox(&mut shown, format!("{}{key}", kind.name())).clicked() {
+                actions.push(if shown { Action::ShowView(kind) } else { Action::HideView(kind) });
+            }
+        }
+        ui.separator();
+        let mut large = cx.settings.presentation;
+        if ui.checkbox(&mut large, "Presentation size   P").clicked() {
+            actions.push(Action::TogglePresentation);
+            ui.close();
+        }
+        if ui.button("Reset layout").clicked() {
+            actions.push(Action::ResetLayout);
+            ui.close();
+        }
+        if ui.button("Commands…   Ctrl+K").clicked() {
+            actions.push(Action::ToggleCommands);
+            ui.close();
+        }
+    });
+    ui.add_space(space::S);
+}
+
+fn caption(ui: &mut Ui, theme: &Theme, text: &str) {
+    ui.label(RichText::new(text).font(theme.small()).color(theme.text_faint));
+}
