@@ -77,6 +77,12 @@ impl Attention<'_> {
         assert!(needed(self.keys) && needed(self.values), "attention: pages hold fewer than {positions} positions");
     }
 
+    /// The head whose keys and values `head` reads.
+    #[inline(always)]
+    pub(crate) fn kv_head(&self, head: usize) -> usize {
+        head * self.kv_heads / self.heads
+    }
+
     /// Key of `kv_head` at `position`.
     #[inline(always)]
     pub(crate) fn key(&self, position: usize, kv_head: usize) -> &[f32] {
@@ -117,7 +123,7 @@ impl Attention<'_> {
 
     /// [`Attention::row`] in f64.
     pub fn reference_row(&self, q_head: &[f32], head: usize, position: usize) -> Vec<f64> {
-        let kv_head = head * self.kv_heads / self.heads;
+        let kv_head = self.kv_head(head);
         let product = |k: &[f32]| q_head.iter().zip(k).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum::<f64>();
         let logits: Vec<f64> = (0..=position).map(|s| f64::from(self.scale) * product(self.key(s, kv_head))).collect();
         let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -131,7 +137,7 @@ impl Attention<'_> {
         for (i, q) in q.chunks_exact(self.head_dim).enumerate() {
             let (t, head) = (i / self.heads, i % self.heads);
             let row = self.reference_row(q, head, first_position + t);
-            let kv_head = head * self.kv_heads / self.heads;
+            let kv_head = self.kv_head(head);
             y.extend(
                 (0..self.head_dim).map(|d| {
                     row.iter().enumerate().map(|(s, p)| p * f64::from(self.value(s, kv_head)[d])).sum::<f64>()

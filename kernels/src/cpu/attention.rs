@@ -1,13 +1,19 @@
 //! CPU twin of [`crate::attention`].
 
 use crate::{
-    Attention,
+    Attention, PAGE,
     cpu::{
+        product::{View, add_product, transpose},
         simd::{Kernel, LANES, Simd, dispatch},
         vector::{axpy, dot, exp},
     },
     par,
 };
+
+/// Queries of a tile: they are the columns of its products, two vectors.
+const QUERIES: usize = 2 * LANES;
+/// Fewer queries than this go one by one: a tile would be mostly empty.
+const FEW: usize = 4;
 
 /// y [T, H, head_dim].
 pub(crate) fn forward(
@@ -20,33 +26,57 @@ pub(crate) fn forward(
     let Attention { heads, head_dim, .. } = *attention;
     let tokens = q.len() / (heads * head_dim);
     let work = 2 * q.len() * (first_position + tokens / 2 + 1) / LANES;
-    let mut entropies = entropy_bits.map(|e| e.chunks_mut(1));
-    let items: Vec<_> = q
-        .chunks_exact(head_dim)
-        .zip(y.chunks_exact_mut(head_dim))
+    // Pieces are heads of a token, or tiles of tokens with all heads.
+    let (size, entropies) = if tokens < FEW { (head_dim, 1) } else { (QUERIES * heads * head_dim, QUERIES * heads) };
+    let mut entropy_bits = entropy_bits.map(|bits| bits.chunks_mut(entropies));
+    let pieces: Vec<_> = q
+        .chunks(size)
+        .zip(y.chunks_mut(size))
         .enumerate()
-        .map(|(i, (q, y))| (i, q, y, entropies.as_mut().and_then(|e| e.next())))
+        .map(|(i, (q, y))| (i, q, y, entropy_bits.as_mut().and_then(Iterator::next)))
         .collect();
-    par::for_each(items.into_iter(), work, |(i, q, y, entropy)| {
-        let (t, head) = (i / heads, i % heads);
-        let mut weights = vec![0.0; first_position + t + 1];
-        let (max, sum) = dispatch(Row { attention, q, head, out: &mut weights });
-        dispatch(Mix { attention, head, weights: &weights, sum, y });
-        if let Some(entropy) = entropy {
-            // −Σ p log₂ p with p = w / Σ w: log₂ Σ w − Σ w log₂ w / Σ w.
-            let inner: f32 = weights.iter().filter(|&&w| w > 0.0).map(|w| w * w.log2()).sum();
-            entropy[0] = (sum.log2() - inner / sum).max(0.0);
+    par::for_each(pieces.into_iter(), work, |(i, q, y, entropy_bits)| {
+        if tokens < FEW {
+            let mut weights = vec![0.0; first_position + i / heads + 1];
+            let moments = dispatch(Row { attention, q, head: i % heads, out: &mut weights });
+            dispatch(Mix { attention, head: i % heads, weights: &weights, sum: moments.sum, y });
+            if let Some(bits) = entropy_bits {
+                bits[0] = moments.entropy_bits();
+            }
+        } else {
+            dispatch(Tile { attention, q, first: first_position + i * QUERIES, y, entropy_bits });
         }
-        let _ = max;
     });
 }
 
 pub(crate) fn row(attention: &Attention, q: &[f32], head: usize, out: &mut [f32]) {
-    let (_, sum) = dispatch(Row { attention, q, head, out });
+    let sum = dispatch(Row { attention, q, head, out }).sum;
     out.iter_mut().for_each(|w| *w /= sum);
 }
 
-/// Weights before the division by their sum: e^{logit − max}. Returns (max, sum).
+/// Of w = e^l, l the logits less their largest: Σ w and Σ w l.
+struct Moments {
+    sum: f32,
+    inner: f32,
+}
+
+impl Moments {
+    /// −Σ p log₂ p of p = w / Σ w.
+    #[inline(always)]
+    fn entropy_bits(&self) -> f32 {
+        (self.sum.log2() - self.inner / self.sum * std::f32::consts::LOG2_E).max(0.0)
+    }
+}
+
+/// e^x and x e^x, 0 for x = −∞.
+#[inline(always)]
+fn weigh<S: Simd>(s: S, x: S::V) -> (S::V, S::V) {
+    let weight = exp(s, x);
+    // The least finite x whose exponential is 0, second NaN.
+    (weight, s.mul(weight, s.max(s.splat(-110.0), x)))
+}
+
+/// Weights of one query before the division by their sum.
 struct Row<'a> {
     attention: &'a Attention<'a>,
     q: &'a [f32],
@@ -55,22 +85,26 @@ struct Row<'a> {
 }
 
 impl Kernel for Row<'_> {
-    type Output = (f32, f32);
+    type Output = Moments;
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> (f32, f32) {
+    fn run<S: Simd>(self, s: S) -> Moments {
         let Row { attention, q, head, out } = self;
-        let kv_head = head * attention.kv_heads / attention.heads;
+        let kv_head = attention.kv_head(head);
         let mut max = f32::NEG_INFINITY;
         for (position, logit) in out.iter_mut().enumerate() {
             *logit = attention.scale * dot(s, q, attention.key(position, kv_head));
             max = max.max(*logit);
         }
-        let mut sum = 0.0;
+        let (mut sum, mut inner) = (s.splat(0.0), s.splat(0.0));
         for logits in out.chunks_mut(LANES) {
-            s.store_some(exp(s, s.sub(s.load_some(logits), s.splat(max))), logits);
-            sum += logits.iter().sum::<f32>();
+            // Lanes beyond the last logit: −∞.
+            let mut lanes = [f32::NEG_INFINITY; LANES];
+            lanes[..logits.len()].copy_from_slice(logits);
+            let (weight, product) = weigh(s, s.sub(s.load(&lanes), s.splat(max)));
+            s.store_some(weight, logits);
+            (sum, inner) = (s.add(sum, weight), s.add(inner, product));
         }
-        (max, sum)
+        Moments { sum: s.sum(sum), inner: s.sum(inner) }
     }
 }
 
@@ -88,11 +122,101 @@ impl Kernel for Mix<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Mix { attention, head, weights, sum, y } = self;
-        let kv_head = head * attention.kv_heads / attention.heads;
+        let kv_head = attention.kv_head(head);
         y.fill(0.0);
         for (position, &weight) in weights.iter().enumerate() {
             axpy(s, weight, attention.value(position, kv_head), y);
         }
         y.iter_mut().for_each(|y| *y /= sum);
+    }
+}
+
+/// Up to 16 queries, all heads.
+struct Tile<'a> {
+    attention: &'a Attention<'a>,
+    /// [queries, H, head_dim]
+    q: &'a [f32],
+    /// Position of the first query.
+    first: usize,
+    /// [queries, H, head_dim]
+    y: &'a mut [f32],
+    /// [queries, H]
+    entropy_bits: Option<&'a mut [f32]>,
+}
+
+impl Kernel for Tile<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Tile { attention, q, first, y, mut entropy_bits } = self;
+        let Attention { heads, kv_heads, head_dim, scale, .. } = *attention;
+        let (width, stride) = (heads * head_dim, kv_heads * head_dim);
+        let queries = q.len() / width;
+        let positions = first + queries;
+        let mut columns = vec![0.0; head_dim * QUERIES];
+        let mut weights = vec![0.0; positions * QUERIES];
+        y.fill(0.0);
+        for head in 0..heads {
+            let from = attention.kv_head(head) * head_dim;
+            // Pages of rows of this head; the last page may hold later positions.
+            let pages = |pages: &'_ [&'_ [f32]]| pages.len().min(positions.div_ceil(PAGE));
+            let length = |page: usize| PAGE.min(positions - page * PAGE);
+
+            // Logits [position, query].
+            transpose(q.chunks_exact(width).map(|q| &q[head * head_dim..][..head_dim]), &mut columns, QUERIES);
+            columns.iter_mut().for_each(|q| *q *= scale);
+            weights.fill(0.0);
+            for page in 0..pages(attention.keys) {
+                let keys = View { data: &attention.keys[page][from..], stride };
+                let logits = &mut weights[page * PAGE * QUERIES..];
+                add_product::<S, false>(
+                    s,
+                    keys,
+                    View { data: &columns, stride: QUERIES },
+                    (length(page), QUERIES, head_dim),
+                    logits,
+                    QUERIES,
+                );
+            }
+            // Query i sees the positions up to first + i.
+            for i in 0..queries {
+                for later in first + i + 1..positions {
+                    weights[later * QUERIES + i] = f32::NEG_INFINITY;
+                }
+            }
+
+            let mut max = [s.splat(f32::NEG_INFINITY); 2];
+            for logits in weights.chunks_exact(QUERIES) {
+                max = [s.max(max[0], s.load(logits)), s.max(max[1], s.load(&logits[LANES..]))];
+            }
+            let (mut sums, mut inner) = ([s.splat(0.0); 2], [s.splat(0.0); 2]);
+            for logits in weights.chunks_exact_mut(QUERIES) {
+                for (half, logits) in logits.chunks_exact_mut(LANES).enumerate() {
+                    let (weight, product) = weigh(s, s.sub(s.load(logits), max[half]));
+                    s.store(weight, logits);
+                    (sums[half], inner[half]) = (s.add(sums[half], weight), s.add(inner[half], product));
+                }
+            }
+
+            let y = &mut y[head * head_dim..];
+            for page in 0..pages(attention.values) {
+                let weights = View { data: &weights[page * PAGE * QUERIES..], stride: QUERIES };
+                let values = View { data: &attention.values[page][from..], stride };
+                add_product::<S, true>(s, weights, values, (queries, head_dim, length(page)), y, width);
+            }
+            let lanes = |halves: [S::V; 2]| {
+                let mut lanes = [0.0; QUERIES];
+                s.store(halves[0], &mut lanes);
+                s.store(halves[1], &mut lanes[LANES..]);
+                lanes
+            };
+            let (sums, inner) = (lanes(sums), lanes(inner));
+            for i in 0..queries {
+                y[i * width..][..head_dim].iter_mut().for_each(|y| *y /= sums[i]);
+                if let Some(bits) = &mut entropy_bits {
+                    bits[i * heads + head] = Moments { sum: sums[i], inner: inner[i] }.entropy_bits();
+                }
+            }
+        }
     }
 }

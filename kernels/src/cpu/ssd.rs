@@ -43,17 +43,51 @@ impl Kernel for Step<'_> {
         let x = &ssd.x[head * ssd.head_dim..][..ssd.head_dim];
         let delta = ssd.delta[head];
         let decay = s.splat((delta * ssd.a[head]).exp());
-        for (p, (state, y)) in state.chunks_exact_mut(n).zip(y).enumerate() {
-            let write = s.splat(delta * x[p]);
-            let mut sum = s.splat(0.0);
-            for ((h, b), c) in state.chunks_mut(LANES).zip(b.chunks(LANES)).zip(c.chunks(LANES)) {
-                let next = s.fma(decay, s.load_some(h), s.mul(write, s.load_some(b)));
-                s.store_some(next, h);
-                sum = s.fma(s.load_some(c), next, sum);
+        // Four rows at once: their sums are independent, and B and C are loaded once for all.
+        for (i, (state, y)) in state.chunks_mut(ROWS * n).zip(y.chunks_mut(ROWS)).enumerate() {
+            let x = &x[i * ROWS..][..y.len()];
+            if let Ok(x) = x.try_into() {
+                y.copy_from_slice(&advance::<S, ROWS>(s, state, decay, delta, x, b, c));
+            } else {
+                for ((state, y), x) in state.chunks_exact_mut(n).zip(y.iter_mut()).zip(x) {
+                    *y = advance(s, state, decay, delta, &[*x], b, c)[0];
+                }
             }
-            *y = s.sum(sum) + ssd.skip(head, p) * x[p];
+            for (p, (y, x)) in y.iter_mut().zip(x).enumerate() {
+                *y += ssd.skip(head, i * ROWS + p) * x;
+            }
         }
     }
+}
+
+/// Rows of the state that go together.
+const ROWS: usize = 4;
+
+/// R rows of the state [R, N], each to `decay`·S + Δ x Bᵀ; returns S C.
+#[inline(always)]
+fn advance<S: Simd, const R: usize>(
+    s: S,
+    state: &mut [f32],
+    decay: S::V,
+    delta: f32,
+    x: &[f32; R],
+    b: &[f32],
+    c: &[f32],
+) -> [f32; R] {
+    let n = b.len();
+    let writes = x.map(|x| s.splat(delta * x));
+    let mut sums = [s.splat(0.0); R];
+    for k in (0..n).step_by(LANES) {
+        let end = n.min(k + LANES);
+        let (b, c) = (s.load_some(&b[k..end]), s.load_some(&c[k..end]));
+        for r in 0..R {
+            let h = &mut state[r * n + k..r * n + end];
+            let next = s.fma(decay, s.load_some(h), s.mul(writes[r], b));
+            s.store_some(next, h);
+            sums[r] = s.fma(c, next, sums[r]);
+        }
+    }
+    sums.map(|sum| s.sum(sum))
 }
 
 /// The recurrence without y; `norms` [T, H].
