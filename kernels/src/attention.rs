@@ -26,7 +26,7 @@ impl Rope {
             return;
         }
         assert!(
-            heads > 0 && xs.len() % (heads * head_dim) == 0,
+            heads > 0 && xs.len().is_multiple_of(heads * head_dim),
             "rope: x of {} elements is not [T, {heads}, {head_dim}]",
             xs.len()
         );
@@ -71,7 +71,8 @@ impl Attention<'_> {
             let full = positions / PAGE;
             let width = kv_heads * head_dim;
             pages.iter().take(full).all(|p| p.len() >= PAGE * width)
-                && (positions % PAGE == 0 || pages.get(full).is_some_and(|p| p.len() >= positions % PAGE * width))
+                && (positions.is_multiple_of(PAGE)
+                    || pages.get(full).is_some_and(|p| p.len() >= positions % PAGE * width))
                 && pages.len() >= full
         };
         assert!(needed(self.keys) && needed(self.values), "attention: pages hold fewer than {positions} positions");
@@ -102,7 +103,11 @@ impl Attention<'_> {
             return;
         }
         let width = self.heads * self.head_dim;
-        assert!(width > 0 && q.len() % width == 0, "attention: q of {} elements is not [T, H, head_dim]", q.len());
+        assert!(
+            width > 0 && q.len().is_multiple_of(width),
+            "attention: q of {} elements is not [T, H, head_dim]",
+            q.len()
+        );
         assert_eq!(y.len(), q.len(), "attention: y is not [T, H, head_dim]");
         let tokens = q.len() / width;
         self.check(first_position + tokens);

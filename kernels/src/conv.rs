@@ -13,8 +13,11 @@ pub fn causal_conv(xs: &[f32], weight: &[f32], bias: Option<&[f32]>, history: &m
     }
     // Lengths of W = C·K and history = C·(K−1) give C.
     let channels = weight.len().saturating_sub(history.len());
-    assert!(channels > 0 && weight.len() % channels == 0, "causal_conv: W and history are not [C, K] and [K-1, C]");
-    assert!(xs.len() % channels == 0, "causal_conv: x of {} elements is not [T, {channels}]", xs.len());
+    assert!(
+        channels > 0 && weight.len().is_multiple_of(channels),
+        "causal_conv: W and history are not [C, K] and [K-1, C]"
+    );
+    assert!(xs.len().is_multiple_of(channels), "causal_conv: x of {} elements is not [T, {channels}]", xs.len());
     if let Some(bias) = bias {
         assert_eq!(bias.len(), channels, "causal_conv: bias is not [C]");
     }

@@ -12,7 +12,11 @@ pub fn linear(weight: &Matrix, bias: Option<&[f32]>, xs: &[f32], ys: &mut [f32])
     if ys.is_empty() {
         return;
     }
-    assert!(outputs > 0 && ys.len() % outputs == 0, "linear: y of {} elements is not [T, {outputs}]", ys.len());
+    assert!(
+        outputs > 0 && ys.len().is_multiple_of(outputs),
+        "linear: y of {} elements is not [T, {outputs}]",
+        ys.len()
+    );
     let tokens = ys.len() / outputs;
     assert_eq!(xs.len(), tokens * inputs, "linear: x is not [T = {tokens}, in = {inputs}]");
     if let Some(bias) = bias {

@@ -8,7 +8,7 @@ use crate::cpu;
 pub fn rms_norm(xs: &[f32], weight: &[f32], eps: f32, ys: &mut [f32]) {
     assert_eq!(xs.len(), ys.len(), "rms_norm: x and y differ in length");
     assert!(
-        !weight.is_empty() && xs.len() % weight.len() == 0,
+        !weight.is_empty() && xs.len().is_multiple_of(weight.len()),
         "rms_norm: x of {} elements is not [T, {}]",
         xs.len(),
         weight.len()
@@ -31,8 +31,12 @@ pub fn gated_group_rms_norm(
 ) {
     let width = weight.len();
     assert!(ys.len() == zs.len() && ys.len() == out.len(), "gated_group_rms_norm: y, z and out differ in length");
-    assert!(width > 0 && ys.len() % width == 0, "gated_group_rms_norm: y of {} elements is not [T, {width}]", ys.len());
-    assert!(groups > 0 && width % groups == 0, "gated_group_rms_norm: {width} channels in {groups} groups");
+    assert!(
+        width > 0 && ys.len().is_multiple_of(width),
+        "gated_group_rms_norm: y of {} elements is not [T, {width}]",
+        ys.len()
+    );
+    assert!(groups > 0 && width.is_multiple_of(groups), "gated_group_rms_norm: {width} channels in {groups} groups");
     if let Some(scale) = &scale_out {
         assert_eq!(scale.len(), ys.len() / width * groups, "gated_group_rms_norm: scale is not [T, G]");
     }

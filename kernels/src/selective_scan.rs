@@ -31,8 +31,15 @@ impl SelectiveScan<'_> {
 
     fn check(&self, state: usize) {
         let channels = self.channels();
-        assert!(channels > 0 && self.a.len() % channels == 0, "selective scan: A and D are not [E, N] and [E]");
-        assert!(self.x.len() % channels == 0, "selective scan: x of {} elements is not [T, {channels}]", self.x.len());
+        assert!(
+            channels > 0 && self.a.len().is_multiple_of(channels),
+            "selective scan: A and D are not [E, N] and [E]"
+        );
+        assert!(
+            self.x.len().is_multiple_of(channels),
+            "selective scan: x of {} elements is not [T, {channels}]",
+            self.x.len()
+        );
         assert_eq!(self.delta.len(), self.x.len(), "selective scan: delta is not [T, E]");
         let tokens = self.x.len() / channels;
         assert_eq!(self.b.len(), tokens * self.state_dim(), "selective scan: B is not [T, N]");

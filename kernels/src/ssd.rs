@@ -46,7 +46,11 @@ impl Ssd<'_> {
     fn check(&self, state: usize) {
         let Ssd { heads, head_dim, state_dim, groups, .. } = *self;
         assert!(heads > 0 && groups > 0 && heads % groups == 0, "ssd: {heads} heads in {groups} groups");
-        assert!(self.delta.len() % heads == 0, "ssd: delta of {} elements is not [T, {heads}]", self.delta.len());
+        assert!(
+            self.delta.len().is_multiple_of(heads),
+            "ssd: delta of {} elements is not [T, {heads}]",
+            self.delta.len()
+        );
         let tokens = self.tokens();
         assert_eq!(self.a.len(), heads, "ssd: A is not [H]");
         assert_eq!(self.b.len(), tokens * groups * state_dim, "ssd: B is not [T, G, N]");

@@ -53,6 +53,8 @@ pub(crate) fn add_product<S: Simd, const TRANSPOSED: bool>(
 }
 
 /// M rows × up to 16 columns.
+// `k` and `m` index several arrays at once; zipped iterators would hide the product.
+#[allow(clippy::needless_range_loop)]
 #[inline(always)]
 fn tile<S: Simd, const M: usize, const TRANSPOSED: bool>(
     s: S,
