@@ -1,0 +1,180 @@
+//! The official implementation agrees: logits, the residual stream after every layer, internals, greedy continuations, on tiny
+//! random checkpoints of every architecture and on the built-in models. Goldens are made by `tests/goldens/make.py` and
+//! `assets/training/golden.py`.
+
+use statescope_engine::hooks::Hooks;
+use statescope_engine::mixer::StateSlot;
+use statescope_engine::model::{Logits, Model};
+use statescope_engine::protocol::{ModelSource, Point, TokenId};
+use statescope_engine::sampler::Sampling;
+use statescope_engine::session::{Budgets, Session};
+
+use crate::support::{Capture, Golden, deviation, goldens, open, open_case, root};
+
+/// Parity bound of the design.
+const TOLERANCE: f32 = 1e-4;
+
+const GREEDY: Sampling = Sampling { temperature: 0.0, top_k: None, top_p: None, seed: 0 };
+
+/// All logits of `tokens` read in pieces that end at `cuts`.
+pub fn read(model: &Model, tokens: &[TokenId], cuts: &[usize], capture: &mut Capture) -> (Vec<f32>, Vec<StateSlot>) {
+    let mut slots = model.slots();
+    let (mut logits, mut start) = (Vec::new(), 0);
+    for &end in cuts.iter().chain([&tokens.len()]) {
+        let mut piece = Vec::new();
+        let mut hooks = Hooks::observing(capture);
+        model.forward(&tokens[start..end], start, &mut slots, &mut hooks, Logits::All(&mut piece));
+        logits.extend(piece);
+        start = end;
+    }
+    (logits, slots)
+}
+
+fn greedy(session: &mut Session, prompt: &[TokenId], count: usize) -> Vec<TokenId> {
+    session.start(prompt).unwrap();
+    session.read_all();
+    (0..count)
+        .map(|_| {
+            let token = session.extend(&GREEDY).unwrap();
+            session.read_all();
+            token
+        })
+        .collect()
+}
+
+/// Compares one case; returns the largest deviations of (logits, residuals).
+fn check_case(case: &str) -> (f32, f32) {
+    let opened = open_case(case);
+    let golden = Golden::read(&goldens().join(case).join("golden.safetensors"));
+    let tokens = golden.tokens("input_ids");
+    let expected = golden.floats("logits");
+    let mut worst = (0.0f32, 0.0f32);
+    let single: Vec<usize> = (1..tokens.len()).collect();
+    for cuts in [&[][..], &[1], &[7, 8, 65], &[64], &single] {
+        let mut capture = Capture::default();
+        let (logits, _) = read(&opened.model, &tokens, cuts, &mut capture);
+        let error = deviation(&logits, &expected);
+        assert!(error <= TOLERANCE, "{case}, cut at {cuts:?}: logits deviate by {error:e}");
+        worst.0 = worst.0.max(error);
+        for layer in 0..opened.model.layer_count() {
+            let error = deviation(&capture.rows[&(layer, Point::Resid)], &golden.floats(&format!("resid.{layer}")));
+            assert!(error <= TOLERANCE, "{case}, cut at {cuts:?}: residual of layer {layer} deviates by {error:e}");
+            worst.1 = worst.1.max(error);
+        }
+        check_internals(case, &golden, &capture);
+    }
+    let mut session = Session::new(opened.model.clone(), None, Budgets::default());
+    let continuation = golden.tokens("greedy");
+    assert_eq!(greedy(&mut session, &golden.tokens("greedy_prompt"), continuation.len()), continuation, "{case}: greedy");
+    worst
+}
+
+fn check_internals(case: &str, golden: &Golden, capture: &Capture) {
+    let pairs = [
+        ("delta", Point::Delta),
+        ("B", Point::Key),
+        ("C", Point::Query),
+        ("x", Point::Value),
+        ("y", Point::Core),
+        ("out", Point::Out),
+    ];
+    for layer in 0..4 {
+        for (name, point) in pairs {
+            let name = format!("mixer.{layer}.{name}");
+            if golden.has(&name) {
+                let error = deviation(&capture.rows[&(layer, point)], &golden.floats(&name));
+                assert!(error <= TOLERANCE, "{case}: {name} deviates by {error:e}");
+            }
+        }
+    }
+}
+
+/// The drawn matrices and the final states are those of the reference.
+fn check_pictures(case: &str) {
+    let opened = open_case(case);
+    let golden = Golden::read(&goldens().join(case).join("golden.safetensors"));
+    let mut session = Session::new(opened.model.clone(), None, Budgets::default());
+    session.start(&golden.tokens("input_ids")).unwrap();
+    session.read_all();
+    let length = session.position();
+    for layer in 0..opened.model.layer_count() {
+        let (mixer, tape) = (opened.model.mixer(layer), session.tape().layer(layer));
+        let name = format!("mixer.{layer}.mixing");
+        if golden.has(&name) {
+            let expected = golden.floats(&name);
+            let heads = match golden.has(&format!("mixer.{layer}.mixing_channels")) {
+                true => golden.tokens(&format!("mixer.{layer}.mixing_channels")),
+                false => (0..golden.shape(&name)[0] as u32).collect(),
+            };
+            for (head, expected) in heads.iter().zip(expected.chunks_exact(length * length)) {
+                let mut drawn = vec![f32::NAN; length * length];
+                mixer.lower(tape, *head as usize, &mut |lowered| lowered.rows(0..length, &mut drawn));
+                let error = deviation(&drawn, expected);
+                assert!(error <= TOLERANCE, "{case}: matrix of layer {layer}, head {head} deviates by {error:e}");
+            }
+        }
+        let name = format!("mixer.{layer}.state");
+        if golden.has(&name) {
+            let state = session.state_at(layer, length - 1).unwrap();
+            let error = deviation(&state, &golden.floats(&name));
+            assert!(error <= TOLERANCE, "{case}: state of layer {layer} deviates by {error:e}");
+        }
+    }
+}
+
+macro_rules! cases {
+    ($($case:ident),* $(,)?) => {
+        $(#[test]
+        fn $case() {
+            let (logits, residuals) = check_case(stringify!($case));
+            println!("{}: logits {logits:.1e}, residuals {residuals:.1e}", stringify!($case));
+            check_pictures(stringify!($case));
+        })*
+    };
+}
+
+cases!(
+    mamba_a,
+    mamba_b,
+    mamba_original,
+    mamba_bf16,
+    mamba2_a,
+    mamba2_b,
+    mamba2_clamp,
+    mamba2_original,
+    llama_a,
+    llama_b,
+    llama_rope3,
+    llama_legacy,
+    llama_sharded,
+    bamba_a,
+    bamba_b,
+    bamba_legacy,
+);
+
+/// The four trained models, as they are embedded, against `transformers` on real text.
+#[test]
+fn builtin_models() {
+    let models = statescope_engine::builtin::list();
+    assert_eq!(models.len(), 4, "all four built-in models are in this build");
+    for model in models {
+        let opened = open(&ModelSource::Builtin(model.name.to_owned()));
+        let golden = Golden::read(&root().join(format!("assets/training/goldens/{}.safetensors", model.name)));
+        let (tokens, positions) = (golden.tokens("input_ids"), golden.tokens("resid_positions"));
+        let mut capture = Capture::default();
+        let (logits, _) = read(&opened.model, &tokens, &[], &mut capture);
+        let expected = golden.floats("logits");
+        let error = deviation(&logits[logits.len() - expected.len()..], &expected);
+        assert!(error <= TOLERANCE, "{}: logits deviate by {error:e}", model.name);
+        let width = opened.info.hidden_size;
+        for layer in 0..opened.model.layer_count() {
+            let all = &capture.rows[&(layer, Point::Resid)];
+            let some: Vec<f32> = positions.iter().flat_map(|t| &all[*t as usize * width..][..width]).copied().collect();
+            let error = deviation(&some, &golden.floats(&format!("resid.{layer}")));
+            assert!(error <= TOLERANCE, "{}: residual of layer {layer} deviates by {error:e}", model.name);
+        }
+        let mut session = Session::new(opened.model.clone(), None, Budgets::default());
+        let continuation = golden.tokens("greedy");
+        assert_eq!(greedy(&mut session, &tokens[..32], continuation.len()), continuation, "{}: greedy", model.name);
+    }
+}

@@ -1,0 +1,114 @@
+//! What several tests share: goldens, an observer that keeps everything, the error measure.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use safetensors::{Dtype, SafeTensors};
+use statescope_engine::hooks::Observer;
+use statescope_engine::loader::tokenizer::Tokenizer;
+use statescope_engine::model::Model;
+use statescope_engine::protocol::{ModelInfo, ModelSource, Point, TokenId};
+use statescope_engine::worker::open_model;
+
+pub fn root() -> PathBuf {
+    PathBuf::from("/work/main")
+}
+
+pub fn goldens() -> PathBuf {
+    root().join("tests/goldens")
+}
+
+/// A model ready to run.
+pub struct Opened {
+    pub model: Arc<Model>,
+    pub tokenizer: Option<Tokenizer>,
+    pub info: ModelInfo,
+}
+
+pub fn open(source: &ModelSource) -> Opened {
+    let (model, tokenizer, info) = open_model(source, None, |_| true).unwrap_or_else(|e| panic!("{source}: {e}"));
+    Opened { model: Arc::new(model), tokenizer, info }
+}
+
+pub fn open_case(case: &str) -> Opened {
+    open(&ModelSource::Path(goldens().join(case)))
+}
+
+/// The small checkpoints that the laws are tested on: every mixer, groups, biases, ties.
+pub const CASES: [&str; 9] = [
+    "mamba_a", "mamba_b", "mamba_bf16", "mamba2_a", "mamba2_b", "mamba2_clamp", "llama_a", "bamba_a", "bamba_b",
+];
+
+/// A safetensors file in memory.
+pub struct Golden {
+    bytes: Vec<u8>,
+}
+
+impl Golden {
+    pub fn read(path: &Path) -> Self {
+        Self { bytes: std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display())) }
+    }
+
+    fn tensors(&self) -> SafeTensors<'_> {
+        SafeTensors::deserialize(&self.bytes).unwrap()
+    }
+
+    pub fn names(&self) -> Vec<String> {
+        self.tensors().names().into_iter().map(|name| name.to_string()).collect()
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors().tensor(name).is_ok()
+    }
+
+    pub fn shape(&self, name: &str) -> Vec<usize> {
+        self.tensors().tensor(name).unwrap_or_else(|e| panic!("{name}: {e}")).shape().to_vec()
+    }
+
+    pub fn floats(&self, name: &str) -> Vec<f32> {
+        let tensors = self.tensors();
+        let tensor = tensors.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(tensor.dtype(), Dtype::F32, "{name}");
+        tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    }
+
+    pub fn tokens(&self, name: &str) -> Vec<TokenId> {
+        let tensors = self.tensors();
+        let tensor = tensors.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(tensor.dtype(), Dtype::I64, "{name}");
+        tensor.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as TokenId).collect()
+    }
+}
+
+/// max|a − b| / max|b|; any NaN is an infinite error.
+pub fn deviation(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len(), "lengths differ");
+    if a.iter().chain(b).any(|x| x.is_nan()) {
+        return f32::INFINITY;
+    }
+    let scale = b.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+    let error = a.iter().zip(b).fold(0.0f32, |m, (x, y)| m.max((x - y).abs()));
+    if scale > 0.0 { error / scale } else { error }
+}
+
+/// Keeps every quantity of every layer, rows appended.
+#[derive(Default)]
+pub struct Capture {
+    pub rows: HashMap<(usize, Point), Vec<f32>>,
+}
+
+impl Observer for Capture {
+    fn wants(&self, _layer: usize) -> bool {
+        true
+    }
+
+    fn observe(&mut self, layer: usize, point: Point, _first: usize, _rows: usize, values: &[f32]) {
+        self.rows.entry((layer, point)).or_default().extend_from_slice(values);
+    }
+}
+
+/// Token ids that look random but are the same every time.
+pub fn ids(count: usize, vocab: usize) -> Vec<TokenId> {
+    (0..count).map(|i| ((i * 7919 + i * i * 31 + 13) % vocab) as TokenId).collect()
+}
