@@ -1,0 +1,378 @@
+//! Gates: step size, retention, write and read strength of every head over tokens, and the selected head as a line.
+
+mod quantity;
+
+use eframe::egui::{self, Color32};
+use statescope_engine::protocol::{Point, Probe, Reduction};
+
+use crate::action::Action;
+use crate::theme::{Theme, space};
+use crate::view::quantity::plate::{self, Colours};
+use crate::view::quantity::pooled::PooledSeries;
+use crate::view::quantity::{Subject, csv_text, exact, spread_of, typical_order};
+use crate::view::{View, ViewContext, ViewKind};
+use crate::widget::heatmap::Heatmap;
+use crate::widget::panel;
+use crate::widget::series::{Lines, SeriesPlot};
+use quantity::{Gate, half_lives};
+
+pub use quantity::retention_probe;
+
+/// Lowest strip that can still be read.
+const STRIP: f32 = 84.0;
+
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+struct Settings {
+    /// One quantity large, or all.
+    only: Option<Gate>,
+    /// Heads from local to global memory instead of by number.
+    sorted: bool,
+    colours: [Colours; 5],
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { only: None, sorted: false, colours: Gate::ALL.map(|gate| Colours::new(gate.scale())) }
+    }
+}
+
+#[derive(Default)]
+pub struct GatesView {
+    settings: Settings,
+    strips: [PooledSeries; 5],
+    /// The order of the heads and what it was made for; stays while the text grows to twice its length, so that rows do not jump.
+    order: Option<((Probe, u64, usize), Vec<usize>)>,
+}
+
+impl View for GatesView {
+    fn title(&self, cx: &ViewContext<'_>) -> String {
+        match Subject::of(cx) {
+            Some(subject) => {
+                let names: Vec<&str> = Gate::of(subject.kind()).iter().map(|gate| gate.label()).collect();
+                let nouns = format!("{} {}s", subject.mixer.heads, subject.kind().head_noun());
+                format!("Gates · {} · {} · {nouns}", subject.layer_name(), names.join(", "))
+            }
+            None => "Gates".into(),
+        }
+    }
+
+    fn explanation(&self, _: &ViewContext<'_>) -> String {
+        "Each strip shows one quantity of every head (rows) at every token (columns), and the selected head as a line beneath. \
+         Δ_t is the step the mixer takes, exp(Δ_t A) the share of its state that it keeps, ‖Δ B xᵀ‖ what it adds, ‖S C‖ what it reads out; \
+         for attention ‖k‖‖v‖, what is read, and the entropy of its weights. \
+         A head that keeps a share r forgets half in ln 2 / −ln r tokens."
+            .into()
+    }
+
+    fn probes(&self, cx: &ViewContext<'_>, probes: &mut Vec<Probe>) {
+        let Some(subject) = Subject::of(cx) else { return };
+        for gate in self.shown(&subject) {
+            probes.push(gate.probe(&subject));
+        }
+        if self.settings.sorted {
+            probes.push(order_probe(&subject));
+        }
+        if subject.mixer.decay_dim > 1 && self.shown(&subject).contains(&Gate::Decay) {
+            probes.push(entries_probe(&subject));
+        }
+    }
+
+    fn ui(&mut self, ui: &mut egui::Ui, cx: &ViewContext<'_>, actions: &mut Vec<Action>) {
+        let Some(subject) = Subject::of(cx) else {
+            panel::empty(ui, cx.theme, "No model is loaded. Choose one in the model bar.");
+            return;
+        };
+        self.toolbar(ui, cx, &subject);
+        if cx.store.length() == 0 {
+            panel::empty(ui, cx.theme, "Press Space to read the prompt and run.");
+            return;
+        }
+        self.update_order(cx, &subject);
+        let shown = self.shown(&subject);
+        let each = (ui.available_height() / shown.len().max(1) as f32 - space::XS).max(STRIP);
+        egui::ScrollArea::vertical().auto_shrink(false).show(ui, |ui| {
+            for gate in shown {
+                self.strip(ui, cx, &subject, gate, each, actions);
+            }
+        });
+    }
+
+    fn save(&self) -> serde_json::Value {
+        serde_json::to_value(&self.settings).unwrap_or_default()
+    }
+
+    fn restore(&mut self, saved: &serde_json::Value) {
+        if let Ok(settings) = serde_json::from_value(saved.clone()) {
+            self.settings = settings;
+        }
+    }
+}
+
+/// What heads are sorted by: retention, or for attention the entropy of its rows.
+fn order_probe(subject: &Subject<'_>) -> Probe {
+    if subject.kind().is_recurrent() { retention_probe(subject) } else { Gate::Entropy.probe(subject) }
+}
+
+/// All N decays of the selected Mamba-1 channel.
+fn entries_probe(subject: &Subject<'_>) -> Probe {
+    subject.series(Point::Decay, Reduction::Full).head(subject.head)
+}
+
+impl GatesView {
+    fn shown(&self, subject: &Subject<'_>) -> Vec<Gate> {
+        let all = Gate::of(subject.kind());
+        match self.settings.only.filter(|gate| all.contains(gate)) {
+            Some(gate) => vec![gate],
+            None => all.to_vec(),
+        }
+    }
+
+    fn toolbar(&mut self, ui: &mut egui::Ui, cx: &ViewContext<'_>, subject: &Subject<'_>) {
+        ui.horizontal(|ui| {
+            let mut options = vec![(None, "all")];
+            options.extend(Gate::of(subject.kind()).iter().map(|gate| (Some(*gate), gate.label())));
+            let current = self.settings.only.filter(|gate| Gate::of(subject.kind()).contains(gate));
+            if let Some(only) = panel::choice(ui, cx.theme, current, &options) {
+                self.settings.only = only;
+            }
+            ui.separator();
+            let by_memory = if subject.kind().is_recurrent() { "local to global" } else { "focused to broad" };
+            if let Some(sorted) =
+                panel::choice(ui, cx.theme, self.settings.sorted, &[(false, "by number"), (true, by_memory)])
+            {
+                self.settings.sorted = sorted;
+            }
+        });
+    }
+
+    fn update_order(&mut self, cx: &ViewContext<'_>, subject: &Subject<'_>) {
+        if !self.settings.sorted {
+            self.order = None;
+            return;
+        }
+        let probe = order_probe(subject);
+        let known = cx.store.series(&probe).map_or(0, |series| series.len());
+        let key = (probe, cx.store.epoch, known.next_power_of_two());
+        if self.order.as_ref().is_none_or(|(made_for, _)| *made_for != key) {
+            let order = typical_order(cx.store.series(&probe), subject.mixer.heads, known);
+            // Longest memory at the bottom.
+            self.order = Some((key, order.into_iter().rev().collect()));
+        }
+    }
+
+    fn strip(
+        &mut self,
+        ui: &mut egui::Ui,
+        cx: &ViewContext<'_>,
+        subject: &Subject<'_>,
+        gate: Gate,
+        height: f32,
+        actions: &mut Vec<Action>,
+    ) {
+        let probe = gate.probe(subject);
+        let order = self.order.as_ref().map(|(_, order)| order.as_slice());
+        let cells = &mut self.strips[gate.index()];
+        cells.update(cx.store, &probe, subject.mixer.heads, order);
+        let cells = &*cells;
+        let colours = &mut self.settings.colours[gate.index()];
+        let plots = height - space::ROW - 2.0 * space::XS;
+        let map_height = (plots * 0.58).round();
+        let series = cx.store.series(&probe);
+        let strongest = |row: usize, token: usize| {
+            let value = |head: &usize| series.and_then(|s| s.value(token, *head)).map_or(-1.0, f32::abs);
+            cells.group(row).iter().copied().max_by(|a, b| value(a).total_cmp(&value(b)).then(b.cmp(a)))
+        };
+        let describe = |row: usize, token: usize, _: Option<f32>| {
+            let Some(head) = strongest(row, token) else { return String::new() };
+            let value = series.and_then(|s| s.value(token, head));
+            let more = cells.group(row).len() - 1;
+            let mut text = tag(cx, subject, gate, head, token, value);
+            if more > 0 {
+                text.push_str(&format!("\nlargest of {} channels that share this row", more + 1));
+            }
+            text
+        };
+        let name = |row: usize| cells.group(row).first().map_or_else(String::new, |head| head.to_string());
+        // Caption above, then the map; the legend needs what the map used, so it comes from the frame before.
+        let header = ui.horizontal(|ui| {
+            ui.set_height(space::ROW);
+            panel::caption(ui, cx.theme, gate.caption(subject.kind()));
+        });
+        let map = Heatmap::new(("gate", gate.label()), cells)
+            .map(gate.map())
+            .scale(colours.scale)
+            .range(colours.locked)
+            .row_labels(&name)
+            .cursor_row(cells.row_of(subject.head))
+            .highlight_row(hovered_head(cx, subject).and_then(|head| cells.row_of(head)))
+            .label(format!("{} of every {} over tokens", gate.caption(subject.kind()), subject.kind().head_noun()))
+            .describe(&describe);
+        let response = plate::map_over_time(ui, cx, map_height, map, actions);
+        let hovered = response.hovered.map(|(row, token, _)| (row, token));
+        plate::time_actions(ui, hovered, response.clicked, actions, |row, token| {
+            (Some(subject.layer), strongest(row, token))
+        });
+        let value = response.hovered.and_then(|(_, _, value)| value);
+        let csv = || csv(cx, subject);
+        plate::menu(&response.response, ViewKind::Gates, "gates", value, &csv, actions);
+        let rest = egui::Rect::from_min_max(
+            header.response.rect.right_top(),
+            egui::pos2(response.rect.right(), header.response.rect.bottom()),
+        );
+        plate::beside(ui, rest, |ui| colours.legend(ui, cx, gate.map(), gate.unit(), &response));
+        self.line(ui, cx, subject, gate, plots - map_height, actions);
+        ui.add_space(space::XS);
+    }
+
+    fn line(
+        &self,
+        ui: &mut egui::Ui,
+        cx: &ViewContext<'_>,
+        subject: &Subject<'_>,
+        gate: Gate,
+        height: f32,
+        actions: &mut Vec<Action>,
+    ) {
+        let probe = gate.probe(subject);
+        let spread = gate == Gate::Decay && subject.mixer.decay_dim > 1;
+        let values = if spread { spread_lines(cx, subject) } else { single_line(cx, &probe, subject.head) };
+        let describe = |line: usize, token: usize, value: Option<f32>| {
+            let mut text = tag(cx, subject, gate, subject.head, token, value);
+            if spread && let Some(all) = values.spread(token) {
+                text.push_str(&format!(
+                    "\n{} of its {} state entries",
+                    ["smallest", "median", "largest"][line.min(2)],
+                    subject.mixer.decay_dim
+                ));
+                text.push_str(&format!("\n{}", half_lives(all)));
+            }
+            text
+        };
+        let plot = SeriesPlot::new(("gate line", gate.label()), &values)
+            .unit(gate.unit())
+            .log(
+                gate == Gate::Delta
+                    && self.settings.colours[gate.index()].scale != crate::widget::heatmap::ValueScale::Linear,
+            )
+            .selected_line(Some(values.lines.len() - 1))
+            .label(format!("{} of {} over tokens", gate.caption(subject.kind()), subject.head_name()))
+            .describe(&describe);
+        let response = plate::lines_over_time(ui, cx, height.max(24.0), plot, actions);
+        let at = |cell: (usize, usize)| (cell.0, cell.1);
+        let hovered = response.hovered.map(|(line, token, _)| (line, token));
+        plate::time_actions(ui, hovered, response.clicked.map(at), actions, |_, _| {
+            (Some(subject.layer), Some(subject.head))
+        });
+    }
+}
+
+fn hovered_head(cx: &ViewContext<'_>, subject: &Subject<'_>) -> Option<usize> {
+    cx.hover.head.filter(|_| cx.hover.layer.is_none_or(|layer| layer == subject.layer))
+}
+
+fn tag(
+    cx: &ViewContext<'_>,
+    subject: &Subject<'_>,
+    gate: Gate,
+    head: usize,
+    token: usize,
+    value: Option<f32>,
+) -> String {
+    let who = subject.head_name_of(head);
+    let place = format!("layer {}, {who}, token {token} “{}”", subject.layer, cx.store.token_text(token));
+    match value {
+        Some(value) => {
+            format!("{} = {} {}\n{place}\n{}", gate.label(), exact(value), gate.unit(), gate.words(&who, value))
+        }
+        None => format!("{} not known yet\n{place}", gate.label()),
+    }
+}
+
+/// Lines over the tokens from `first` on.
+struct Values {
+    first: usize,
+    length: usize,
+    lines: Vec<Vec<Option<f32>>>,
+    colours: Vec<Color32>,
+}
+
+impl Values {
+    fn spread(&self, token: usize) -> Option<[f32; 3]> {
+        Some([self.value(0, token)?, self.value(1, token)?, self.value(2, token)?])
+    }
+}
+
+impl Lines for Values {
+    fn count(&self) -> usize {
+        self.lines.len()
+    }
+
+    fn len(&self) -> usize {
+        self.length
+    }
+
+    fn value(&self, line: usize, token: usize) -> Option<f32> {
+        *self.lines.get(line)?.get(token.checked_sub(self.first)?)?
+    }
+
+    fn colour(&self, line: usize) -> Color32 {
+        self.colours[line.min(self.colours.len() - 1)]
+    }
+
+    fn name(&self, line: usize) -> String {
+        if self.lines.len() == 3 { ["smallest", "median", "largest"][line.min(2)].into() } else { String::new() }
+    }
+}
+
+/// The visible tokens as whole numbers.
+fn visible(cx: &ViewContext<'_>) -> std::ops::Range<usize> {
+    let window = plate::window(cx);
+    let end = (window.end.ceil().max(0.0) as usize).min(cx.store.length());
+    (window.start.floor().max(0.0) as usize).min(end)..end
+}
+
+fn line_colour(theme: &Theme, index: usize) -> Color32 {
+    theme.line_colour(index, 4)
+}
+
+fn single_line(cx: &ViewContext<'_>, probe: &Probe, head: usize) -> Values {
+    let tokens = visible(cx);
+    let series = cx.store.series(probe);
+    let line = tokens.clone().map(|t| series.and_then(|s| s.value(t, head))).collect();
+    Values {
+        first: tokens.start,
+        length: cx.store.length(),
+        lines: vec![line],
+        colours: vec![line_colour(cx.theme, 0)],
+    }
+}
+
+/// Smallest, median and largest retention over the state entries of the selected channel.
+fn spread_lines(cx: &ViewContext<'_>, subject: &Subject<'_>) -> Values {
+    let tokens = visible(cx);
+    let series = cx.store.series(&entries_probe(subject));
+    let mut lines = vec![Vec::with_capacity(tokens.len()); 3];
+    for t in tokens.clone() {
+        let spread = series.and_then(|s| s.row(t)).and_then(spread_of);
+        for (k, line) in lines.iter_mut().enumerate() {
+            line.push(spread.map(|s| s[k]));
+        }
+    }
+    let colours = vec![line_colour(cx.theme, 2), line_colour(cx.theme, 1), line_colour(cx.theme, 0)];
+    Values { first: tokens.start, length: cx.store.length(), lines, colours }
+}
+
+/// One line per token: the selected head's quantities.
+fn csv(cx: &ViewContext<'_>, subject: &Subject<'_>) -> String {
+    let gates = Gate::of(subject.kind());
+    let mut text = format!("position,token,{}", gates.iter().map(|g| g.label()).collect::<Vec<_>>().join(","));
+    for t in 0..cx.store.length() {
+        text.push_str(&format!("\n{t},{}", csv_text(&cx.store.token_text(t))));
+        for gate in gates {
+            let value = cx.store.series(&gate.probe(subject)).and_then(|s| s.value(t, subject.head));
+            text.push_str(&format!(",{}", value.map(exact).unwrap_or_default()));
+        }
+    }
+    text
+}

@@ -1,0 +1,190 @@
+//! The update equation of one mixer with one step's numbers filled in, as lines of text.
+
+use statescope_engine::protocol::MixerKind;
+
+use crate::view::quantity::{half_life, short, tokens_words};
+
+/// What one head did at one token; what is not known yet is None.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    pub kind: MixerKind,
+    pub token: usize,
+    pub delta: Option<f32>,
+    /// One factor, or N of them for Mamba-1; empty while unknown and for attention.
+    pub decay: Vec<f32>,
+    /// ‖B‖ or ‖k‖.
+    pub key: Option<f32>,
+    /// ‖C‖ or ‖q‖.
+    pub query: Option<f32>,
+    /// ‖x‖ or ‖v‖.
+    pub value: Option<f32>,
+    pub write: Option<f32>,
+    pub read: Option<f32>,
+    pub state_before: Option<f32>,
+    pub state_after: Option<f32>,
+    /// ‖y‖, skip included.
+    pub core: Option<f32>,
+    /// Bits of the softmax row.
+    pub entropy: Option<f32>,
+    /// Width of a key, for 1/√d.
+    pub key_width: usize,
+}
+
+impl Step {
+    /// A = ln(decay)/Δ of a scalar decay, which the model stores as −exp(A_log).
+    pub fn a(&self) -> Option<f32> {
+        match (&self.decay[..], self.delta) {
+            (&[decay], Some(delta)) if delta > 0.0 && decay > 0.0 => {
+                Some((f64::from(decay).ln() / f64::from(delta)) as f32)
+            }
+            _ => None,
+        }
+    }
+
+    /// What the write is in size beside what was kept: write / (decay · ‖S_{t−1}‖). Needs a scalar decay.
+    pub fn novelty(&self) -> Option<f32> {
+        let (&[decay], Some(before), Some(write)) = (&self.decay[..], self.state_before, self.write) else {
+            return None;
+        };
+        let kept = decay * before;
+        (kept > 0.0).then(|| write / kept)
+    }
+}
+
+/// The equation, top to bottom.
+pub fn lines(step: &Step) -> Vec<String> {
+    match step.kind {
+        MixerKind::Mamba2 => mamba2(step),
+        MixerKind::Mamba1 => mamba1(step),
+        MixerKind::Attention => attention(step),
+    }
+}
+
+fn mamba2(step: &Step) -> Vec<String> {
+    let t = step.token;
+    let before = t.checked_sub(1).map_or("S₋₁".to_owned(), |p| format!("S{}", sub(p)));
+    let (now, at) = (format!("S{}", sub(t)), sub(t));
+    let decay = step.decay.first().copied();
+    let mut lines = vec![
+        format!("decay = exp(ΔA) = exp({} · {}) = {}", show(step.delta), show(step.a()), show(decay)),
+        format!(
+            "write = Δ‖B‖‖x‖ = {} · {} · {} = {}",
+            show(step.delta),
+            show(step.key),
+            show(step.value),
+            show(step.write)
+        ),
+        format!("{now} = {} · {before} + {} · x{at} B{at}ᵀ", show(decay), show(step.delta)),
+        format!("‖S‖: {} → {}", show(step.state_before), show(step.state_after)),
+        format!("y{at} = {now} C{at} + D x{at},  ‖{now} C{at}‖ = {},  ‖y{at}‖ = {}", show(step.read), show(step.core)),
+    ];
+    if let Some(tokens) = decay.and_then(half_life) {
+        lines.push(format!("half-life = ln 2 / −ln(decay) = {}", tokens_words(tokens)));
+    }
+    lines
+}
+
+fn mamba1(step: &Step) -> Vec<String> {
+    let at = sub(step.token);
+    let before = step.token.checked_sub(1).map_or("₋₁".to_owned(), sub);
+    let mut lines = vec![
+        format!("decay[n] = exp(Δ A[n]),  Δ = {}", show(step.delta)),
+        format!(
+            "write = Δ‖B‖|x| = {} · {} · {} = {}",
+            show(step.delta),
+            show(step.key),
+            show(step.value),
+            show(step.write)
+        ),
+        format!("S{at}[n] = decay[n] · S{before}[n] + {} · x{at} B{at}[n]", show(step.delta)),
+    ];
+    for (n, decay) in step.decay.iter().enumerate() {
+        let life = half_life(*decay).map_or(String::new(), |tokens| format!("  half-life {}", tokens_words(tokens)));
+        lines.push(format!("  n = {n:<3} decay {:<8}{life}", short(*decay)));
+    }
+    lines.push(format!("‖S‖: {} → {}", show(step.state_before), show(step.state_after)));
+    lines.push(format!(
+        "y{at} = Σₙ C{at}[n] S{at}[n] + D x{at},  |S·C| = {},  |y{at}| = {}",
+        show(step.read),
+        show(step.core)
+    ));
+    lines
+}
+
+fn attention(step: &Step) -> Vec<String> {
+    let at = sub(step.token);
+    vec![
+        format!("p{at}ⱼ = softmaxⱼ(q{at}·kⱼ / √{}),  j ≤ {}", step.key_width, step.token),
+        format!("y{at} = Σⱼ p{at}ⱼ vⱼ,  ‖y{at}‖ = {}", show(step.core.or(step.read))),
+        format!("‖q{at}‖ = {},  ‖k{at}‖ = {},  ‖v{at}‖ = {}", show(step.query), show(step.key), show(step.value)),
+        format!("entropy of the row = {} bits", show(step.entropy)),
+        format!("the cache keeps (k{at}, v{at}) and forgets nothing"),
+    ]
+}
+
+fn show(value: Option<f32>) -> String {
+    value.map_or("?".into(), short)
+}
+
+/// Subscript digits.
+pub fn sub(number: usize) -> String {
+    number.to_string().chars().map(|c| char::from_u32(c as u32 - '0' as u32 + 0x2080).unwrap_or(c)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(kind: MixerKind) -> Step {
+        Step {
+            kind,
+            token: 12,
+            delta: Some(0.0431),
+            decay: vec![0.9202],
+            key: Some(2.0),
+            query: Some(1.5),
+            value: Some(3.0),
+            write: Some(0.2586),
+            read: Some(0.5),
+            state_before: Some(1.0),
+            state_after: Some(1.1),
+            core: Some(0.7),
+            entropy: Some(1.25),
+            key_width: 64,
+        }
+    }
+
+    #[test]
+    fn mamba2_fills_in_every_number() {
+        let text = lines(&step(MixerKind::Mamba2)).join("\n");
+        assert!(text.contains("exp(0.04310 · -1.930) = 0.9202"), "{text}");
+        assert!(text.contains("S₁₂ = 0.9202 · S₁₁ + 0.04310 · x₁₂ B₁₂ᵀ"), "{text}");
+        assert!(text.contains("half-life = ln 2 / −ln(decay) = 8.3 tokens"), "{text}");
+        assert!(!text.contains('?'), "{text}");
+    }
+
+    #[test]
+    fn what_is_unknown_is_said() {
+        let text = lines(&Step { delta: None, decay: vec![], token: 0, ..step(MixerKind::Mamba2) }).join("\n");
+        assert!(text.contains("S₀ = ? · S₋₁ + ? · x₀ B₀ᵀ"), "{text}");
+    }
+
+    #[test]
+    fn mamba1_lists_every_decay() {
+        let text = lines(&Step { decay: vec![0.9, 0.5], ..step(MixerKind::Mamba1) }).join("\n");
+        assert!(text.contains("n = 1   decay 0.5000  half-life 1 token"), "{text}");
+    }
+
+    #[test]
+    fn attention_names_the_scale() {
+        let text = lines(&step(MixerKind::Attention)).join("\n");
+        assert!(text.contains("√64"), "{text}");
+        assert!(text.contains("1.250 bits"), "{text}");
+    }
+
+    #[test]
+    fn novelty_is_write_over_kept() {
+        assert!((step(MixerKind::Mamba2).novelty().unwrap() - 0.2586 / 0.9202).abs() < 1e-6);
+        assert_eq!(Step { state_before: None, ..step(MixerKind::Mamba2) }.novelty(), None);
+    }
+}

@@ -1,0 +1,97 @@
+//! What a matrix, a stage, a scale and a cell are called.
+
+use statescope_engine::protocol::{MixerKind, Scale, Stage};
+
+use crate::view::quantity::{exact, percent};
+use crate::widget::format;
+
+pub const STAGES: [(Stage, &str); 3] = [(Stage::Core, "core"), (Stage::Conv, "+conv"), (Stage::Gate, "+conv+gate")];
+pub const SCALES: [(Scale, &str); 3] =
+    [(Scale::Raw, "signed"), (Scale::RowShare, "row share"), (Scale::Contribution, "contribution")];
+
+/// What is in the matrix, in a few words under the title.
+pub fn stage_words(kind: MixerKind, stage: Stage) -> &'static str {
+    match (kind, stage) {
+        (MixerKind::Attention, _) => "softmax weights",
+        (_, Stage::Core) => "Δⱼ and D included",
+        (_, Stage::Conv) => "Δⱼ, D and the convolution included",
+        (_, Stage::Gate) => "Δⱼ, D, convolution and output gate included",
+    }
+}
+
+/// The formula of a cell.
+pub fn formula(kind: MixerKind, stage: Stage) -> &'static str {
+    match (kind, stage) {
+        (MixerKind::Attention, _) => "M_ij = softmax_j(q_i·k_j / √d)",
+        (MixerKind::Mamba2, Stage::Core) => "M_ij = (C_iᵀB_j) exp(A Σ_{k=j+1..i} Δ_k) Δ_j, plus D on the diagonal",
+        (MixerKind::Mamba1, Stage::Core) => {
+            "M_ij = Σ_n C_i[n] exp(A[n] Σ_{k=j+1..i} Δ_k) Δ_j B_j[n], plus D on the diagonal"
+        }
+        (_, Stage::Conv) => "M · diag(σ(v)) · Conv, on the values before the short convolution",
+        (_, Stage::Gate) => "diag(silu(z) · norm) · M · diag(σ(v)) · Conv, up to the output projection",
+    }
+}
+
+pub fn scale_words(scale: Scale) -> &'static str {
+    match scale {
+        Scale::Raw => "M_ij, signed",
+        Scale::RowShare => "|M_ij| / Σ_j |M_ij|, comparable with softmax weights",
+        Scale::Contribution => "‖M_ij v_j‖, what the key token contributes",
+    }
+}
+
+/// '7 tokens back'.
+pub fn back(i: usize, j: usize) -> String {
+    match i - j {
+        0 => "itself".into(),
+        n => format!("{} back", format::plural(n, "token")),
+    }
+}
+
+/// What a cell says about its two tokens. `share` is the part of the row's total size.
+pub fn cell_words(i: usize, j: usize, query: &str, key: &str, share: Option<f32>) -> String {
+    let from = if i == j { "itself".to_owned() } else { format!("“{key}”, {}", back(i, j)) };
+    match share {
+        Some(share) => format!("“{query}” reads {} of its row from {from}", percent(share)),
+        None => format!("“{query}” reads from {from}"),
+    }
+}
+
+/// The whole tag of a cell.
+pub fn cell_tag(scale: Scale, (i, j): (usize, usize), value: Option<f32>, words: &str) -> String {
+    let name = match scale {
+        Scale::Raw => format!("M[{i}, {j}]"),
+        Scale::RowShare => format!("share[{i}, {j}]"),
+        Scale::Contribution => format!("‖M[{i}, {j}] v‖"),
+    };
+    if j > i {
+        return format!("token {j} comes after token {i}\nno token looks ahead: there is no such entry");
+    }
+    match value {
+        Some(value) => format!("{name} = {}\n{words}", exact(value)),
+        None => format!("{name} not known\n{words}"),
+    }
+}
+
+/// 'max |M·v − y| 3e-7'.
+pub fn badge(error: f32) -> String {
+    format!("max |M·v − y| {}", if error == 0.0 { "0".into() } else { format!("{error:.0e}") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cells_in_words() {
+        assert_eq!(
+            cell_words(12, 5, "fox", "quick", Some(0.12)),
+            "“fox” reads 12 % of its row from “quick”, 7 tokens back"
+        );
+        assert_eq!(cell_words(3, 3, "a", "a", Some(0.5)), "“a” reads 50 % of its row from itself");
+        assert_eq!(cell_words(3, 2, "a", "b", None), "“a” reads from “b”, 1 token back");
+        assert_eq!(cell_tag(Scale::Raw, (12, 5), Some(-0.25), "w"), "M[12, 5] = -0.25\nw");
+        assert!(cell_tag(Scale::Raw, (2, 5), None, "").contains("no token looks ahead"));
+        assert_eq!(badge(3.2e-7), "max |M·v − y| 3e-7");
+    }
+}

@@ -1,0 +1,188 @@
+//! Performance: how fast, where a token's time goes, how memory grows with the context, what was bounded.
+
+use eframe::egui::{self, Align2, Role, Sense, WidgetInfo, pos2, vec2};
+use statescope_engine::protocol::Probe;
+
+use crate::action::Action;
+use crate::store::PerformancePoint;
+use crate::theme::space;
+use crate::view::quantity::{grouped, short};
+use crate::view::{View, ViewContext};
+use crate::widget::panel;
+
+#[derive(Default)]
+pub struct PerformanceView;
+
+impl View for PerformanceView {
+    fn title(&self, _: &ViewContext<'_>) -> String {
+        "Performance".into()
+    }
+
+    fn explanation(&self, _: &ViewContext<'_>) -> String {
+        "Speed and memory as measured, averaged over the last tokens: time per token = model + probes + transfer. \
+         A recurrent state has the same size after one token and after a million, so its curve is flat; a KV cache grows by the same \
+         number of bytes with each token. Only measured points are drawn."
+            .into()
+    }
+
+    fn probes(&self, _: &ViewContext<'_>, _: &mut Vec<Probe>) {}
+
+    fn ui(&mut self, ui: &mut egui::Ui, cx: &ViewContext<'_>, _: &mut Vec<Action>) {
+        let Some(model) = cx.store.model.as_deref() else {
+            panel::empty(ui, cx.theme, "No model is loaded. Choose one in the model bar.");
+            return;
+        };
+        egui::ScrollArea::vertical().auto_shrink(false).show(ui, |ui| {
+            let p = &cx.store.performance;
+            let per_s =
+                |v: f32| if v > 0.0 { format!("{} tokens/s", grouped(v.round() as usize)) } else { "–".into() };
+            line(ui, cx, "making text", &per_s(p.tokens_per_s));
+            line(ui, cx, "reading a prompt", &per_s(p.prefill_tokens_per_s));
+            time_bar(ui, cx);
+            ui.add_space(space::S);
+            line(ui, cx, "recurrent state", &bytes(if p.state_bytes > 0 { p.state_bytes } else { model.state_bytes }));
+            let grows = match model.kv_bytes_per_token {
+                0 => String::new(),
+                n => format!(", + {} a token", bytes(n)),
+            };
+            line(ui, cx, "KV cache", &format!("{}{grows}", bytes(p.kv_bytes)));
+            memory_curve(ui, cx);
+            ui.add_space(space::S);
+            line(ui, cx, "record of past tokens", &bytes(p.tape_bytes));
+            line(ui, cx, "snapshots for seeking", &bytes(p.snapshot_bytes));
+            line(ui, cx, "held by the window", &bytes(cx.store.reading_bytes()));
+            let notes = cx.store.bounded_notes();
+            if notes.is_empty() {
+                ui.label(egui::RichText::new("Nothing was bounded or dropped.").color(cx.theme.text_muted));
+            }
+            for note in notes {
+                ui.label(egui::RichText::new(note).color(cx.theme.warning));
+            }
+        });
+    }
+}
+
+/// A name on the left, its value on the right.
+fn line(ui: &mut egui::Ui, cx: &ViewContext<'_>, name: &str, value: &str) {
+    let font = egui::TextStyle::Body.resolve(ui.style());
+    let height = ui.text_style_height(&egui::TextStyle::Body) + 2.0;
+    let (rect, response) = ui.allocate_exact_size(vec2(ui.available_width(), height), Sense::hover());
+    response.widget_info(|| WidgetInfo::labeled(Role::Label, true, format!("{name} = {value}")));
+    ui.painter().text(rect.left_center(), Align2::LEFT_CENTER, name, font.clone(), cx.theme.text_muted);
+    ui.painter().text(rect.right_center(), Align2::RIGHT_CENTER, value, font, cx.theme.text);
+}
+
+/// Milliseconds a token as one stacked bar with its legend.
+fn time_bar(ui: &mut egui::Ui, cx: &ViewContext<'_>) {
+    let p = &cx.store.performance;
+    let parts = [
+        ("model", p.model_ms, cx.theme.line_colour(0, 4)),
+        ("probes", p.probes_ms, cx.theme.line_colour(1, 4)),
+        ("transfer", p.transfer_ms, cx.theme.line_colour(2, 4)),
+    ];
+    let total: f32 = parts.iter().map(|(_, ms, _)| ms.max(0.0)).sum();
+    line(ui, cx, "time per token", &if total > 0.0 { format!("{} ms", short(total)) } else { "–".into() });
+    let (rect, response) = ui.allocate_exact_size(vec2(ui.available_width(), 10.0), Sense::hover());
+    ui.painter().rect_filled(rect, 2.0, cx.theme.well);
+    let words: Vec<String> = parts.iter().map(|(name, ms, _)| format!("{name} {} ms", short(*ms))).collect();
+    if total > 0.0 {
+        let mut left = rect.left();
+        for (_, ms, colour) in parts {
+            let width = rect.width() * ms.max(0.0) / total;
+            ui.painter().rect_filled(egui::Rect::from_min_size(pos2(left, rect.top()), vec2(width, 10.0)), 0.0, colour);
+            left += width;
+        }
+    }
+    response.widget_info(|| WidgetInfo::labeled(Role::Label, true, format!("time per token: {}", words.join(", "))));
+    response.on_hover_text(words.join("\n"));
+    ui.horizontal_wrapped(|ui| {
+        for (word, (_, _, colour)) in words.iter().zip(parts) {
+            let (dot, _) = ui.allocate_exact_size(vec2(8.0, 8.0), Sense::hover());
+            ui.painter().rect_filled(dot, 2.0, colour);
+            ui.label(word);
+        }
+    });
+}
+
+/// State and KV bytes against the context, as measured.
+fn memory_curve(ui: &mut egui::Ui, cx: &ViewContext<'_>) {
+    let height = 84.0;
+    let (rect, response) = ui.allocate_exact_size(vec2(ui.available_width(), height), Sense::hover());
+    let theme = cx.theme;
+    let log = &cx.store.performance_log;
+    let painter = ui.painter_at(rect);
+    painter.rect_stroke(rect, 0.0, egui::Stroke::new(1.0, theme.hairline), egui::StrokeKind::Inside);
+    let font = egui::TextStyle::Small.resolve(ui.style());
+    response.widget_info(|| WidgetInfo::labeled(Role::Image, true, "state and KV bytes against context length"));
+    let (Some(last), true) = (log.back(), log.len() > 1) else {
+        painter.text(
+            rect.center(),
+            Align2::CENTER_CENTER,
+            "memory against context: press Space to run",
+            font,
+            theme.text_muted,
+        );
+        return;
+    };
+    let top = log.iter().map(|p| p.state_bytes.max(p.kv_bytes)).max().unwrap_or(0).max(1);
+    let plot = rect.shrink2(vec2(6.0, 16.0));
+    let curve = |of: fn(&PerformancePoint) -> usize, colour: egui::Color32| {
+        let points = log
+            .iter()
+            .map(|p| {
+                let x = plot.left() + plot.width() * p.length as f32 / last.length.max(1) as f32;
+                pos2(x, plot.bottom() - plot.height() * of(p) as f32 / top as f32)
+            })
+            .collect();
+        painter.add(egui::Shape::line(points, egui::Stroke::new(1.5, colour)));
+    };
+    curve(|p| p.state_bytes, theme.line_colour(0, 4));
+    curve(|p| p.kv_bytes, theme.line_colour(3, 4));
+    painter.text(rect.left_top() + vec2(4.0, 1.0), Align2::LEFT_TOP, "state", font.clone(), theme.line_colour(0, 4));
+    painter.text(
+        rect.left_top() + vec2(40.0, 1.0),
+        Align2::LEFT_TOP,
+        "KV cache",
+        font.clone(),
+        theme.line_colour(3, 4),
+    );
+    painter.text(rect.right_top() + vec2(-4.0, 1.0), Align2::RIGHT_TOP, bytes(top), font.clone(), theme.text_muted);
+    painter.text(rect.left_bottom() + vec2(4.0, -1.0), Align2::LEFT_BOTTOM, "0 tokens", font.clone(), theme.text_muted);
+    let end = format!("{} tokens", grouped(last.length));
+    painter.text(rect.right_bottom() + vec2(-4.0, -1.0), Align2::RIGHT_BOTTOM, end, font, theme.text_muted);
+    if let Some(pointer) = response.hover_pos() {
+        let wanted = (pointer.x - plot.left()) / plot.width().max(1.0) * last.length as f32;
+        let nearest =
+            log.iter().min_by(|a, b| (a.length as f32 - wanted).abs().total_cmp(&(b.length as f32 - wanted).abs()));
+        if let Some(p) = nearest {
+            response.on_hover_text(format!(
+                "after {} tokens: state {}, KV cache {}, {} tokens/s",
+                grouped(p.length),
+                bytes(p.state_bytes),
+                bytes(p.kv_bytes),
+                short(p.tokens_per_s)
+            ));
+        }
+    }
+}
+
+/// '1.2 MB', decimal.
+pub fn bytes(bytes: usize) -> String {
+    let b = bytes as f64;
+    match bytes {
+        0..1_000 => format!("{bytes} B"),
+        1_000..1_000_000 => format!("{:.1} kB", b / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", b / 1e6),
+        _ => format!("{:.2} GB", b / 1e9),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn byte_words() {
+        assert_eq!(super::bytes(999), "999 B");
+        assert_eq!(super::bytes(12_345), "12.3 kB");
+        assert_eq!(super::bytes(1_200_000), "1.2 MB");
+    }
+}

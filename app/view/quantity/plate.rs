@@ -1,0 +1,193 @@
+//! What every plot over tokens shares: the gutter, the one time axis, the same cursor, and the same answers to hover and click.
+//! Also the colour settings that a legend changes.
+
+use eframe::egui::{self, Align2, Color32, FontId, Rect, Ui, UiBuilder, pos2, vec2};
+
+use crate::action::Action;
+use crate::selection::Hover;
+use crate::theme::{ColourMap, space};
+use crate::view::ViewContext;
+use crate::view::quantity::Subject;
+use crate::widget::heatmap::{Heatmap, HeatmapResponse, ValueScale};
+use crate::widget::legend::{self, Legend, LegendChange};
+use crate::widget::panel::{self, Menu};
+use crate::widget::series::{SeriesPlot, SeriesResponse};
+use crate::widget::time::{self, TimeMap};
+
+/// How a heatmap is coloured; saved with its view.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub struct Colours {
+    pub scale: ValueScale,
+    /// Colours stay what they are, so that they compare over time and between models.
+    pub locked: Option<(f32, f32)>,
+}
+
+impl Colours {
+    pub fn new(scale: ValueScale) -> Self {
+        Self { scale, locked: None }
+    }
+
+    /// Draws the legend of `response` and takes up what was changed on it.
+    pub fn legend(
+        &mut self,
+        ui: &mut Ui,
+        cx: &ViewContext<'_>,
+        map: ColourMap,
+        unit: &str,
+        response: &HeatmapResponse,
+    ) {
+        let change = legend::legend(
+            ui,
+            cx.theme,
+            &Legend {
+                map,
+                scale: self.scale,
+                range: response.range_used,
+                unit,
+                locked: self.locked.is_some(),
+                clipped: response.clipped,
+            },
+        );
+        match change {
+            Some(LegendChange::Lock(range)) => self.locked = Some(range),
+            Some(LegendChange::Unlock) => self.locked = None,
+            Some(LegendChange::Scale(scale)) => self.scale = scale,
+            None => {}
+        }
+    }
+}
+
+/// The visible tokens.
+pub fn window(cx: &ViewContext<'_>) -> std::ops::Range<f64> {
+    cx.time.visible(cx.store.length())
+}
+
+/// The pinned range of tokens, if Shift made one.
+pub fn pinned_range(cx: &ViewContext<'_>) -> Option<std::ops::Range<usize>> {
+    let (a, b) = (cx.selection.query?, cx.selection.range_end?);
+    Some(a.min(b)..a.max(b) + 1)
+}
+
+fn cursor(cx: &ViewContext<'_>) -> Option<usize> {
+    Subject::of(cx).and_then(|subject| subject.cursor)
+}
+
+/// A heatmap over the shared time axis, as wide as the panel, gutter included.
+pub fn map_over_time(
+    ui: &mut Ui,
+    cx: &ViewContext<'_>,
+    height: f32,
+    heatmap: Heatmap<'_>,
+    actions: &mut Vec<Action>,
+) -> HeatmapResponse {
+    let response = heatmap
+        .gutter(space::GUTTER)
+        .x_window(window(cx))
+        .size(vec2(ui.available_width(), height))
+        .cursor_col(cursor(cx))
+        .highlight_col(cx.hover.query)
+        .show(ui, cx.theme);
+    zoom(ui, cx, &response.response, response.rect, actions);
+    response
+}
+
+/// Lines over the shared time axis, as wide as the panel, gutter included.
+pub fn lines_over_time(
+    ui: &mut Ui,
+    cx: &ViewContext<'_>,
+    height: f32,
+    plot: SeriesPlot<'_>,
+    actions: &mut Vec<Action>,
+) -> SeriesResponse {
+    let response = plot
+        .x_window(window(cx))
+        .size(vec2(ui.available_width(), height))
+        .cursor(cursor(cx))
+        .hover(cx.hover.query)
+        .pinned_range(pinned_range(cx))
+        .show(ui, cx.theme);
+    zoom(ui, cx, &response.response, response.rect, actions);
+    response
+}
+
+/// Wheel, pinch and drag move the shared time axis.
+pub fn zoom(ui: &Ui, cx: &ViewContext<'_>, response: &egui::Response, rect: Rect, actions: &mut Vec<Action>) {
+    let map = TimeMap::new(rect.x_range(), window(cx));
+    if let Some(axis) = time::interact(ui, response, &map, cx.store.length()) {
+        actions.push(Action::SetTimeAxis(axis));
+    }
+}
+
+/// Hover highlights the token, click pins it; Shift extends to a range. A cell is (row, token); `place` says which layer and head
+/// a row is.
+pub fn time_actions(
+    ui: &Ui,
+    hovered: Option<(usize, usize)>,
+    clicked: Option<(usize, usize)>,
+    actions: &mut Vec<Action>,
+    place: impl Fn(usize, usize) -> (Option<usize>, Option<usize>),
+) {
+    if let Some((row, token)) = hovered {
+        let (layer, head) = place(row, token);
+        actions.push(Action::Hover(Hover { layer, head, query: Some(token), key: None }));
+    }
+    if let Some((row, token)) = clicked {
+        let (layer, head) = place(row, token);
+        actions.extend(layer.map(Action::SelectLayer));
+        actions.extend(head.map(Action::SelectHead));
+        let extend = ui.input(|input| input.modifiers.shift);
+        actions.push(if extend { Action::ExtendTo(token) } else { Action::SelectToken(Some(token)) });
+    }
+}
+
+/// The menu of the right button: `value` is what is under the pointer.
+pub fn menu(
+    response: &egui::Response,
+    view: crate::view::ViewKind,
+    name: &str,
+    value: Option<f32>,
+    csv: &dyn Fn() -> String,
+    actions: &mut Vec<Action>,
+) {
+    panel::context_menu(response, &Menu { view, name, value: value.map(super::exact), csv }, actions);
+}
+
+/// The frame of a small map: the selection's, or the pointer's.
+pub fn frame(ui: &Ui, cx: &ViewContext<'_>, rect: Rect, selected: bool, hovered: bool) {
+    let stroke = match (selected, hovered) {
+        (true, _) => egui::Stroke::new(1.5, cx.theme.accent),
+        (_, true) => egui::Stroke::new(1.0, cx.theme.hover.gamma_multiply(0.6)),
+        _ => return,
+    };
+    ui.painter().rect_stroke(rect, 0.0, stroke, egui::StrokeKind::Outside);
+}
+
+/// Runs `add` in a child that fills `rect` exactly, without spacing.
+pub fn inside<R>(ui: &mut Ui, rect: Rect, add: impl FnOnce(&mut Ui) -> R) -> R {
+    let mut child = ui.new_child(UiBuilder::new().max_rect(rect));
+    child.spacing_mut().item_spacing = egui::Vec2::ZERO;
+    add(&mut child)
+}
+
+/// Runs `add` in what is left of a row, from its right end.
+pub fn beside<R>(ui: &mut Ui, rect: Rect, add: impl FnOnce(&mut Ui) -> R) -> R {
+    let mut child = ui.new_child(UiBuilder::new().max_rect(rect));
+    add(&mut child)
+}
+
+/// Coloured names beside the rows of a heatmap; as many as fit without touching.
+pub fn row_names(ui: &Ui, cells: Rect, rows: usize, font: &FontId, mut name: impl FnMut(usize) -> (String, Color32)) {
+    if rows == 0 {
+        return;
+    }
+    let height = cells.height() / rows as f32;
+    let line = font.size + 2.0;
+    let every = (line / height).ceil().max(1.0) as usize;
+    for row in (0..rows).step_by(every) {
+        let (text, colour) = name(row);
+        let lowest = (cells.bottom() - line * 0.5).max(cells.top() + line * 0.5);
+        let y = (cells.top() + height * (row as f32 + 0.5)).clamp(cells.top() + line * 0.5, lowest);
+        ui.painter().text(pos2(cells.left() - 6.0, y), Align2::RIGHT_CENTER, text, font.clone(), colour);
+    }
+}

@@ -1,0 +1,98 @@
+//! Attention: the KV cache as it grows, keys and values of the selected KV head over the shared time axis.
+
+use eframe::egui;
+use statescope_engine::protocol::{Point, Probe, Reduction};
+
+use crate::action::Action;
+use crate::theme::{ColourMap, space};
+use crate::view::quantity::cells::TransposedCells;
+use crate::view::quantity::plate::{self, Colours};
+use crate::view::quantity::{Subject, csv_text, exact};
+use crate::view::{ViewContext, ViewKind};
+use crate::widget::heatmap::Heatmap;
+use crate::widget::{format, panel};
+
+/// The engine maps a head to the KV head that it shares.
+fn probe(subject: &Subject<'_>, point: Point) -> Probe {
+    subject.series(point, Reduction::Full).head(subject.head)
+}
+
+pub fn probes(subject: &Subject<'_>, probes: &mut Vec<Probe>) {
+    probes.push(probe(subject, Point::Key));
+    probes.push(probe(subject, Point::Value));
+}
+
+pub(super) fn ui(
+    ui: &mut egui::Ui,
+    cx: &ViewContext<'_>,
+    subject: &Subject<'_>,
+    colours: &mut Colours,
+    actions: &mut Vec<Action>,
+) {
+    let m = subject.mixer;
+    let bytes = cx.store.position * m.kv_bytes_per_token;
+    ui.horizontal(|ui| {
+        let text = format!(
+            "{} in this layer, + {} a token · {} of {} KV heads",
+            format::bytes(bytes),
+            format::bytes(m.kv_bytes_per_token),
+            subject.group() + 1,
+            m.groups
+        );
+        panel::caption(ui, cx.theme, &text)
+            .on_hover_text("The cache holds keys and values of every token: it grows without end.");
+    });
+    let height = ((ui.available_height() - space::ROW - 3.0 * space::XS) / 2.0 - 16.0).max(32.0);
+    let mut used = None;
+    for (point, name, width) in [(Point::Key, "key", m.state_dim), (Point::Value, "value", m.head_dim)] {
+        let probe = probe(subject, point);
+        let series = cx.store.series(&probe);
+        let cells = TransposedCells { series, rows: width, tokens: cx.store.length() };
+        panel::caption(
+            ui,
+            cx.theme,
+            &format!("{name}s · {width} entries × {}", format::plural(cx.store.length(), "token")),
+        );
+        let describe = |entry: usize, token: usize, value: Option<f32>| {
+            let value = value.map_or_else(|| "not known yet".to_owned(), exact);
+            format!(
+                "{name}[{entry}] = {value}\nlayer {}, KV head {}, token {token} “{}”",
+                subject.layer,
+                subject.group(),
+                cx.store.token_text(token)
+            )
+        };
+        let entry = |row: usize| row.to_string();
+        let map = Heatmap::new(("kv cache", name), &cells)
+            .map(ColourMap::Diverging)
+            .scale(colours.scale)
+            .range(colours.locked)
+            .row_labels(&entry)
+            .label(format!("Cached {name}s of KV head {} over tokens", subject.group()))
+            .describe(&describe);
+        let response = plate::map_over_time(ui, cx, height, map, actions);
+        let hovered = response.hovered.map(|(row, token, _)| (row, token));
+        plate::time_actions(ui, hovered, response.clicked, actions, |_, _| (Some(subject.layer), None));
+        let value = response.hovered.and_then(|(_, _, value)| value);
+        let csv = || csv(cx, &probe, name);
+        plate::menu(&response.response, ViewKind::State, &format!("{name}s"), value, &csv, actions);
+        used = Some(response);
+    }
+    if let Some(response) = used {
+        ui.horizontal(|ui| {
+            panel::caption(ui, cx.theme, "values");
+            colours.legend(ui, cx, ColourMap::Diverging, "", &response);
+        });
+    }
+}
+
+fn csv(cx: &ViewContext<'_>, probe: &Probe, name: &str) -> String {
+    let mut text = format!("position,token,{name} entries");
+    for t in 0..cx.store.length() {
+        text.push_str(&format!("\n{t},{}", csv_text(&cx.store.token_text(t))));
+        for value in cx.store.series(probe).and_then(|series| series.row(t)).unwrap_or_default() {
+            text.push_str(&format!(",{}", exact(*value)));
+        }
+    }
+    text
+}

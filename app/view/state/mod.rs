@@ -1,0 +1,240 @@
+//! State: what the selected layer holds at the token looked at. For attention, the KV cache as what it is.
+
+mod cache;
+mod channels;
+mod grid;
+
+use eframe::egui;
+use statescope_engine::protocol::{Fold, MixerKind, Point, Probe, Reduction};
+
+use crate::action::Action;
+use crate::theme::space;
+use crate::view::quantity::plate::{self, Colours};
+use crate::view::quantity::{Subject, exact};
+use crate::view::{View, ViewContext, ViewKind};
+use crate::widget::heatmap::{HeatmapResponse, ValueScale};
+use crate::widget::panel;
+use crate::widget::series::{Lines, SeriesPlot};
+
+/// States larger than this are pooled for the overview; the selected head stays whole.
+pub use grid::tiles;
+
+const WHOLE: usize = 1 << 16;
+/// Cells a side of a pooled head.
+const POOLED: u16 = 32;
+/// Height of the norm over time.
+const NORMS: f32 = 52.0;
+
+/// What Mamba-1 channels are ranked by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+enum Rank {
+    HalfLife,
+    Write,
+}
+
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+struct Settings {
+    rank: Rank,
+    /// Of state entries.
+    colours: Colours,
+    /// Of cached keys and values.
+    cache: Colours,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let colours = Colours::new(ValueScale::Symlog);
+        Self { rank: Rank::HalfLife, colours, cache: Colours::new(ValueScale::Linear) }
+    }
+}
+
+#[derive(Default)]
+pub struct StateView {
+    settings: Settings,
+}
+
+impl View for StateView {
+    fn title(&self, cx: &ViewContext<'_>) -> String {
+        let Some(subject) = Subject::of(cx) else { return "State".into() };
+        let m = subject.mixer;
+        let at = subject
+            .cursor
+            .map_or(String::new(), |t| format!(" after token {t}{}", if subject.live { " (live)" } else { "" }));
+        match subject.kind() {
+            MixerKind::Attention => {
+                format!("KV cache · {} · keys and values of KV head {}", subject.layer_name(), subject.group())
+            }
+            MixerKind::Mamba1 => {
+                let rank = if self.settings.rank == Rank::HalfLife { "half-life" } else { "write strength" };
+                format!(
+                    "State · {} · {} channels × {}, ranked by {rank}{at}",
+                    subject.layer_name(),
+                    m.heads,
+                    m.state_dim
+                )
+            }
+            MixerKind::Mamba2 => {
+                format!("State · {} · {} heads × {} × {}{at}", subject.layer_name(), m.heads, m.head_dim, m.state_dim)
+            }
+        }
+    }
+
+    fn explanation(&self, cx: &ViewContext<'_>) -> String {
+        match Subject::of(cx).map(|subject| subject.kind()) {
+            Some(MixerKind::Attention) => {
+                "Attention keeps no state: it keeps the key and the value of every token, which grows with the text. \
+                 Each column is a token, each row one entry of its key k = W_k r or value v = W_v r. \
+                 The shading shows what a query could find; nothing is ever forgotten."
+            }
+            Some(MixerKind::Mamba1) => {
+                "Each channel has a state of N numbers, S_t[n] = exp(Δ_t A[n]) S_{t−1}[n] + Δ_t B_t[n] x_t, read as y_t = Σ_n C_t[n] S_t[n] + D x_t. \
+                 Channels run from left to right in the order named in the title, entries n from top to bottom; colours are signed, zero is neutral. \
+                 Beneath, the norm of the selected channel's state and of the whole layer's over time."
+            }
+            _ => {
+                "Each head has a matrix of P × N numbers, S_t = exp(Δ_t A) S_{t−1} + Δ_t x_t B_tᵀ, read as y_t = S_t C_t + D x_t. \
+                 The selected head is large, rows are the P values and columns the N state entries; colours are signed, zero is neutral. \
+                 Beneath, the norm of the selected head's state and of the whole layer's over time."
+            }
+        }
+        .into()
+    }
+
+    fn probes(&self, cx: &ViewContext<'_>, probes: &mut Vec<Probe>) {
+        let Some(subject) = Subject::of(cx) else { return };
+        if !subject.kind().is_recurrent() {
+            return cache::probes(&subject, probes);
+        }
+        probes.push(subject.series(Point::State, Reduction::Head(Fold::Norm)));
+        probes.push(subject.series(Point::State, Reduction::Layer(Fold::Norm)));
+        if subject.kind() == MixerKind::Mamba1 {
+            return channels::probes(&subject, probes);
+        }
+        probes.push(overview_probe(&subject));
+        if is_pooled(&subject) {
+            probes.push(head_probe(&subject));
+        }
+    }
+
+    fn ui(&mut self, ui: &mut egui::Ui, cx: &ViewContext<'_>, actions: &mut Vec<Action>) {
+        let Some(subject) = Subject::of(cx) else {
+            panel::empty(ui, cx.theme, "No model is loaded. Choose one in the model bar.");
+            return;
+        };
+        if subject.cursor.is_none() {
+            let what = if subject.kind().is_recurrent() {
+                "The state is zero before the first token."
+            } else {
+                "The cache is empty."
+            };
+            panel::empty(ui, cx.theme, &format!("{what} Press Space to read the prompt and run."));
+            return;
+        }
+        match subject.kind() {
+            MixerKind::Attention => cache::ui(ui, cx, &subject, &mut self.settings.cache, actions),
+            MixerKind::Mamba1 => {
+                let height = ui.available_height() - NORMS - space::XS;
+                channels::ui(ui, cx, &subject, &mut self.settings, height, actions);
+                norms(ui, cx, &subject, actions);
+            }
+            MixerKind::Mamba2 => {
+                let height = ui.available_height() - NORMS - space::XS;
+                grid::ui(ui, cx, &subject, &mut self.settings.colours, height, actions);
+                norms(ui, cx, &subject, actions);
+            }
+        }
+    }
+
+    fn save(&self) -> serde_json::Value {
+        serde_json::to_value(&self.settings).unwrap_or_default()
+    }
+
+    fn restore(&mut self, saved: &serde_json::Value) {
+        if let Ok(settings) = serde_json::from_value(saved.clone()) {
+            self.settings = settings;
+        }
+    }
+}
+
+fn is_pooled(subject: &Subject<'_>) -> bool {
+    let m = subject.mixer;
+    m.heads * m.head_dim * m.state_dim > WHOLE
+}
+
+/// All heads: whole if small, else pooled.
+fn overview_probe(subject: &Subject<'_>) -> Probe {
+    let reduction = if is_pooled(subject) { Reduction::Pool { rows: POOLED, cols: POOLED } } else { Reduction::Full };
+    subject.at_cursor(Point::State, reduction)
+}
+
+/// The selected head, whole.
+fn head_probe(subject: &Subject<'_>) -> Probe {
+    if is_pooled(subject) {
+        subject.at_cursor(Point::State, Reduction::Full).head(subject.head)
+    } else {
+        overview_probe(subject)
+    }
+}
+
+/// The context menu of a state map: the reading as CSV.
+fn menu(response: &HeatmapResponse, cx: &ViewContext<'_>, probe: &Probe, actions: &mut Vec<Action>) {
+    let value = response.hovered.and_then(|(_, _, value)| value);
+    let csv = || {
+        let Some(reading) = cx.store.latest(probe) else { return String::new() };
+        let width = reading.shape.last().copied().unwrap_or(1).max(1);
+        let line = |row: &[f32]| row.iter().map(|v| exact(*v)).collect::<Vec<_>>().join(",");
+        reading.values.chunks(width).map(line).collect::<Vec<_>>().join("\n")
+    };
+    plate::menu(&response.response, ViewKind::State, "state", value, &csv, actions);
+}
+
+/// Norms of the selected head's and of the whole layer's state over time.
+fn norms(ui: &mut egui::Ui, cx: &ViewContext<'_>, subject: &Subject<'_>, actions: &mut Vec<Action>) {
+    struct Norms<'a> {
+        cx: &'a ViewContext<'a>,
+        head: Probe,
+        layer: Probe,
+        index: usize,
+        name: String,
+    }
+    impl Lines for Norms<'_> {
+        fn count(&self) -> usize {
+            2
+        }
+        fn len(&self) -> usize {
+            self.cx.store.length()
+        }
+        fn value(&self, line: usize, token: usize) -> Option<f32> {
+            match line {
+                0 => self.cx.store.series(&self.layer)?.value(token, 0),
+                _ => self.cx.store.series(&self.head)?.value(token, self.index),
+            }
+        }
+        fn colour(&self, line: usize) -> egui::Color32 {
+            self.cx.theme.line_colour(if line == 0 { 2 } else { 1 }, 4)
+        }
+        fn name(&self, line: usize) -> String {
+            if line == 0 { "whole layer".into() } else { self.name.clone() }
+        }
+    }
+    let lines = Norms {
+        cx,
+        head: subject.series(Point::State, Reduction::Head(Fold::Norm)),
+        layer: subject.series(Point::State, Reduction::Layer(Fold::Norm)),
+        index: subject.head,
+        name: subject.head_name(),
+    };
+    let describe = |line: usize, token: usize, value: Option<f32>| {
+        let value = value.map_or_else(|| "not known yet".to_owned(), exact);
+        format!("‖S‖ = {value}\n{}, after token {token} “{}”", lines.name(line), cx.store.token_text(token))
+    };
+    let plot = SeriesPlot::new("state norms", &lines)
+        .unit("‖S‖")
+        .selected_line(Some(1))
+        .label(format!("Norm of the state over tokens, {} and the whole layer", lines.name))
+        .describe(&describe);
+    let response = plate::lines_over_time(ui, cx, NORMS, plot, actions);
+    let hovered = response.hovered.map(|(line, token, _)| (line, token));
+    plate::time_actions(ui, hovered, response.clicked, actions, |_, _| (Some(subject.layer), None));
+}
