@@ -30,3 +30,6 @@ pub mod sampler;
 pub mod session;
 pub mod tape;
 pub mod worker;
+
+/// How many threads share the work of an op, the calling one included, and setting it.
+pub use statescope_kernels::par::{set_threads, threads};

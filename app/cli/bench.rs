@@ -1,0 +1,217 @@
+//! `bench`: speed and memory of the engine as the window runs it: its own thread, its frames, its probes.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow, bail};
+use serde_json::{Value, json};
+use statescope_engine::handle::Handle;
+use statescope_engine::protocol::{Command, Event, Frame, ModelInfo, Observation, PromptInput, TokenId};
+
+use super::common::Common;
+use super::info::bytes;
+use super::screen::Probes;
+
+/// Pairs of a run with probes and one without.
+const PAIRS: usize = 3;
+/// Silence after which the engine counts as done with a text.
+const SETTLED: Duration = Duration::from_millis(60);
+/// Longer than any step takes.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    common: Common,
+    /// Tokens of the prompt
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
+    prompt_len: u32,
+    /// Tokens to make after it
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
+    generate: u32,
+    /// What is observed meanwhile
+    #[arg(long, value_name = "PROBES", default_value = "screen")]
+    probes: Probes,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Measures in pairs with and without probes, one after the other, and prints the medians.
+pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
+    args.common.prepare()?;
+    let mut engine = Engine { handle: Handle::spawn(|| {})? };
+    engine.handle.send(Command::Load { source: args.common.model.clone(), dtype: args.common.dtype() });
+    let info = engine.loaded()?;
+    let prompt: Vec<TokenId> =
+        (0..args.prompt_len as usize).map(|i| ((i * 7919 + i * i * 31 + 13) % info.vocab_size) as TokenId).collect();
+    let observed = args.probes.observation(&info);
+    let unobserved = Observation::default();
+    let generate = args.generate as usize;
+
+    // Weights come into the caches before anything counts.
+    engine.measure(&observed, &prompt, generate.min(32))?;
+    let (mut with, mut without) = (Vec::new(), Vec::new());
+    for _ in 0..PAIRS {
+        with.push(engine.measure(&observed, &prompt, generate)?);
+        without.push(engine.measure(&unobserved, &prompt, generate)?);
+    }
+    let rate = |count: usize, runs: &[Times], of: fn(&Times) -> Duration| count as f64 / median(runs, of);
+    let figures = json!({
+        "prefill_tokens_per_s": round(rate(prompt.len(), &with, |times| times.prefill)),
+        "decode_tokens_per_s": round(rate(generate, &with, |times| times.decode)),
+        "decode_tokens_per_s_without_probes": round(rate(generate, &without, |times| times.decode)),
+        "time_to_first_token_ms": round(median(&with, |times| times.first) * 1e3),
+        "peak_rss_bytes": peak_rss(),
+        "peak_device_bytes": 0,
+        "weights_bytes": info.weights_bytes,
+        "state_bytes": info.state_bytes,
+        "probes": args.probes.label(),
+        "device": "cpu",
+        "dtype": info.dtype.to_string(),
+        "threads": statescope_engine::threads(),
+    });
+    if args.json {
+        writeln!(out, "{figures}")?
+    } else {
+        print(&figures, out)?
+    }
+    Ok(())
+}
+
+/// How long one text took.
+struct Times {
+    /// Reading the prompt.
+    prefill: Duration,
+    /// From the prompt to the first token made.
+    first: Duration,
+    /// Making all tokens.
+    decode: Duration,
+}
+
+/// The engine thread, driven as the window drives it.
+struct Engine {
+    handle: Handle,
+}
+
+impl Engine {
+    fn next(&mut self) -> Result<Event> {
+        match self.handle.wait(PATIENCE) {
+            Some(Event::Failed(failure)) => bail!("{}", failure.message),
+            Some(event) => Ok(event),
+            None => Err(anyhow!("the engine does not answer")),
+        }
+    }
+
+    fn loaded(&mut self) -> Result<Arc<ModelInfo>> {
+        loop {
+            if let Event::Loaded(info) = self.next()? {
+                return Ok(info);
+            }
+        }
+    }
+
+    /// Waits for a frame of which `wanted` is true.
+    fn frame(&mut self, wanted: impl Fn(&Frame) -> bool) -> Result<()> {
+        loop {
+            if let Event::Frame(frame) = self.next()?
+                && wanted(&frame)
+            {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Waits until the engine has answered all that is asked.
+    fn settle(&mut self) {
+        while self.handle.wait(SETTLED).is_some() {}
+    }
+
+    fn measure(&mut self, observation: &Observation, prompt: &[TokenId], generate: usize) -> Result<Times> {
+        let read = || Command::Prompt(PromptInput::Tokens(prompt.to_vec()));
+        self.handle.send(Command::Observe(observation.clone()));
+        self.settle();
+
+        let began = Instant::now();
+        self.handle.send(read());
+        self.handle.send(Command::Run { tokens: 1 });
+        self.frame(|frame| frame.length > prompt.len())?;
+        let first = began.elapsed();
+        self.settle();
+
+        let began = Instant::now();
+        self.handle.send(read());
+        self.frame(|frame| frame.length == prompt.len() && frame.position == prompt.len())?;
+        let prefill = began.elapsed();
+        self.settle();
+
+        let began = Instant::now();
+        let mut length = prompt.len();
+        // An end of text ends a run early; a measurement goes on.
+        while length < prompt.len() + generate {
+            self.handle.send(Command::Run { tokens: prompt.len() + generate - length });
+            length = self.run_length(length)?;
+        }
+        let decode = began.elapsed();
+        self.settle();
+        Ok(Times { prefill, first, decode })
+    }
+
+    /// Waits for the end of a run. Returns the tokens there are then.
+    fn run_length(&mut self, mut length: usize) -> Result<usize> {
+        loop {
+            match self.next()? {
+                Event::Frame(frame) => length = frame.length,
+                Event::Done(_) => return Ok(length),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// The middle one, in seconds.
+fn median(runs: &[Times], of: fn(&Times) -> Duration) -> f64 {
+    let mut times: Vec<Duration> = runs.iter().map(of).collect();
+    times.sort_unstable();
+    times[times.len() / 2].as_secs_f64()
+}
+
+fn round(value: f64) -> f64 {
+    (value * 100.0).round() / 100.0
+}
+
+/// The most memory that this process has held; none where the system does not say.
+fn peak_rss() -> Option<usize> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kilobytes: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kilobytes * 1024)
+}
+
+fn print(figures: &Value, out: &mut impl Write) -> Result<()> {
+    let number = |key: &str| figures[key].as_f64().unwrap_or(f64::NAN);
+    let size = |key: &str| figures[key].as_u64().map_or("unknown".to_owned(), |count| bytes(count as usize));
+    let text = |key: &str| figures[key].as_str().unwrap_or_default().to_owned();
+    let (with, without) = (number("decode_tokens_per_s"), number("decode_tokens_per_s_without_probes"));
+    let lines = [
+        ("prefill", format!("{:.0} tokens/s", number("prefill_tokens_per_s"))),
+        ("decode", format!("{with:.0} tokens/s with probes: {}", text("probes"))),
+        ("", format!("{without:.0} tokens/s without; probes cost {:.1} %", 100.0 * (without / with - 1.0))),
+        ("first token", format!("{:.1} ms", number("time_to_first_token_ms"))),
+        (
+            "memory",
+            format!(
+                "{} at most; weights {}, state {}",
+                size("peak_rss_bytes"),
+                size("weights_bytes"),
+                size("state_bytes")
+            ),
+        ),
+        ("device", format!("{}, {}, {} threads", text("device"), text("dtype"), figures["threads"])),
+    ];
+    for (name, value) in lines {
+        writeln!(out, "{name:<12}  {value}")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,222 @@
+//! What a trace can hold: every quantity with its name, axes and meaning, computed by the functions that answer the window's
+//! probes, so that both show the same bits.
+
+use anyhow::{Result, anyhow};
+use serde_json::{Value, json};
+use statescope_engine::mixer::Mixer;
+use statescope_engine::probes::{self, NormTracker, mixing_error, mixing_rows, series_row};
+use statescope_engine::protocol::{Geometry, MixerKind, MixingView, Point, Probe, Reduction, Scale, Span, Stage};
+use statescope_engine::session::Session;
+
+/// A quantity of a layer.
+#[derive(Debug, PartialEq)]
+pub struct Quantity {
+    /// As in `--probe` and in the tensor's name.
+    pub name: &'static str,
+    what: What,
+    pub meaning: &'static str,
+}
+
+#[derive(Debug, PartialEq)]
+enum What {
+    /// One row a token.
+    Row(Point),
+    State,
+    StateNorm,
+    Mixing,
+    MixingError,
+}
+
+const fn row(name: &'static str, point: Point, meaning: &'static str) -> Quantity {
+    Quantity { name, what: What::Row(point), meaning }
+}
+
+/// Everything that `--probe` knows.
+pub const QUANTITIES: [Quantity; 18] = [
+    row("resid", Point::Resid, "residual stream after the layer"),
+    row("conv_in", Point::ConvIn, "input of the short convolution, value channels"),
+    row("conv", Point::Conv, "output of the short convolution before its SiLU, value channels"),
+    row("delta", Point::Delta, "step size Δ after softplus and clamp"),
+    row("decay", Point::Decay, "factor by which the state is kept, exp(ΔA)"),
+    row("key", Point::Key, "write direction: B, or the key after RoPE"),
+    row("query", Point::Query, "read direction: C, or the query after RoPE"),
+    row("value", Point::Value, "what is mixed: x after convolution and SiLU, or the value vector"),
+    row("write_norm", Point::Write, "write strength ‖Δ B xᵀ‖_F; attention: ‖k‖‖v‖"),
+    row("read_norm", Point::Read, "norm of what is read out of state or cache, skip D·x excluded"),
+    row("gate", Point::Gate, "output gate z before its SiLU"),
+    row("core", Point::Core, "mixer output y before gate and norm, D·x included"),
+    row("out", Point::Out, "what the mixer adds to the residual stream"),
+    row("entropy", Point::Entropy, "entropy of the softmax row in bits"),
+    Quantity { name: "state", what: What::State, meaning: "recurrent state S after the token" },
+    Quantity { name: "state_norm", what: What::StateNorm, meaning: "‖S‖_F after the token" },
+    Quantity {
+        name: "mixing",
+        what: What::Mixing,
+        meaning: "mixing matrix M on post-convolution values, M·value = core: Δ_j and the skip D (on the diagonal) are in, convolution and gate are not",
+    },
+    Quantity {
+        name: "mixing_error",
+        what: What::MixingError,
+        meaning: "max |M·value − core| of the row, relative to the largest |core| of the head so far",
+    },
+];
+
+/// The quantity of that name.
+pub fn find(name: &str) -> Result<&'static Quantity> {
+    QUANTITIES.iter().find(|quantity| quantity.name == name).ok_or_else(|| {
+        let known: Vec<&str> = QUANTITIES.iter().map(|quantity| quantity.name).collect();
+        anyhow!("--probe {name:?} is not known: choose from {}", known.join(", "))
+    })
+}
+
+/// A tensor to be written: the quantity of one layer over `tokens` tokens.
+pub struct Plan {
+    /// `layers.{i}.{quantity}`.
+    pub name: String,
+    pub quantity: &'static Quantity,
+    pub axes: Vec<(&'static str, usize)>,
+    layer: usize,
+    /// Heads (Mamba-1: channels) whose matrices are wanted.
+    heads: Vec<usize>,
+    /// Tokens after which the state is wanted; none means after the last.
+    positions: Option<Vec<usize>>,
+}
+
+impl Plan {
+    /// None if the layer has no such quantity. `heads`: of matrices only, all if none. `every`: states after every so many tokens.
+    pub fn new(
+        quantity: &'static Quantity,
+        layer: usize,
+        session: &Session,
+        tokens: usize,
+        heads: Option<&[usize]>,
+        every: Option<usize>,
+    ) -> Option<Self> {
+        let mixer = session.model().mixer(layer);
+        let geometry = mixer.geometry();
+        let exists = match quantity.what {
+            What::Row(point) => probes::exists(mixer, point),
+            What::State | What::StateNorm => probes::exists(mixer, Point::State),
+            What::Mixing | What::MixingError => true,
+        };
+        let heads = heads.map_or_else(|| (0..geometry.heads).collect(), <[usize]>::to_vec);
+        let positions = every.map(|every| (every - 1..tokens).step_by(every).collect());
+        let mut plan = Self {
+            name: format!("layers.{layer}.{}", quantity.name),
+            quantity,
+            axes: Vec::new(),
+            layer,
+            heads,
+            positions,
+        };
+        plan.axes = plan.axes(&geometry, session.model().spec().hidden_size, tokens);
+        exists.then_some(plan)
+    }
+
+    fn axes(&self, geometry: &Geometry, hidden_size: usize, tokens: usize) -> Vec<(&'static str, usize)> {
+        let Geometry { kind, heads, head_dim, state_dim, groups, decay_dim, .. } = *geometry;
+        let (token, head) = (("token", tokens), (kind.head_noun(), heads));
+        let (dim, state) = (("head_dim", head_dim), ("state", state_dim));
+        let mamba1 = kind == MixerKind::Mamba1;
+        match self.quantity.what {
+            What::Row(Point::Resid | Point::Out) => vec![token, ("hidden", hidden_size)],
+            What::Row(Point::Decay) if decay_dim > 1 => vec![token, head, state],
+            What::Row(Point::Delta | Point::Decay | Point::Write | Point::Read | Point::Entropy) | What::StateNorm => {
+                vec![token, head]
+            }
+            // In Mamba-1 a channel is one number wide, and all channels share one key and one query.
+            What::Row(Point::Key | Point::Query) if mamba1 => vec![token, state],
+            What::Row(_) if mamba1 => vec![token, head],
+            What::Row(Point::Key | Point::Query) if kind.is_recurrent() => vec![token, ("group", groups), state],
+            What::Row(Point::Key | Point::Value) if !kind.is_recurrent() => vec![token, ("kv_head", groups), dim],
+            What::Row(_) => vec![token, head, dim],
+            What::State => {
+                let snapshots = self.positions.as_ref().map(|positions| ("snapshot", positions.len()));
+                let shape = if mamba1 { vec![head, state] } else { vec![head, dim, state] };
+                snapshots.into_iter().chain(shape).collect()
+            }
+            What::Mixing => vec![(kind.head_noun(), self.heads.len()), ("query_token", tokens), ("key_token", tokens)],
+            What::MixingError => vec![token, (kind.head_noun(), self.heads.len())],
+        }
+    }
+
+    /// Bytes of the tensor.
+    pub fn bytes(&self) -> usize {
+        self.axes.iter().fold(size_of::<f32>(), |bytes, (_, size)| bytes.saturating_mul(*size))
+    }
+
+    pub fn shape(&self) -> Vec<usize> {
+        self.axes.iter().map(|(_, size)| *size).collect()
+    }
+
+    /// What the metadata says of the tensor.
+    pub fn describe(&self) -> Value {
+        let axes: Vec<&str> = self.axes.iter().map(|(name, _)| *name).collect();
+        let mut object = json!({ "axes": axes, "meaning": self.quantity.meaning });
+        match self.quantity.what {
+            What::Mixing | What::MixingError => object["heads"] = json!(self.heads),
+            What::State => {
+                object["positions"] = self.positions.as_ref().map_or(json!("last"), |positions| json!(positions))
+            }
+            _ => {}
+        }
+        object
+    }
+
+    /// The values, row-major.
+    ///
+    /// # Errors
+    /// The session has not recorded what it takes.
+    pub fn compute(&self, session: &Session) -> Result<Vec<f32>> {
+        let (mixer, tape, tokens) =
+            (session.model().mixer(self.layer), session.tape().layer(self.layer), session.position());
+        let lost = || {
+            anyhow!("{} cannot be computed: layer {} was not recorded from the first token on", self.name, self.layer)
+        };
+        if tape.positions() != (0..tokens) {
+            return Err(lost());
+        }
+        let mut values = Vec::with_capacity(self.shape().iter().product());
+        match self.quantity.what {
+            What::Row(point) => {
+                let probe = Probe::series(self.layer, point, Reduction::Full);
+                if !(0..tokens).all(|token| series_row(mixer, tape, &probe, token, &mut values)) {
+                    return Err(lost());
+                }
+            }
+            What::State => {
+                for position in self.positions.clone().unwrap_or_else(|| vec![tokens - 1]) {
+                    values.extend(session.state_at(self.layer, position).ok_or_else(lost)?);
+                }
+            }
+            What::StateNorm => {
+                let mut norms = NormTracker::default();
+                for token in 0..tokens {
+                    values.extend(norms.norms(mixer, tape, token, Some(mixer.slot().state)).ok_or_else(lost)?);
+                }
+            }
+            What::Mixing => {
+                let view = MixingView { stage: Stage::Core, scale: Scale::Raw };
+                for head in &self.heads {
+                    values.extend(mixing_rows(mixer, tape, *head, Span::All, view, 0..tokens));
+                }
+            }
+            What::MixingError => values = self.mixing_errors(mixer, session, tokens),
+        }
+        Ok(values)
+    }
+
+    fn mixing_errors(&self, mixer: &dyn Mixer, session: &Session, tokens: usize) -> Vec<f32> {
+        let tape = session.tape().layer(self.layer);
+        let mut peaks = vec![0.0f32; self.heads.len()];
+        let mut values = Vec::with_capacity(tokens * self.heads.len());
+        for token in 0..tokens {
+            for (head, largest) in self.heads.iter().zip(&mut peaks) {
+                let (error, peak) = mixing_error(mixer, tape, *head, token);
+                *largest = largest.max(peak);
+                values.push(if *largest > 0.0 { error / *largest } else { error });
+            }
+        }
+        values
+    }
+}
