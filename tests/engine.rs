@@ -189,7 +189,7 @@ fn a_quantity_asked_for_later_is_backfilled() {
 #[test]
 fn a_layer_whose_record_was_given_up_is_replayed() {
     let model = open_case("mamba2_a").model;
-    let budgets = Budgets { tape_bytes: 200_000, snapshot_bytes: 1 << 20 };
+    let budgets = Budgets { tape_bytes: 300_000, snapshot_bytes: 1 << 20 };
     let mut small = Session::new(model.clone(), None, budgets);
     small.look_at(|layer| layer == 1);
     small.start(&ids(100, 96)).unwrap();
@@ -213,9 +213,12 @@ fn states_of_the_past_are_those_of_the_run() {
         listener.read(ids(40, 96));
         listener.send(Command::Run { tokens: 50 });
         listener.until("the end", |l| !l.done.is_empty());
-        listener.observe(&[at(89), at(70), at(39)]);
-        listener.until("states", |l| l.latest.len() == 3);
-        for t in [39usize, 70, 89] {
+        // The model may end the text before its 50 tokens.
+        let last = listener.position - 1;
+        let positions = [39, (39 + last) / 2, last];
+        listener.observe(&positions.map(|t| at(t as u32)));
+        listener.until("states", |l| positions.iter().all(|t| l.latest.contains_key(&at(*t as u32))));
+        for t in positions {
             let there = session(case, &ids(40, 96), t - 39);
             assert_eq!(listener.latest[&at(t as u32)], (t, there.slots()[layer].state.clone()), "{case} at {t}");
         }
@@ -297,11 +300,12 @@ fn a_deaf_listener_loses_nothing() {
     let write = write_of(0);
     listener.observe(&[write]);
     listener.read(ids(3, 96));
-    listener.send(Command::Run { tokens: 400 });
-    std::thread::sleep(Duration::from_millis(600));
-    listener.send(Command::Run { tokens: 10 });
+    listener.send(Command::Run { tokens: usize::MAX });
+    std::thread::sleep(Duration::from_millis(500));
+    listener.send(Command::Pause);
     std::thread::sleep(Duration::from_millis(200));
-    listener.until("all rows", |l| l.position == 413 && l.known(&write) == 413);
+    listener.until("all rows", |l| l.state == RunState::Paused && l.position > 3 && l.known(&write) == l.position);
+    assert_eq!(listener.tokens.len(), listener.position);
 }
 
 #[test]

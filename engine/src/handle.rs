@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, TrySendError, bounded};
 
-use crate::protocol::{Command, Event, ModelSource};
+use crate::protocol::{Command, Event, Failure, ModelSource};
 use crate::worker::Worker;
 
 /// Commands in flight: more than a person can cause between two tokens.
@@ -24,6 +24,8 @@ pub struct Handle {
     events: Receiver<Event>,
     outbox: VecDeque<Command>,
     cancel: Arc<AtomicBool>,
+    /// Whether the end of the engine has been reported.
+    ended: bool,
 }
 
 impl Handle {
@@ -42,7 +44,7 @@ impl Handle {
 
     /// A handle on someone else's engine: a test's, a recording's, a remote one's.
     pub fn from_channels(commands: Sender<Command>, events: Receiver<Event>, cancel: Arc<AtomicBool>) -> Self {
-        Self { commands, events, outbox: VecDeque::new(), cancel }
+        Self { commands, events, outbox: VecDeque::new(), cancel, ended: false }
     }
 
     /// Sends a command; never blocks. A newer `Load` cancels the one under way.
@@ -68,13 +70,31 @@ impl Handle {
     /// The next event, if one waits.
     pub fn poll(&mut self) -> Option<Event> {
         self.flush();
-        self.events.try_recv().ok()
+        match self.events.try_recv() {
+            Ok(event) => Some(event),
+            Err(TryRecvError::Empty) => None,
+            Err(TryRecvError::Disconnected) => self.end(),
+        }
     }
 
     /// Waits for the next event; for headless verbs and tests.
     pub fn wait(&mut self, timeout: Duration) -> Option<Event> {
         self.flush();
-        self.events.recv_timeout(timeout).ok()
+        match self.events.recv_timeout(timeout) {
+            Ok(event) => Some(event),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => self.end(),
+        }
+    }
+
+    /// The engine is gone although nobody asked it to go; said once.
+    fn end(&mut self) -> Option<Event> {
+        (!std::mem::replace(&mut self.ended, true)).then(|| {
+            Event::Failed(Failure {
+                message: "the engine stopped unexpectedly; copy the prompt, close the window and start again".into(),
+                details: "the engine thread ended; its last words are on standard error".into(),
+            })
+        })
     }
 
     /// Loads a model and waits for it; for headless verbs and tests.

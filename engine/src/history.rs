@@ -101,10 +101,12 @@ impl History {
         self.snapshots.iter().rev().find(|s| s.position <= position)
     }
 
-    /// Whether a snapshot after `position` tokens would be worth keeping: at the end of a segment, some way after the last one.
+    /// Whether a snapshot after `position` tokens would be worth keeping: at the end of a segment, some way after the last one. The end
+    /// of a chunk always is, since a state folded step by step has other bits.
     pub fn wants_snapshot(&self, position: usize) -> bool {
         let last = self.snapshot_before(position).map_or(0, |s| s.position);
-        position >= last + GRID && self.ends.binary_search(&position).is_ok()
+        let chunk = position > last && self.segment(position - 1).len() > 1;
+        (chunk || position >= last + GRID) && self.ends.binary_search(&position).is_ok()
     }
 
     /// Keeps a snapshot; beyond the budget every second one goes.
