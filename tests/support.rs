@@ -12,7 +12,7 @@ use statescope_engine::protocol::{ModelInfo, ModelSource, Point, TokenId};
 use statescope_engine::worker::open_model;
 
 pub fn root() -> PathBuf {
-    PathBuf::from("/work/main")
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
 pub fn goldens() -> PathBuf {

@@ -1,0 +1,214 @@
+//! The window through its accessibility tree: what it shows is what the model computed, and it never waits for the engine.
+
+use std::path::Path;
+use std::process::Command as Process;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::bounded;
+use eframe::egui::{Key, Vec2};
+use egui_kittest::Harness;
+use egui_kittest::kittest::{NodeT, Queryable};
+use statescope::{App, Options};
+use statescope_engine::handle::Handle;
+use statescope_engine::protocol::{Command, Event, MixerKind, ModelSource, RunState};
+
+use crate::support::Golden;
+
+type Window = Harness<'static, App>;
+
+const TEXT: &str = "Once upon a time, there was a";
+
+fn window(engine: Handle, model: &str) -> Window {
+    let options = Options { model: Some(model.parse().unwrap()), ..Options::default() };
+    Harness::builder()
+        .with_size(Vec2::new(1600.0, 1000.0))
+        .build_eframe(move |cc| App::new(cc, engine, options))
+}
+
+/// Lets frames pass until `enough`, which must come.
+fn until(window: &mut Window, what: &str, enough: impl Fn(&Window) -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        window.run_steps(1);
+        if enough(window) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "waiting for {what}; error: {:?}", window.state().store.error);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The exact number that the window says of `name`, as in `Δ = 0.043105707`.
+fn said(window: &Window, name: &str) -> Option<f32> {
+    let start = format!("{name} = ");
+    let node = window.query_all_by(move |n| n.accesskit_node().label().is_some_and(|l| l.starts_with(&start))).next()?;
+    let label = node.accesskit_node().label()?;
+    label[name.len() + 3..].split(' ').next()?.parse().ok()
+}
+
+fn read_prompt(model: &str) -> Window {
+    let mut window = window(Handle::spawn(|| {}).unwrap(), model);
+    until(&mut window, "the prompt", |w| {
+        let store = &w.state().store;
+        store.run == RunState::Paused && store.position > 4 && store.position == store.length()
+    });
+    window
+}
+
+fn trace(model: &str, tokens: &[u32], file: &Path) -> Golden {
+    let ids: Vec<String> = tokens.iter().map(u32::to_string).collect();
+    let probes = "delta,decay,write_norm,read_norm,entropy,state_norm,mixing,resid,key,query";
+    let status = Process::new(env!("CARGO_BIN_EXE_statescope"))
+        .args(["trace", "--model", model, "--tokens", &ids.join(","), "--probe", probes, "--out"])
+        .arg(file)
+        .output()
+        .unwrap();
+    assert!(status.status.success(), "{}", String::from_utf8_lossy(&status.stderr));
+    Golden::read(file)
+}
+
+/// Inspector, a cell of the layer map and a cell of the matrix against `trace`, for every sibling and every kind of layer.
+#[test]
+fn the_window_says_what_trace_writes() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["mamba", "mamba2", "transformer", "hybrid"] {
+        let model = format!("builtin:{name}");
+        let mut window = read_prompt(&model);
+        let tokens: Vec<u32> = window.state().store.tokens.iter().map(|t| t.id).collect();
+        let trace = trace(&model, &tokens, &folder.path().join(format!("{name}.safetensors")));
+        let info = window.state().store.model.clone().unwrap();
+        let mut kinds_seen = Vec::new();
+        for (layer, info) in info.layers.iter().enumerate() {
+            let mixer = *info.mixer();
+            if kinds_seen.contains(&mixer.kind) {
+                continue;
+            }
+            kinds_seen.push(mixer.kind);
+            let (head, token, key) = (mixer.heads - 2, tokens.len() - 2, 1);
+            let selection = &mut window.state_mut().selection;
+            (selection.layer, selection.head, selection.query, selection.key) = (layer, head, Some(token), Some(key));
+            let cell = format!("M[{token}, {key}]");
+            until(&mut window, "the inspector", |w| said(w, &cell).is_some() && said(w, "write").is_some() && said(w, "residual norm").is_some());
+            let traced = |quantity: &str, index: usize| trace.floats(&format!("layers.{layer}.{quantity}"))[index];
+            let here = token * mixer.heads + head;
+            let mut pairs = vec![
+                (said(&window, "write"), traced("write_norm", here)),
+                (said(&window, "read"), traced("read_norm", here)),
+                (said(&window, &cell), traced("mixing", (head * tokens.len() + token) * tokens.len() + key)),
+            ];
+            match mixer.kind {
+                MixerKind::Attention => pairs.push((said(&window, "row entropy"), traced("entropy", here))),
+                _ => {
+                    until(&mut window, "the state's norm", |w| said(w, "‖S‖ after").is_some());
+                    pairs.push((said(&window, "Δ"), traced("delta", here)));
+                    pairs.push((said(&window, "‖S‖ after"), traced("state_norm", here)));
+                    let (decay, n) = if mixer.decay_dim > 1 { ("decay n=3", 3) } else { ("decay", 0) };
+                    pairs.push((said(&window, decay), traced("decay", here * mixer.decay_dim + n)));
+                }
+            }
+            for (index, (window, trace)) in pairs.into_iter().enumerate() {
+                assert_eq!(window, Some(trace), "{name}, layer {layer}, head {head}, number {index}");
+            }
+            check_layer_map(&mut window, &trace, layer, mixer.heads);
+        }
+    }
+}
+
+/// Points at a cell of the layer map and reads its value.
+fn check_layer_map(window: &mut Window, trace: &Golden, layer: usize, heads: usize) {
+    let layers = window.state().store.model.as_ref().unwrap().layers.len();
+    let map = window.get_by_label("Layer map, write strength").rect();
+    // Fewer than 32 tokens are drawn on an axis of 32.
+    let columns = window.state().store.length().max(32);
+    let token = 3;
+    let at = map.min + map.size() * Vec2::new((token as f32 + 0.5) / columns as f32, (layer as f32 + 0.5) / layers as f32);
+    window.hover_at(at);
+    window.run_steps(3);
+    let words = window.get_by_label("Layer map, write strength").value().expect("the hovered cell is said");
+    assert!(words.contains(&format!("layer {layer} ")) && words.contains(&format!("token {token} ")), "{words}");
+    let value: f32 = words.lines().nth(1).unwrap().split(' ').find_map(|w| w.parse().ok()).expect(&words);
+    let rows = trace.floats(&format!("layers.{layer}.write_norm"));
+    let norm = rows[token * heads..(token + 1) * heads].iter().map(|w| f64::from(*w).powi(2)).sum::<f64>().sqrt();
+    assert!((f64::from(value) - norm).abs() <= 1e-5 * norm, "layer map says {value}, trace {norm}");
+    window.remove_cursor();
+}
+
+/// Space runs, the text grows, space pauses; a click on a candidate branches.
+#[test]
+fn running_pausing_and_forcing_from_the_keyboard() {
+    let mut window = read_prompt("builtin:hybrid");
+    let prompt = window.state().store.length();
+    window.key_press(Key::Space);
+    until(&mut window, "some tokens", |w| w.state().store.position > prompt + 5);
+    if window.state().store.run == RunState::Running {
+        window.key_press(Key::Space);
+    }
+    until(&mut window, "the pause", |w| w.state().store.run == RunState::Paused);
+    assert!(window.state().store.text().starts_with(TEXT), "{}", window.state().store.text());
+    let length = window.state().store.length();
+    window.key_press(Key::Period);
+    until(&mut window, "one more", |w| w.state().store.length() == length + 1);
+    window.state_mut().selection.layer = 0;
+    window.key_press(Key::CloseBracket);
+    window.run_steps(2);
+    assert_eq!(window.state().selection.layer, 1);
+    window.key_press(Key::ArrowLeft);
+    window.run_steps(2);
+    assert!(window.state().selection.query.is_some(), "an arrow pins a token");
+    window.key_press(Key::Escape);
+    window.run_steps(2);
+    assert!(window.state().selection.query.is_none(), "Esc releases it");
+}
+
+/// With an engine that does not answer at all the window still draws, selects, scrubs, and takes every command.
+#[test]
+fn a_stalled_engine_holds_nothing_up() {
+    let (commands, heard) = bounded::<Command>(1);
+    let (events, receiver) = bounded::<Event>(8);
+    let stalled = Handle::from_channels(commands, receiver, Arc::new(AtomicBool::new(false)));
+    // What a real engine told before it stalled.
+    let mut real = Handle::spawn(|| {}).unwrap();
+    let info = real.load_and_wait(ModelSource::Builtin("mamba2".into())).unwrap();
+    events.send(Event::Loaded(info)).unwrap();
+    let mut window = window(stalled, "builtin:mamba2");
+    for _ in 0..20 {
+        window.key_press(Key::Space);
+        window.key_press(Key::CloseBracket);
+        window.key_press(Key::Period);
+        window.run_steps(1);
+    }
+    assert_eq!(window.state().selection.layer, 7, "the selection moved although nobody answers");
+    drop(window);
+    assert!(heard.len() <= 1, "commands wait in the outbox, not in a growing channel");
+}
+
+/// An error is a sentence on the screen, and the window goes on.
+#[test]
+fn a_folder_that_is_no_model_is_said() {
+    let mut window = window(Handle::spawn(|| {}).unwrap(), "/nowhere/at/all");
+    until(&mut window, "the error", |w| w.state().store.error.is_some());
+    window.run_steps(2);
+    let shown = window.query_all_by(|n| n.accesskit_node().label().is_some_and(|l| l.contains("/nowhere/at/all does not exist")));
+    assert!(shown.count() > 0, "the banner shows the message");
+}
+
+/// A new folder is loaded in place of the old one and its values are its own.
+#[test]
+fn every_panel_draws_every_kind_of_model() {
+    for case in ["mamba_text", "mamba2_a", "llama_a", "bamba_a"] {
+        let path = crate::support::goldens().join(case);
+        let mut window = window(Handle::spawn(|| {}).unwrap(), path.to_str().unwrap());
+        until(&mut window, "the model", |w| w.state().store.model.is_some());
+        // Without a tokenizer the example prompt cannot be read, which is said; the panels stay usable.
+        for _ in 0..10 {
+            window.run_steps(1);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        for size in [Vec2::new(1280.0, 720.0), Vec2::new(2560.0, 1440.0)] {
+            window.set_size(size);
+            window.run_steps(2);
+        }
+    }
+}
