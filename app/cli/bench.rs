@@ -16,7 +16,7 @@ use super::screen::Probes;
 /// Pairs of a run with probes and one without.
 const PAIRS: usize = 3;
 /// Silence after which the engine counts as done with a text.
-const SETTLED: Duration = Duration::from_millis(60);
+const SETTLED: Duration = Duration::from_millis(80);
 /// Longer than any step takes.
 const PATIENCE: Duration = Duration::from_secs(600);
 
@@ -41,7 +41,8 @@ pub struct Args {
 /// Measures in pairs with and without probes, one after the other, and prints the medians.
 pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
     args.common.prepare()?;
-    let mut engine = Engine { handle: Handle::spawn(|| {})? };
+    let handle = Handle::spawn(|| {}).map_err(|error| anyhow!("cannot start the engine thread: {error}"))?;
+    let mut engine = Engine { handle, epoch: 0 };
     engine.handle.send(Command::Load { source: args.common.model.clone(), dtype: args.common.dtype() });
     let info = engine.loaded()?;
     let prompt: Vec<TokenId> =
@@ -93,6 +94,8 @@ struct Times {
 /// The engine thread, driven as the window drives it.
 struct Engine {
     handle: Handle,
+    /// Of the newest frame: which prompt it speaks of.
+    epoch: u64,
 }
 
 impl Engine {
@@ -112,38 +115,39 @@ impl Engine {
         }
     }
 
-    /// Waits for a frame of which `wanted` is true.
-    fn frame(&mut self, wanted: impl Fn(&Frame) -> bool) -> Result<()> {
+    /// Starts a prompt and waits for a frame of it of which `wanted` is true; a late frame of the text before does not count.
+    fn read(&mut self, prompt: &[TokenId], run: usize, wanted: impl Fn(&Frame) -> bool) -> Result<Duration> {
+        let before = self.epoch;
+        let began = Instant::now();
+        self.handle.send(Command::Prompt(PromptInput::Tokens(prompt.to_vec())));
+        if run > 0 {
+            self.handle.send(Command::Run { tokens: run });
+        }
         loop {
-            if let Event::Frame(frame) = self.next()?
-                && wanted(&frame)
-            {
-                return Ok(());
+            if let Event::Frame(frame) = self.next()? {
+                self.epoch = frame.epoch;
+                if frame.epoch > before && wanted(&frame) {
+                    return Ok(began.elapsed());
+                }
             }
         }
     }
 
     /// Waits until the engine has answered all that is asked.
     fn settle(&mut self) {
-        while self.handle.wait(SETTLED).is_some() {}
+        while let Some(event) = self.handle.wait(SETTLED) {
+            if let Event::Frame(frame) = event {
+                self.epoch = frame.epoch;
+            }
+        }
     }
 
     fn measure(&mut self, observation: &Observation, prompt: &[TokenId], generate: usize) -> Result<Times> {
-        let read = || Command::Prompt(PromptInput::Tokens(prompt.to_vec()));
         self.handle.send(Command::Observe(observation.clone()));
         self.settle();
-
-        let began = Instant::now();
-        self.handle.send(read());
-        self.handle.send(Command::Run { tokens: 1 });
-        self.frame(|frame| frame.length > prompt.len())?;
-        let first = began.elapsed();
+        let first = self.read(prompt, 1, |frame| frame.length > prompt.len())?;
         self.settle();
-
-        let began = Instant::now();
-        self.handle.send(read());
-        self.frame(|frame| frame.length == prompt.len() && frame.position == prompt.len())?;
-        let prefill = began.elapsed();
+        let prefill = self.read(prompt, 0, |frame| frame.position == prompt.len())?;
         self.settle();
 
         let began = Instant::now();

@@ -1,5 +1,6 @@
 //! What several verbs share: which model, which tokens, how to sample, and text that arrives in pieces of characters.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
@@ -50,6 +51,9 @@ pub struct Opened {
 impl Common {
     /// Checks the device and sets the threads, for verbs that let the engine open the model.
     pub fn prepare(&self) -> Result<()> {
+        if self.model == ModelSource::Path(PathBuf::new()) {
+            bail!("--model is empty: give builtin:NAME, or a folder with config.json and *.safetensors");
+        }
         if matches!(self.device, Device::Cuda) {
             bail!("this build has no CUDA support: leave out --device cuda, every model runs on the CPU");
         }

@@ -67,8 +67,13 @@ pub fn run(verb: Verb) -> ExitCode {
     };
     match result.and_then(|()| Ok(out.flush()?)) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => fail(&format!("{error:#}")),
+        // All other reads and writes say what they were about; a bare error is that of stdout.
+        Err(error) => match error.downcast_ref::<io::Error>() {
+            // The reader, such as `head`, has seen enough.
+            Some(problem) if problem.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+            Some(problem) => fail(&format!("cannot write to standard output: {problem}")),
+            None => fail(&format!("{error:#}")),
+        },
     }
 }
 
@@ -88,11 +93,6 @@ fn fail(message: &str) -> ExitCode {
 /// A line on stderr, which may be closed.
 fn say(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
-}
-
-/// Whether the reader of stdout, such as `head`, has seen enough.
-fn is_closed_pipe(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
 }
 
 /// The message of clap's report, without the usage and the pointer to `--help`.

@@ -4,7 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, anyhow, bail};
 use serde_json::{Map, Value, json};
 
 /// Values of a tensor.
@@ -70,7 +70,7 @@ pub fn write(path: &Path, metadata: &Map<String, Value>, tensors: &[Tensor]) -> 
         file.into_inner()?.sync_all()?;
         fs::rename(&partial.path, path)
     };
-    write().with_context(|| format!("cannot write {}", path.display()))?;
+    write().map_err(|error| anyhow!("cannot write {}: {error}", path.display()))?;
     Ok(bytes)
 }
 
