@@ -1,48 +1,33 @@
 //! The window: events into the store, views over the store, actions out. Nothing here waits.
 
-use std::collections::HashSet;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use eframe::egui::{self, Panel};
 use statescope_engine::handle::Handle;
-use statescope_engine::protocol::{Command, Dtype, Event, ModelSource, Observation, Probe};
+use statescope_engine::protocol::{Command, Dtype, Event, ModelSource};
 
 use crate::action::Action;
 use crate::keymap::{self, Entry, Now};
 use crate::layout::Layout;
+use crate::observer::{Change, Observer};
 use crate::selection::{Hover, Selection, TimeAxis};
-use crate::settings::Settings;
+use crate::settings::{self, Saved, Settings};
 use crate::store::Store;
 use crate::theme::{self, Theme};
 use crate::view::commands::Palette;
-use crate::view::{self, ViewContext, Views, banner, help, model_bar, timeline};
+use crate::view::{ViewContext, Views, banner, help, model_bar, timeline};
 
 /// Events taken per frame at most, so that a fast engine cannot hold up a frame.
 const EVENTS_PER_FRAME: usize = 64;
-/// Between two changes of what is observed: a held arrow key does not flood the engine.
-const OBSERVE_INTERVAL: Duration = Duration::from_millis(30);
-/// Likely next tokens asked for.
-const CANDIDATES: usize = 12;
-const STORAGE_KEY: &str = "statescope";
-
 /// How the window starts.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Without one: the last built-in default.
+    /// Without one: a built-in one.
     pub model: Option<ModelSource>,
     pub dtype: Option<Dtype>,
     /// Also look for the system's fonts; tests compare pictures and do not.
     pub system_fonts: bool,
-}
-
-/// What is saved between runs.
-#[derive(Default, serde::Serialize, serde::Deserialize)]
-#[serde(default)]
-struct Saved {
-    settings: Settings,
-    layout: Layout,
-    views: std::collections::BTreeMap<view::ViewKind, serde_json::Value>,
 }
 
 /// The application.
@@ -66,24 +51,17 @@ pub struct App {
     pub(crate) dtype: Option<Dtype>,
     pub(crate) source: Option<ModelSource>,
     pub(crate) answers: (Sender<Action>, Receiver<Action>),
-    observed: Option<Vec<Probe>>,
-    observed_at: Instant,
+    observer: Observer,
 }
 
 impl App {
     /// A window over `engine`, which may be anyone's.
     pub fn new(cc: &eframe::CreationContext<'_>, engine: Handle, options: Options) -> Self {
-        let text = cc.storage.and_then(|storage| storage.get_string(STORAGE_KEY));
-        let saved: Saved = text.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+        let saved = Saved::read(cc.storage);
         theme::install_fonts(&cc.egui_ctx, options.system_fonts);
         let theme = Theme::new(saved.settings.ground);
         theme.apply(&cc.egui_ctx);
-        let mut views = view::all();
-        for (kind, value) in &saved.views {
-            if let Some(view) = views.get_mut(kind) {
-                view.restore(value);
-            }
-        }
+        let views = saved.views();
         let dtype = options.dtype.or(saved.settings.dtype());
         let mut app = Self {
             engine,
@@ -103,14 +81,14 @@ impl App {
             dtype,
             source: None,
             answers: channel(),
-            observed: None,
-            observed_at: Instant::now(),
+            observer: Observer::default(),
         };
         if app.settings.presentation {
             app.set_presentation(&cc.egui_ctx);
         }
-        let fallback = || ModelSource::Builtin("mamba2".into());
-        app.act(&cc.egui_ctx, Action::Load(options.model.unwrap_or_else(fallback)));
+        if let Some(source) = options.model.or_else(settings::default_model) {
+            app.act(&cc.egui_ctx, Action::Load(source));
+        }
         app.engine.send(Command::Speed(app.settings.speed));
         app.engine.send(Command::Sample(app.settings.sampling()));
         app
@@ -126,7 +104,7 @@ impl App {
             let loaded = matches!(event, Event::Loaded(_));
             self.store.apply(event);
             if loaded {
-                self.observed = None;
+                self.observer.reset();
                 self.model_loaded(ctx);
             }
         }
@@ -136,36 +114,31 @@ impl App {
     }
 
     /// Tells the engine what the views in sight read, when that changed.
-    fn observe(&mut self, ctx: &egui::Context) {
+    pub(crate) fn observe(&mut self, ctx: &egui::Context) {
         if self.store.model.is_none() {
             return;
         }
+        let Self { store, selection, hover, time, theme, settings, .. } = self;
+        let cx = ViewContext { store, selection, hover, time, theme, settings };
         let mut probes = Vec::new();
-        for kind in self.layout.in_sight() {
-            if let Some(view) = self.views.get(&kind) {
-                view.probes(&context(&self.store, &self.selection, &self.hover, &self.time, &self.theme, &self.settings), &mut probes);
+        for view in self.layout.in_sight().iter().filter_map(|kind| self.views.get(kind)) {
+            view.probes(&cx, &mut probes);
+        }
+        match self.observer.compare(probes, Instant::now()) {
+            Change::None => {}
+            Change::Later(wait) => ctx.request_repaint_after(wait),
+            Change::Tell { observation, wanted } => {
+                self.store.retain_probes(&wanted);
+                self.engine.send(Command::Observe(observation));
             }
         }
-        let mut seen = HashSet::new();
-        probes.retain(|probe| seen.insert(*probe));
-        if self.observed.as_ref() == Some(&probes) {
-            return;
-        }
-        let since = self.observed_at.elapsed();
-        if self.observed.is_some() && since < OBSERVE_INTERVAL {
-            return ctx.request_repaint_after(OBSERVE_INTERVAL - since);
-        }
-        self.observed_at = Instant::now();
-        self.store.retain_probes(&seen);
-        self.engine.send(Command::Observe(Observation { probes: probes.clone(), candidates: CANDIDATES }));
-        self.observed = Some(probes);
     }
 
     /// All panels; returns what the user did.
     fn panels(&mut self, ui: &mut egui::Ui) -> Vec<Action> {
         let mut actions = Vec::new();
         let Self { store, selection, hover, time, theme, settings, layout, views, keys, palette, help, note, dtype, .. } = self;
-        let cx = context(store, selection, hover, time, theme, settings);
+        let cx = ViewContext { store, selection, hover, time, theme, settings };
         let bar = egui::Frame::new().fill(theme.panel).inner_margin(egui::Margin::symmetric(8, 5));
         Panel::top("model bar").frame(bar).show_separator_line(false).show(ui, |ui| {
             model_bar::model_bar(ui, &cx, layout, *dtype, &mut actions);
@@ -182,17 +155,6 @@ impl App {
         help::help(ui.ctx(), theme, keys, help);
         actions
     }
-}
-
-fn context<'a>(
-    store: &'a Store,
-    selection: &'a Selection,
-    hover: &'a Hover,
-    time: &'a TimeAxis,
-    theme: &'a Theme,
-    settings: &'a Settings,
-) -> ViewContext<'a> {
-    ViewContext { store, selection, hover, time, theme, settings }
 }
 
 impl eframe::App for App {
@@ -229,11 +191,7 @@ impl eframe::App for App {
     }
 
     fn save(&mut self, storage: &mut dyn eframe::Storage) {
-        let views = self.views.iter().map(|(kind, view)| (*kind, view.save())).collect();
-        let saved = Saved { settings: self.settings.clone(), layout: self.layout.clone(), views };
-        if let Ok(text) = serde_json::to_string(&saved) {
-            storage.set_string(STORAGE_KEY, text);
-        }
+        Saved::write(storage, &self.settings, &self.layout, &self.views);
     }
 
     fn clear_color(&self, _visuals: &egui::Visuals) -> [f32; 4] {

@@ -36,12 +36,16 @@ impl App {
                     self.load(source);
                 }
             }
+            Action::ReadPrompt => {
+                // The next space is meant for the run, not for the prompt.
+                ctx.memory_mut(egui::Memory::stop_text_input);
+                self.run(action);
+            }
             Action::Run
             | Action::Pause
             | Action::Stop
             | Action::StepForward
             | Action::StepBack
-            | Action::ReadPrompt
             | Action::ContinueFromHere
             | Action::Force { .. } => self.run(action),
             Action::SetPrompt(text) => self.settings.prompt = text,
@@ -101,12 +105,15 @@ impl App {
     }
 
     /// A new model reads the prompt at once, so that there is something to see.
-    pub(crate) fn model_loaded(&mut self, _ctx: &egui::Context) {
+    pub(crate) fn model_loaded(&mut self, ctx: &egui::Context) {
         self.source = self.store.model.as_ref().map(|model| model.source.clone());
         self.selection.query = None;
         self.selection.key = None;
         self.selection.range_end = None;
         self.time = TimeAxis::Fit;
+        self.clamp_selection();
+        // Before the prompt, so that nothing has to be read twice.
+        self.observe(ctx);
         self.read_prompt();
     }
 

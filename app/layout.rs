@@ -8,6 +8,8 @@ use crate::theme::space;
 use crate::view::{ViewContext, ViewKind, Views};
 
 const BAR: f32 = 26.0;
+/// Width of the buttons at the right of a title.
+const TOOLS: f32 = 60.0;
 
 /// The arrangement of panels.
 #[derive(Clone, serde::Serialize, serde::Deserialize)]
@@ -172,7 +174,7 @@ impl Desk<'_, '_> {
         let (rect, _) = ui.allocate_exact_size(vec2(ui.available_width(), BAR), Sense::hover());
         let theme = self.cx.theme;
         ui.painter().rect_filled(rect, 0.0, theme.panel);
-        let title = rect.with_max_x(rect.max.x - 64.0);
+        let title = rect.with_max_x(rect.max.x - TOOLS);
         let response = ui.interact(title, ui.scope_id().with("alone"), Sense::click());
         let text = self.title(kind);
         response.widget_info(|| WidgetInfo::labeled(Role::Button, true, &text));
@@ -258,7 +260,8 @@ impl Behavior<ViewKind> for Desk<'_, '_> {
 
     fn tab_ui(&mut self, tiles: &mut Tiles<ViewKind>, ui: &mut Ui, id: egui::Id, tile: TileId, state: &TabState) -> Response {
         let theme = self.cx.theme;
-        let alone = tiles.parent_of(tile).and_then(|p| tiles.get_container(p)).is_none_or(|c| c.num_children() < 2);
+        let parent = tiles.parent_of(tile);
+        let siblings = parent.and_then(|p| tiles.get_container(p)).map_or(1, egui_tiles::Container::num_children).max(1);
         let kind = tiles.get_pane(&tile).copied();
         let text = match kind {
             // Behind others the short name has to do.
@@ -267,7 +270,12 @@ impl Behavior<ViewKind> for Desk<'_, '_> {
             None => "Panels".to_owned(),
         };
         let (font, colour) = if state.active { (theme.strong(), theme.text) } else { (theme.body(), theme.text_muted) };
-        let galley = ui.painter().layout_no_wrap(text.clone(), font, colour);
+        // Never wider than its place: the bar would begin to scroll.
+        let bar = parent.and_then(|p| tiles.rect(p)).map_or(f32::INFINITY, |rect| rect.width()) - TOOLS;
+        let share = (bar / siblings as f32 - 2.0 * space::S).max(24.0);
+        let mut job = egui::text::LayoutJob::simple_singleline(text.clone(), font, colour);
+        job.wrap = egui::text::TextWrapping::truncate_at_width(share);
+        let galley = ui.painter().layout_job(job);
         let width = galley.size().x + 2.0 * space::S;
         let (_, rect) = ui.allocate_space(vec2(width, ui.available_height()));
         let response = ui.interact(rect, id, Sense::click_and_drag());
@@ -275,7 +283,7 @@ impl Behavior<ViewKind> for Desk<'_, '_> {
         if !state.is_being_dragged {
             let at = egui::pos2(rect.min.x + space::S, rect.center().y - 0.5 * galley.size().y);
             ui.painter().galley(at, galley, colour);
-            if state.active && !alone {
+            if state.active && siblings > 1 {
                 ui.painter().hline(rect.shrink2(vec2(space::S, 0.0)).x_range(), rect.max.y - 1.0, Stroke::new(1.5, theme.text_faint));
             }
         }

@@ -6,11 +6,13 @@ mod apply;
 mod dialog;
 pub mod keymap;
 pub mod layout;
+mod observer;
 pub mod selection;
 pub mod settings;
 pub mod store;
 pub mod theme;
 pub mod view;
 pub mod widget;
+pub mod window;
 
 pub use app::{App, Options};

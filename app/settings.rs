@@ -1,11 +1,16 @@
-//! What is remembered between runs, apart from the layout.
+//! What is remembered between runs.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use statescope_engine::protocol::{Dtype, ModelSource};
 use statescope_engine::sampler::Sampling;
 
+use crate::layout::Layout;
 use crate::theme::Ground;
+use crate::view::{self, ViewKind, Views};
+
+const STORAGE_KEY: &str = "statescope";
 
 /// Folders kept under 'Recent'.
 const RECENT: usize = 8;
@@ -73,5 +78,48 @@ impl Settings {
             self.recent.insert(0, path.clone());
             self.recent.truncate(RECENT);
         }
+    }
+}
+
+/// Mamba-2, or whichever model is built in; none in a slim build.
+pub fn default_model() -> Option<ModelSource> {
+    let models = statescope_engine::builtin::list();
+    let model = models.iter().find(|model| model.name == "mamba2").or(models.first())?;
+    Some(ModelSource::Builtin(model.name.to_owned()))
+}
+
+/// Everything that is saved.
+#[derive(Default, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub struct Saved {
+    pub settings: Settings,
+    pub layout: Layout,
+    views: BTreeMap<ViewKind, serde_json::Value>,
+}
+
+impl Saved {
+    /// What was saved last; the defaults if that cannot be read.
+    pub fn read(storage: Option<&dyn eframe::Storage>) -> Self {
+        let text = storage.and_then(|storage| storage.get_string(STORAGE_KEY));
+        text.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default()
+    }
+
+    pub fn write(storage: &mut dyn eframe::Storage, settings: &Settings, layout: &Layout, views: &Views) {
+        let views = views.iter().map(|(kind, view)| (*kind, view.save())).collect();
+        let saved = Self { settings: settings.clone(), layout: layout.clone(), views };
+        if let Ok(text) = serde_json::to_string(&saved) {
+            storage.set_string(STORAGE_KEY, text);
+        }
+    }
+
+    /// All panels with their own settings.
+    pub fn views(&self) -> Views {
+        let mut views = view::all();
+        for (kind, value) in &self.views {
+            if let Some(view) = views.get_mut(kind) {
+                view.restore(value);
+            }
+        }
+        views
     }
 }

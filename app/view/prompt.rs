@@ -35,7 +35,7 @@ impl View for PromptView {
         // The controls keep their place; the editor takes what is left.
         let controls = 9.0 * (space::ROW + space::XS) + 3.0 * space::S;
         let height = (ui.available_height() - controls).clamp(48.0, 220.0);
-        egui::ScrollArea::vertical().id_salt("prompt").auto_shrink([false, false]).show(ui, |ui| {
+        let mut all = |ui: &mut Ui| {
             editor(ui, cx, height, actions);
             ui.add_space(space::XS);
             buttons(ui, cx, actions);
@@ -43,7 +43,12 @@ impl View for PromptView {
             making(ui, cx, actions);
             ui.add_space(space::S);
             sampling(ui, cx, actions);
-        });
+        };
+        if ui.available_height() > controls + 40.0 {
+            all(ui);
+        } else {
+            egui::ScrollArea::vertical().id_salt("prompt").auto_shrink([false, false]).show(ui, all);
+        }
     }
 }
 
@@ -67,9 +72,6 @@ fn editor(ui: &mut Ui, cx: &ViewContext<'_>, height: f32, actions: &mut Vec<Acti
     response.widget_info(|| WidgetInfo::labeled(Role::MultilineTextInput, true, "Prompt"));
     if response.changed() {
         actions.push(Action::SetPrompt(text));
-    }
-    if response.has_focus() && ui.input(|i| i.modifiers.command && i.key_pressed(egui::Key::Enter)) {
-        response.surrender_focus();
     }
 }
 

@@ -1,0 +1,73 @@
+//! The program: a verb works without a window, without a verb the window opens.
+
+mod cli;
+
+use std::process::ExitCode;
+
+use clap::{Parser, ValueEnum};
+use statescope::{Options, window};
+use statescope_engine::protocol::{Dtype, ModelSource};
+
+/// An oscilloscope for sequence models: watch states, gates and mixing matrices while the text is being generated.
+#[derive(Debug, Parser)]
+#[command(version, args_conflicts_with_subcommands = true)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Option<cli::Verb>,
+    /// builtin:NAME, or a folder with config.json and *.safetensors
+    #[arg(long, value_name = "M")]
+    model: Option<ModelSource>,
+    /// How to draw [default: wgpu with a graphics processor, else glow]
+    #[arg(long)]
+    renderer: Option<Renderer>,
+    /// Where to compute
+    #[arg(long, default_value = "cpu")]
+    device: Device,
+    /// What to hold the weights in: f32, bf16 or f16 [default: the file's own]
+    #[arg(long)]
+    dtype: Option<Dtype>,
+    /// Threads that share the work [default: one a core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Renderer {
+    Glow,
+    Wgpu,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Device {
+    Cpu,
+}
+
+fn main() -> ExitCode {
+    let arguments: Arguments = match cli::parse() {
+        Ok(arguments) => arguments,
+        Err(code) => return code,
+    };
+    match arguments.verb {
+        Some(verb) => cli::run(verb),
+        None => open(&arguments),
+    }
+}
+
+fn open(arguments: &Arguments) -> ExitCode {
+    if let Some(reason) = window::missing_display() {
+        return cli::no_display(reason);
+    }
+    let Device::Cpu = arguments.device;
+    if let Some(threads) = arguments.threads {
+        statescope_engine::set_threads(threads.into());
+    }
+    let renderer = arguments.renderer.map(|renderer| match renderer {
+        Renderer::Glow => eframe::Renderer::Glow,
+        Renderer::Wgpu => eframe::Renderer::Wgpu,
+    });
+    let options = Options { model: arguments.model.clone(), dtype: arguments.dtype, system_fonts: true };
+    match window::open(renderer, &options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => cli::no_display(&error.to_string()),
+    }
+}
