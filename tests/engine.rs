@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use statescope_engine::handle::Handle;
 use statescope_engine::probes::mixing_rows;
 use statescope_engine::protocol::{
-    Command, Event, FinishReason, Fold, Frame, MixingView, ModelSource, Observation, Point, Positions, Prediction, Probe, PromptInput,
-    Reduction, RunState, Scale, Span, Stage, TokenId, TokenSource,
+    Command, Event, FinishReason, Fold, Frame, MixingView, ModelSource, Observation, Point, Positions, Prediction,
+    Probe, PromptInput, Reduction, RunState, Scale, Span, Stage, TokenId, TokenSource,
 };
 use statescope_engine::sampler::Sampling;
 use statescope_engine::session::{Budgets, Session};
@@ -197,7 +197,10 @@ fn a_layer_whose_record_was_given_up_is_replayed() {
     assert!(small.tape().layer(0).positions().is_empty(), "layer 0 had to go");
     small.look_at(|layer| layer == 0);
     let mut replay = small.replay_needed().expect("layer 0 is wanted again");
-    while { let (done, total) = small.advance_replay(&mut replay); done < total } {}
+    while {
+        let (done, total) = small.advance_replay(&mut replay);
+        done < total
+    } {}
     let full = session("mamba2_a", &ids(100, 96), 0);
     for position in 0..100 {
         assert_eq!(small.tape().layer(0).row(Point::Core, position), full.tape().layer(0).row(Point::Core, position));

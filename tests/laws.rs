@@ -112,7 +112,10 @@ fn the_matrix_is_the_mixer() {
                 for head in (0..mixer.geometry().heads).step_by(3) {
                     let rows = (0..length).map(|t| mixing_error(mixer, tape, head, t));
                     let (error, peak) = rows.fold((0.0f32, 0.0f32), |a, b| (a.0.max(b.0), a.1.max(b.1)));
-                    assert!(error <= TOLERANCE * peak, "{case}, {length} tokens, layer {layer}, head {head}: {error:e} of {peak:e}");
+                    assert!(
+                        error <= TOLERANCE * peak,
+                        "{case}, {length} tokens, layer {layer}, head {head}: {error:e} of {peak:e}"
+                    );
                 }
             }
         }
@@ -148,11 +151,15 @@ fn the_extended_matrices_are_the_mixer() {
             let mut products = Vec::new();
             for t in 0..length {
                 let at = t * length..t * length + t + 1;
-                let constant: f32 = core[at.clone()].iter().zip(&activated).map(|(m, v)| m * bias / (1.0 + (-v).exp())).sum();
+                let constant: f32 =
+                    core[at.clone()].iter().zip(&activated).map(|(m, v)| m * bias / (1.0 + (-v).exp())).sum();
                 products.push(through(&conv[at.clone()]) + constant);
                 let gain = mixer.output_gain(tape, t, head, channel);
                 let gated = through(&gate[at]) + gain * constant;
-                assert!((gated - gain * y[t]).abs() <= 1e-4 * gain.abs().max(1.0), "{case}, layer {layer}, gate, row {t}");
+                assert!(
+                    (gated - gain * y[t]).abs() <= 1e-4 * gain.abs().max(1.0),
+                    "{case}, layer {layer}, gate, row {t}"
+                );
             }
             let error = deviation(&products, &y);
             assert!(error <= 2.0 * TOLERANCE, "{case}, layer {layer}: +conv deviates by {error:e}");

@@ -65,7 +65,11 @@ fn check_case(case: &str) -> (f32, f32) {
     }
     let mut session = Session::new(opened.model.clone(), None, Budgets::default());
     let continuation = golden.tokens("greedy");
-    assert_eq!(greedy(&mut session, &golden.tokens("greedy_prompt"), continuation.len()), continuation, "{case}: greedy");
+    assert_eq!(
+        greedy(&mut session, &golden.tokens("greedy_prompt"), continuation.len()),
+        continuation,
+        "{case}: greedy"
+    );
     worst
 }
 

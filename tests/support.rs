@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use safetensors::{Dtype, SafeTensors};
 use statescope_engine::hooks::Observer;
-use statescope_engine::loader::tokenizer::Tokenizer;
 use statescope_engine::model::Model;
 use statescope_engine::protocol::{ModelInfo, ModelSource, Point, TokenId};
 use statescope_engine::worker::open_model;
@@ -22,13 +21,12 @@ pub fn goldens() -> PathBuf {
 /// A model ready to run.
 pub struct Opened {
     pub model: Arc<Model>,
-    pub tokenizer: Option<Tokenizer>,
     pub info: ModelInfo,
 }
 
 pub fn open(source: &ModelSource) -> Opened {
-    let (model, tokenizer, info) = open_model(source, None, |_| true).unwrap_or_else(|e| panic!("{source}: {e}"));
-    Opened { model: Arc::new(model), tokenizer, info }
+    let (model, _, info) = open_model(source, None, |_| true).unwrap_or_else(|e| panic!("{source}: {e}"));
+    Opened { model: Arc::new(model), info }
 }
 
 pub fn open_case(case: &str) -> Opened {
@@ -36,9 +34,8 @@ pub fn open_case(case: &str) -> Opened {
 }
 
 /// The small checkpoints that the laws are tested on: every mixer, groups, biases, ties.
-pub const CASES: [&str; 9] = [
-    "mamba_a", "mamba_b", "mamba_bf16", "mamba2_a", "mamba2_b", "mamba2_clamp", "llama_a", "bamba_a", "bamba_b",
-];
+pub const CASES: [&str; 9] =
+    ["mamba_a", "mamba_b", "mamba_bf16", "mamba2_a", "mamba2_b", "mamba2_clamp", "llama_a", "bamba_a", "bamba_b"];
 
 /// A safetensors file in memory.
 pub struct Golden {
@@ -52,10 +49,6 @@ impl Golden {
 
     fn tensors(&self) -> SafeTensors<'_> {
         SafeTensors::deserialize(&self.bytes).unwrap()
-    }
-
-    pub fn names(&self) -> Vec<String> {
-        self.tensors().names().into_iter().map(|name| name.to_string()).collect()
     }
 
     pub fn has(&self, name: &str) -> bool {

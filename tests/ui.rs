@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::bounded;
 use eframe::egui::{Key, Vec2};
 use egui_kittest::Harness;
-use egui_kittest::kittest::{NodeT, Queryable};
+use egui_kittest::kittest::{AccessKitNode, NodeT, Queryable};
 use statescope::{App, Options};
 use statescope_engine::handle::Handle;
 use statescope_engine::protocol::{Command, Event, MixerKind, ModelSource, RunState};
@@ -22,9 +22,7 @@ const TEXT: &str = "Once upon a time, there was a";
 
 fn window(engine: Handle, model: &str) -> Window {
     let options = Options { model: Some(model.parse().unwrap()), ..Options::default() };
-    Harness::builder()
-        .with_size(Vec2::new(1600.0, 1000.0))
-        .build_eframe(move |cc| App::new(cc, engine, options))
+    Harness::builder().with_size(Vec2::new(1600.0, 1000.0)).build_eframe(move |cc| App::new(cc, engine, options))
 }
 
 /// Lets frames pass until `enough`, which must come.
@@ -43,9 +41,14 @@ fn until(window: &mut Window, what: &str, enough: impl Fn(&Window) -> bool) {
 /// The exact number that the window says of `name`, as in `Δ = 0.043105707`.
 fn said(window: &Window, name: &str) -> Option<f32> {
     let start = format!("{name} = ");
-    let node = window.query_all_by(move |n| n.accesskit_node().label().is_some_and(|l| l.starts_with(&start))).next()?;
-    let label = node.accesskit_node().label()?;
-    label[name.len() + 3..].split(' ').next()?.parse().ok()
+    let node = window.query_all_by(|n| text_of(n).is_some_and(|t| t.starts_with(&start))).next()?;
+    let text = text_of(&node.accesskit_node())?;
+    text[start.len()..].split(' ').next()?.parse().ok()
+}
+
+/// What a node says: plain labels carry their text as their value.
+fn text_of(node: &AccessKitNode<'_>) -> Option<String> {
+    node.label().or_else(|| node.value())
 }
 
 fn read_prompt(model: &str) -> Window {
@@ -90,7 +93,9 @@ fn the_window_says_what_trace_writes() {
             let selection = &mut window.state_mut().selection;
             (selection.layer, selection.head, selection.query, selection.key) = (layer, head, Some(token), Some(key));
             let cell = format!("M[{token}, {key}]");
-            until(&mut window, "the inspector", |w| said(w, &cell).is_some() && said(w, "write").is_some() && said(w, "residual norm").is_some());
+            until(&mut window, "the inspector", |w| {
+                said(w, &cell).is_some() && said(w, "write").is_some() && said(w, "residual norm").is_some()
+            });
             let traced = |quantity: &str, index: usize| trace.floats(&format!("layers.{layer}.{quantity}"))[index];
             let here = token * mixer.heads + head;
             let mut pairs = vec![
@@ -123,7 +128,8 @@ fn check_layer_map(window: &mut Window, trace: &Golden, layer: usize, heads: usi
     // Fewer than 32 tokens are drawn on an axis of 32.
     let columns = window.state().store.length().max(32);
     let token = 3;
-    let at = map.min + map.size() * Vec2::new((token as f32 + 0.5) / columns as f32, (layer as f32 + 0.5) / layers as f32);
+    let at =
+        map.min + map.size() * Vec2::new((token as f32 + 0.5) / columns as f32, (layer as f32 + 0.5) / layers as f32);
     window.hover_at(at);
     window.run_steps(3);
     let words = window.get_by_label("Layer map, write strength").value().expect("the hovered cell is said");
@@ -190,7 +196,7 @@ fn a_folder_that_is_no_model_is_said() {
     let mut window = window(Handle::spawn(|| {}).unwrap(), "/nowhere/at/all");
     until(&mut window, "the error", |w| w.state().store.error.is_some());
     window.run_steps(2);
-    let shown = window.query_all_by(|n| n.accesskit_node().label().is_some_and(|l| l.contains("/nowhere/at/all does not exist")));
+    let shown = window.query_all_by(|n| text_of(n).is_some_and(|t| t.contains("/nowhere/at/all does not exist")));
     assert!(shown.count() > 0, "the banner shows the message");
 }
 

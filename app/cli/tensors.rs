@@ -4,7 +4,7 @@
 use anyhow::{Result, anyhow};
 use serde_json::{Value, json};
 use statescope_engine::mixer::Mixer;
-use statescope_engine::probes::{self, NormTracker, mixing_error, mixing_rows, series_row};
+use statescope_engine::probes::{self, StateNorms, mixing_error, mixing_rows, series_row};
 use statescope_engine::protocol::{Geometry, MixerKind, MixingView, Point, Probe, Reduction, Scale, Span, Stage};
 use statescope_engine::session::Session;
 
@@ -190,9 +190,9 @@ impl Plan {
                 }
             }
             What::StateNorm => {
-                let mut norms = NormTracker::default();
+                let mut norms = StateNorms::default();
                 for token in 0..tokens {
-                    values.extend(norms.norms(mixer, tape, token, Some(mixer.slot().state)).ok_or_else(lost)?);
+                    values.extend(norms.row(mixer, tape, token, |_| Some(mixer.slot().state)).ok_or_else(lost)?);
                 }
             }
             What::Mixing => {

@@ -1,4 +1,5 @@
-//! Inter for text, JetBrains Mono for tokens and numbers (assets/fonts), and whatever the system has for other scripts.
+//! Inter for text, JetBrains Mono for tokens and numbers, some DejaVu Sans for what they lack (assets/fonts), and whatever the system has
+//! for other scripts.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -34,10 +35,11 @@ const FALLBACKS: [&[&str]; 4] = [
 /// Tells egui about the fonts. `system`: also look for fonts of the system, which snapshots must not depend on.
 pub fn install(ctx: &egui::Context, system: bool) {
     let mut fonts = FontDefinitions::default();
-    let ours: [(&str, &'static [u8]); 3] = [
+    let ours: [(&str, &'static [u8]); 4] = [
         ("sans", include_bytes!("../../assets/fonts/Inter-Regular.otf")),
         ("sans-strong", include_bytes!("../../assets/fonts/Inter-SemiBold.otf")),
         ("mono", include_bytes!("../../assets/fonts/JetBrainsMono-Regular.ttf")),
+        ("more", include_bytes!("../../assets/fonts/DejaVuSans-more.ttf")),
     ];
     for (name, bytes) in ours {
         fonts.font_data.insert(name.into(), Arc::new(FontData::from_static(bytes)));
@@ -57,8 +59,8 @@ pub fn install(ctx: &egui::Context, system: bool) {
     let chain = |first: &[&str], rest: &[String]| -> Vec<String> {
         first.iter().map(|s| (*s).to_owned()).chain(rest.iter().cloned()).chain(fallbacks.iter().cloned()).collect()
     };
-    fonts.families.insert(FontFamily::Proportional, chain(&["sans", "mono"], &sans));
-    fonts.families.insert(FontFamily::Monospace, chain(&["mono", "sans"], &mono));
-    fonts.families.insert(strong(), chain(&["sans-strong", "sans", "mono"], &sans));
+    fonts.families.insert(FontFamily::Proportional, chain(&["sans", "mono", "more"], &sans));
+    fonts.families.insert(FontFamily::Monospace, chain(&["mono", "sans", "more"], &mono));
+    fonts.families.insert(strong(), chain(&["sans-strong", "sans", "mono", "more"], &sans));
     ctx.set_fonts(fonts);
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the fonts in this folder from Debian's packages (fonts-inter 4.0~beta7, fonts-jetbrains-mono 2.242): Latin, Greek, Cyrillic,
 # mathematics, arrows and shapes only. Inter's figures become tabular, since egui cannot switch features.
-# Needs: apt-get install fonts-inter fonts-jetbrains-mono; pip install fonttools
+# Needs: apt-get install fonts-inter fonts-jetbrains-mono fonts-dejavu-core; pip install fonttools
 set -euo pipefail
 cd "$(dirname "$0")"
 unicodes="U+0020-007E,U+00A0-024F,U+0250-02AF,U+02B0-02FF,U+0300-036F,U+0370-03FF,U+0400-052F,U+1E00-1EFF,U+2000-206F,U+2070-209F"
@@ -30,3 +30,6 @@ PY
 done
 python3 -m fontTools.subset /usr/share/fonts/truetype/jetbrains-mono/JetBrainsMono-Regular.ttf --unicodes="$unicodes" \
   --layout-features=mark,mkmk,ccmp,locl --no-hinting --output-file=JetBrainsMono-Regular.ttf
+# What the other two lack: modifier letters, a few mathematical signs, and common scripts (fonts-dejavu-core 2.37).
+python3 -m fontTools.subset /usr/share/fonts/truetype/dejavu/DejaVuSans.ttf --layout-features=mark,mkmk,ccmp,locl --no-hinting \
+  --unicodes="U+0530-058F,U+0590-05FF,U+0600-06FF,U+10A0-10FF,U+1D00-1DBF,U+2C60-2C7F,U+221D,U+27E8-27EB" --output-file=DejaVuSans-more.ttf

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use statescope_kernels::pool::pool_signed_absmax;
 use statescope_kernels::reduce::min_max;
 
-use crate::probes::{MATRIX_TOKENS, NormTracker, exists, mixing_error, mixing_rows, reduce_row, series_row};
+use crate::probes::{MATRIX_TOKENS, StateNorms, exists, mixing_error, mixing_rows, reduce_row, series_row};
 use crate::protocol::{Cadence, MixingView, Point, Positions, Probe, Reading, Reduction, Span};
 use crate::session::Session;
 
@@ -26,7 +26,6 @@ const ROWS: usize = 32;
 struct Series {
     /// First position not sent yet.
     next: usize,
-    norms: NormTracker,
     /// Largest |y| so far, the scale of the matrix error.
     peak: f32,
 }
@@ -48,6 +47,8 @@ pub struct Collector {
     probes: Vec<Probe>,
     series: HashMap<Probe, Series>,
     sent: HashMap<Probe, Stamp>,
+    /// By layer.
+    norms: HashMap<u16, StateNorms>,
     pooling: Option<Pooling>,
     /// Expensive pictures wait until then.
     rest_until: Option<Instant>,
@@ -59,6 +60,7 @@ impl Collector {
         self.probes = probes.to_vec();
         self.series.retain(|p, _| probes.contains(p));
         self.sent.retain(|p, _| probes.contains(p));
+        self.norms.retain(|layer, _| probes.iter().any(|p| p.site.layer == *layer && p.site.point == Point::State));
         self.pooling = self.pooling.take().filter(|p| probes.contains(&p.probe));
     }
 
@@ -71,9 +73,10 @@ impl Collector {
     pub fn truncate(&mut self, keep: usize) {
         for series in self.series.values_mut() {
             if series.next > keep {
-                *series = Series { next: keep, peak: series.peak, ..Series::default() };
+                series.next = keep;
             }
         }
+        self.norms.clear();
         self.sent.clear();
         self.pooling = None;
     }
@@ -97,7 +100,13 @@ impl Collector {
         (readings, more)
     }
 
-    fn collect_series(&mut self, session: &Session, probe: Probe, deadline: Instant, readings: &mut Vec<Reading>) -> bool {
+    fn collect_series(
+        &mut self,
+        session: &Session,
+        probe: Probe,
+        deadline: Instant,
+        readings: &mut Vec<Reading>,
+    ) -> bool {
         let layer = probe.site.layer as usize;
         let (mixer, tape) = (session.model().mixer(layer), session.tape().layer(layer));
         let recorded = tape.positions();
@@ -134,13 +143,15 @@ impl Collector {
                         .collect()
                 }
                 Point::State => {
+                    let before = |t: usize| match t {
+                        0 => Some(mixer.slot().state),
+                        _ => session.state_at(layer, t - 1),
+                    };
+                    let norms = self.norms.entry(probe.site.layer).or_default();
                     let mut values = Vec::new();
                     for t in start..end {
-                        let begin = || {
-                            if t == 0 { Some(mixer.slot().state) } else { session.state_at(layer, t - 1) }
-                        };
-                        let Some(norms) = series.norms.norms(mixer, tape, t, begin()) else { return false };
-                        reduce_norms(&norms, &probe, &mut values);
+                        let Some(row) = norms.row(mixer, tape, t, before) else { return false };
+                        reduce_norms(row, &probe, &mut values);
                     }
                     values
                 }
@@ -160,7 +171,14 @@ impl Collector {
         false
     }
 
-    fn collect_latest(&mut self, session: &Session, probe: Probe, deadline: Instant, running: bool, readings: &mut Vec<Reading>) -> bool {
+    fn collect_latest(
+        &mut self,
+        session: &Session,
+        probe: Probe,
+        deadline: Instant,
+        running: bool,
+        readings: &mut Vec<Reading>,
+    ) -> bool {
         let layer = probe.site.layer as usize;
         match probe.site.point {
             Point::Mixing(view) => self.collect_pooled(session, probe, view, deadline, running, readings),
@@ -260,7 +278,9 @@ fn position_of(probe: &Probe, session: &Session) -> Option<usize> {
     let recorded = session.tape().layer(probe.site.layer as usize).positions().end;
     let last = session.position().checked_sub(1)?;
     match probe.select.positions {
-        Positions::At(position) => (position as usize <= last.max(recorded.saturating_sub(1))).then_some(position as usize),
+        Positions::At(position) => {
+            (position as usize <= last.max(recorded.saturating_sub(1))).then_some(position as usize)
+        }
         Positions::Live | Positions::All => Some(last),
     }
 }
@@ -268,10 +288,17 @@ fn position_of(probe: &Probe, session: &Session) -> Option<usize> {
 /// Per-head norms of a state, reduced as the probe says.
 fn reduce_norms(norms: &[f32], probe: &Probe, out: &mut Vec<f32>) {
     // Norm and largest norm per head are the numbers themselves; a layer's norm is the norm of the norms.
-    reduce_row(norms, norms.len(), norms.len(), &probe.select, match probe.reduction {
-        Reduction::Layer(fold) => Reduction::Layer(fold),
-        _ => Reduction::Full,
-    }, out);
+    reduce_row(
+        norms,
+        norms.len(),
+        norms.len(),
+        &probe.select,
+        match probe.reduction {
+            Reduction::Layer(fold) => Reduction::Layer(fold),
+            _ => Reduction::Full,
+        },
+        out,
+    );
 }
 
 fn state_reading(session: &Session, probe: Probe, position: usize, state: &[f32]) -> Reading {

@@ -81,30 +81,52 @@ pub fn series_row(mixer: &dyn Mixer, tape: &LayerTape, probe: &Probe, position: 
     true
 }
 
-/// Norms of the state per head after each of a run of tokens, kept so that the next token costs one step.
+/// Norms of a layer's state per head after each recorded token, computed once for all who ask. Every further token costs one step.
 #[derive(Clone, Debug, Default)]
-pub struct NormTracker {
-    /// Tokens folded into `state`.
-    position: usize,
+pub struct StateNorms {
+    /// The first token whose norms are held.
+    first: usize,
+    /// `[tokens, H]`.
+    norms: Vec<f32>,
+    /// `[H, P, N]` after the last of them.
     state: Vec<f32>,
 }
 
-impl NormTracker {
-    /// ‖S‖_F `[H]` after the token at `position`, which must follow the last one asked for (or be the first recorded).
-    pub fn norms(&mut self, mixer: &dyn Mixer, tape: &LayerTape, position: usize, start: Option<Vec<f32>>) -> Option<Vec<f32>> {
-        if self.state.is_empty() || self.position != position {
-            self.state = start?;
+impl StateNorms {
+    /// ‖S‖_F `[H]` after the token at `position`, which must be recorded. `state_before` gives the state before a token, should the
+    /// sequence have to start there.
+    pub fn row(
+        &mut self,
+        mixer: &dyn Mixer,
+        tape: &LayerTape,
+        position: usize,
+        state_before: impl Fn(usize) -> Option<Vec<f32>>,
+    ) -> Option<&[f32]> {
+        let heads = mixer.geometry().heads;
+        let held = self.first..self.first + self.norms.len() / heads;
+        if position < held.start || position > held.end || self.state.is_empty() {
+            *self = Self { first: position, norms: Vec::new(), state: state_before(position)? };
         }
-        mixer.fold(tape, position..position + 1, &mut self.state);
-        self.position = position + 1;
-        let width = self.state.len() / mixer.geometry().heads;
-        Some(self.state.chunks_exact(width).map(l2_norm).collect())
+        if position >= self.first + self.norms.len() / heads {
+            mixer.fold(tape, position..position + 1, &mut self.state);
+            let width = self.state.len() / heads;
+            self.norms.extend(self.state.chunks_exact(width).map(l2_norm));
+        }
+        let at = (position - self.first) * heads;
+        self.norms.get(at..at + heads)
     }
 }
 
 /// Draws rows `positions` of the matrix of one head, `[positions.len(), positions.end]`, zero above the diagonal, NaN where the record
 /// does not reach. The rows must be recorded.
-pub fn mixing_rows(mixer: &dyn Mixer, tape: &LayerTape, head: usize, channels: Span, view: MixingView, positions: Range<usize>) -> Vec<f32> {
+pub fn mixing_rows(
+    mixer: &dyn Mixer,
+    tape: &LayerTape,
+    head: usize,
+    channels: Span,
+    view: MixingView,
+    positions: Range<usize>,
+) -> Vec<f32> {
     let first = tape.positions().start;
     let local = positions.start - first..positions.end - first;
     let mut core = vec![0.0; local.len() * local.end];
@@ -141,7 +163,15 @@ fn values<'a>(mixer: &dyn Mixer, tape: &'a LayerTape, point: Point, head: usize,
     }
 }
 
-fn scaled_core(mixer: &dyn Mixer, tape: &LayerTape, head: usize, channels: Span, scale: Scale, local: Range<usize>, mut core: Vec<f32>) -> Vec<f32> {
+fn scaled_core(
+    mixer: &dyn Mixer,
+    tape: &LayerTape,
+    head: usize,
+    channels: Span,
+    scale: Scale,
+    local: Range<usize>,
+    mut core: Vec<f32>,
+) -> Vec<f32> {
     match scale {
         Scale::Raw => {}
         Scale::RowShare => core.chunks_exact_mut(local.end).for_each(row_share),
@@ -157,7 +187,15 @@ fn scaled_core(mixer: &dyn Mixer, tape: &LayerTape, head: usize, channels: Span,
 }
 
 /// The matrix extended over convolution and gate; per channel of the head, then their mean, or for contributions their norm.
-fn extended(mixer: &dyn Mixer, tape: &LayerTape, head: usize, channels: Span, view: MixingView, local: Range<usize>, core: &[f32]) -> Vec<f32> {
+fn extended(
+    mixer: &dyn Mixer,
+    tape: &LayerTape,
+    head: usize,
+    channels: Span,
+    view: MixingView,
+    local: Range<usize>,
+    core: &[f32],
+) -> Vec<f32> {
     let geometry = mixer.geometry();
     let first = tape.positions().start;
     let chosen = match channels {

@@ -270,7 +270,10 @@ pub enum Reduction {
     /// One number per layer.
     Layer(Fold),
     /// At most `rows` × `cols` cells per head, each the entry of largest |·| of its block, sign kept.
-    Pool { rows: u16, cols: u16 },
+    Pool {
+        rows: u16,
+        cols: u16,
+    },
 }
 
 /// When readings are sent.
@@ -498,12 +501,17 @@ pub enum PromptInput {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
     /// `dtype`: what to hold the weights in; the file's own if none.
-    Load { source: ModelSource, dtype: Option<Dtype> },
+    Load {
+        source: ModelSource,
+        dtype: Option<Dtype>,
+    },
     /// Starts a new text and reads it; the run state stays paused.
     Prompt(PromptInput),
     Sample(Sampling),
     /// Makes `tokens` more tokens.
-    Run { tokens: usize },
+    Run {
+        tokens: usize,
+    },
     /// One token.
     Step,
     Pause,
@@ -512,9 +520,14 @@ pub enum Command {
     /// At most so many tokens/s; none is full speed.
     Speed(Option<f32>),
     /// Makes `position` tokens the processed ones, exactly as if the run had stopped there; later tokens stay known.
-    Seek { position: usize },
+    Seek {
+        position: usize,
+    },
     /// Cuts the text before `position` and puts `token` there, then reads it.
-    Force { position: usize, token: TokenId },
+    Force {
+        position: usize,
+        token: TokenId,
+    },
     Observe(Observation),
     Shutdown,
 }

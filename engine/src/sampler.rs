@@ -70,7 +70,13 @@ impl Sampling {
 /// How many of the descending `weights` it takes to reach `mass`.
 fn nucleus(weights: &[f64], mass: f64) -> usize {
     let mut sum = 0.0;
-    weights.iter().position(|w| { sum += w; sum >= mass }).map_or(weights.len(), |last| last + 1)
+    weights
+        .iter()
+        .position(|w| {
+            sum += w;
+            sum >= mass
+        })
+        .map_or(weights.len(), |last| last + 1)
 }
 
 /// A number in [0, 1) from (seed, position), by SplitMix64 (Steele et al. 2014).
@@ -112,7 +118,8 @@ mod tests {
         for position in 0..500 {
             let top = Sampling { temperature: 2.0, top_k: Some(2), ..Sampling::default() }.sample(&logits, position);
             assert!(top < 2);
-            let nucleus = Sampling { temperature: 1.0, top_p: Some(0.3), ..Sampling::default() }.sample(&logits, position);
+            let nucleus =
+                Sampling { temperature: 1.0, top_p: Some(0.3), ..Sampling::default() }.sample(&logits, position);
             assert_eq!(nucleus, 0);
         }
     }

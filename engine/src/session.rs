@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use statescope_kernels::reduce::{entropy_bits, log_sum_exp, top_k};
+use statescope_kernels::reduce::{log_sum_exp, summarise_softmax, top_k};
 
 use crate::history::{History, Snapshot};
 use crate::hooks::Hooks;
@@ -35,7 +35,9 @@ pub enum SessionError {
     OutOfVocabulary { token: TokenId, position: usize, vocab_size: usize },
     #[error("position {position} does not exist; the text has {length} tokens")]
     NoSuchPosition { position: usize, length: usize },
-    #[error("the logits after token {position} are not finite; the weights or the input overflow, so no token can be chosen")]
+    #[error(
+        "the logits after token {position} are not finite; the weights or the input overflow, so no token can be chosen"
+    )]
     NotFinite { position: usize },
 }
 
@@ -295,7 +297,8 @@ impl Session {
     pub fn replay_needed(&self) -> Option<Replay> {
         let layers = self.tape.missing();
         let expected = self.candidates == 0
-            || (self.expectations.len() >= self.position && self.expectations[..self.position].iter().all(Option::is_some));
+            || (self.expectations.len() >= self.position
+                && self.expectations[..self.position].iter().all(Option::is_some));
         if self.position == 0 || (layers.is_empty() && expected) {
             return None;
         }
@@ -359,9 +362,10 @@ fn expect(before: &[f32], all: &[f32], tokens: &[TokenId], vocab: usize, candida
     let mut expectations = Vec::with_capacity(rows.len());
     let mut previous: Option<(&[f32], f32)> = (!before.is_empty()).then(|| (before, log_sum_exp(before)));
     for (logits, token) in rows.iter().zip(tokens) {
-        let normaliser = log_sum_exp(logits);
+        let summary = summarise_softmax(logits);
+        let normaliser = summary.log_sum_exp;
         expectations.push(Expectation {
-            entropy_bits: entropy_bits(logits),
+            entropy_bits: summary.entropy_bits,
             surprisal_bits: previous.map(|(p, z)| (z - p[*token as usize]) / std::f32::consts::LN_2),
             candidates: top_k(logits, candidates).into_iter().map(|(id, l)| (id, (l - normaliser).exp())).collect(),
         });

@@ -13,8 +13,8 @@ use crate::collector::Collector;
 use crate::loader::{self, tokenizer::Tokenizer};
 use crate::model::Model;
 use crate::protocol::{
-    Backfill, Command, Dtype, Event, Failure, FinishReason, Frame, ModelInfo, ModelSource, Observation, Performance, PromptInput,
-    RunState, TokenId, TokenRecord,
+    Backfill, Command, Dtype, Event, Failure, FinishReason, Frame, ModelInfo, ModelSource, Observation, Performance,
+    PromptInput, RunState, TokenId, TokenRecord,
 };
 use crate::sampler::Sampling;
 use crate::session::{Budgets, Replay, Session};
@@ -70,7 +70,12 @@ pub struct Worker {
 }
 
 impl Worker {
-    pub fn new(commands: Receiver<Command>, events: Sender<Event>, wake: Box<dyn Fn() + Send>, cancel: Arc<AtomicBool>) -> Self {
+    pub fn new(
+        commands: Receiver<Command>,
+        events: Sender<Event>,
+        wake: Box<dyn Fn() + Send>,
+        cancel: Arc<AtomicBool>,
+    ) -> Self {
         Self {
             commands,
             events,
@@ -101,35 +106,42 @@ impl Worker {
         }
     }
 
-    /// Whether there is anything to do without a command.
-    fn is_busy(&self) -> bool {
-        let reading = self.loaded.as_ref().is_some_and(|l| l.session.is_reading());
-        reading || self.remaining > 0 || self.replay.is_some() || self.more_to_collect
+    fn is_reading(&self) -> bool {
+        self.loaded.as_ref().is_some_and(|l| l.session.is_reading())
+    }
+
+    /// Whether the model has something to compute.
+    fn has_work(&self) -> bool {
+        self.is_reading() || self.remaining > 0 || self.replay.is_some()
     }
 
     /// Takes commands; waits for one if there is nothing to do. False ends the engine.
     fn hear(&mut self) -> bool {
-        if !self.is_busy() && !self.has_news() {
+        if !self.has_work() {
             let heard = match self.unsent.take() {
-                None => self.commands.recv().ok(),
+                // The listener is slow: wait for it and for commands alike.
                 Some(event) => {
                     let (commands, events) = (self.commands.clone(), self.events.clone());
                     select! {
-                        recv(commands) -> command => { self.unsent = Some(event); command.ok() }
+                        recv(commands) -> command => { self.unsent = Some(event); command.map(Some) }
                         send(events, event.clone()) -> sent => {
                             (self.wake)();
                             return sent.is_ok();
                         }
                     }
                 }
+                None if self.has_news() || self.more_to_collect => Ok(None),
+                None => self.commands.recv().map(Some),
             };
-            if !heard.is_some_and(|command| self.obey(command)) {
-                return false;
+            match heard {
+                Ok(Some(command)) if !self.obey(&command) => return false,
+                Ok(_) => {}
+                Err(_) => return false,
             }
         } else if self.waits_for_pace() {
             let wait = self.next_token_at.saturating_duration_since(Instant::now()).min(FRAME_INTERVAL);
             let go_on = match self.commands.recv_timeout(wait) {
-                Ok(command) => self.obey(command),
+                Ok(command) => self.obey(&command),
                 Err(error) => error == RecvTimeoutError::Timeout,
             };
             if !go_on {
@@ -139,7 +151,7 @@ impl Worker {
         loop {
             match self.commands.try_recv() {
                 Ok(command) => {
-                    if !self.obey(command) {
+                    if !self.obey(&command) {
                         return false;
                     }
                 }
@@ -150,24 +162,24 @@ impl Worker {
 
     /// Whether the only thing to do is to wait for the next token's time.
     fn waits_for_pace(&self) -> bool {
-        let reading = self.loaded.as_ref().is_some_and(|l| l.session.is_reading());
-        self.remaining > 0 && !reading && !self.more_to_collect && self.replay.is_none() && Instant::now() < self.next_token_at
+        let only_pace = self.remaining > 0 && !self.is_reading() && !self.more_to_collect && self.replay.is_none();
+        only_pace && Instant::now() < self.next_token_at
     }
 
     /// Carries out a command. False ends the engine.
-    fn obey(&mut self, command: Command) -> bool {
+    fn obey(&mut self, command: &Command) -> bool {
         match command {
             Command::Shutdown => return false,
-            Command::Load { source, dtype } => self.load(&source, dtype),
+            Command::Load { source, dtype } => self.load(source, *dtype),
             Command::Sample(sampling) => match sampling.check() {
-                Ok(()) => self.sampling = sampling,
+                Ok(()) => self.sampling = *sampling,
                 Err(message) => self.fail(message, String::new()),
             },
             Command::Speed(limit) => {
                 self.pace = limit.filter(|l| *l > 0.0).map(|l| Duration::from_secs_f32((1.0 / l).min(3600.0)));
                 self.next_token_at = Instant::now();
             }
-            Command::Observe(observation) => self.observe(observation),
+            Command::Observe(observation) => self.observe(observation.clone()),
             Command::Pause => self.remaining = 0,
             Command::Stop => {
                 if self.remaining > 0 {
@@ -175,10 +187,10 @@ impl Worker {
                     self.flush_then(Event::Done(FinishReason::Stopped));
                 }
             }
-            Command::Prompt(input) => self.prompt(&input),
+            Command::Prompt(input) => self.prompt(input),
             Command::Run { tokens } => {
                 if self.require_text() {
-                    self.remaining = tokens;
+                    self.remaining = *tokens;
                 }
             }
             Command::Step => {
@@ -189,13 +201,13 @@ impl Worker {
             }
             Command::Seek { position } => {
                 self.remaining = 0;
-                self.change(|session| session.seek(position));
+                self.change(|session| session.seek(*position));
             }
             Command::Force { position, token } => {
                 self.remaining = 0;
-                if self.change(|session| session.force(position, token)) {
+                if self.change(|session| session.force(*position, *token)) {
                     self.replay = None;
-                    self.forget_from(position);
+                    self.forget_from(*position);
                 }
             }
         }
@@ -218,7 +230,11 @@ impl Worker {
     }
 
     fn require_text(&mut self) -> bool {
-        self.change(|session| if session.history().is_empty() { Err(crate::session::SessionError::EmptyPrompt) } else { Ok(()) })
+        self.change(
+            |session| {
+                if session.history().is_empty() { Err(crate::session::SessionError::EmptyPrompt) } else { Ok(()) }
+            },
+        )
     }
 
     fn fail(&mut self, message: String, details: String) {
@@ -311,7 +327,8 @@ impl Worker {
                     self.remaining -= 1;
                     // The clock of a limited run is the limit itself, so that a slow token does not shift all later ones.
                     self.next_token_at = self.pace.map_or(began, |pace| began.max(self.next_token_at) + pace);
-                    let ended = loaded.info.end_tokens.contains(&token) && session.position() + 1 == session.history().len();
+                    let ended =
+                        loaded.info.end_tokens.contains(&token) && session.position() + 1 == session.history().len();
                     session.advance();
                     self.performance.model_ms = average(self.performance.model_ms, began.elapsed().as_secs_f32() * 1e3);
                     if ended || self.remaining == 0 {
@@ -367,7 +384,7 @@ impl Worker {
         if let Some(event) = self.unsent.take() {
             self.send(event);
         }
-        let due = self.last_publish.elapsed() >= FRAME_INTERVAL || !self.is_busy() || self.told.keep.is_some();
+        let due = self.last_publish.elapsed() >= FRAME_INTERVAL || !self.has_work() || self.told.keep.is_some();
         if self.unsent.is_none() && due && (self.has_news() || self.more_to_collect || self.told.backfill.is_some()) {
             let frame = self.frame();
             self.send(Event::Frame(Arc::new(frame)));
@@ -376,13 +393,13 @@ impl Worker {
 
     /// All that is new, within a slice of time.
     fn frame(&mut self) -> Frame {
-        let (running, state) = (self.remaining > 0, self.state());
+        let (running, busy, state) = (self.remaining > 0, self.has_work(), self.state());
         let Some(loaded) = &self.loaded else { return Frame { epoch: self.epoch, ..Frame::default() } };
         let session = &loaded.session;
         let began = Instant::now();
         let made = session.position().saturating_sub(self.told.position);
-        let deadline = began + if running { SLICE_RUNNING } else { SLICE_IDLE };
-        let (readings, more) = self.collector.collect(session, deadline, running);
+        let deadline = began + if busy { SLICE_RUNNING } else { SLICE_IDLE };
+        let (readings, more) = self.collector.collect(session, deadline, busy);
         let collected = Instant::now();
         self.more_to_collect = more;
 
@@ -402,8 +419,10 @@ impl Worker {
         }
         if made > 0 && running {
             let per_token = 1e3 / made as f32;
-            self.performance.probes_ms = average(self.performance.probes_ms, (collected - began).as_secs_f32() * per_token);
-            self.performance.transfer_ms = average(self.performance.transfer_ms, collected.elapsed().as_secs_f32() * per_token);
+            self.performance.probes_ms =
+                average(self.performance.probes_ms, (collected - began).as_secs_f32() * per_token);
+            self.performance.transfer_ms =
+                average(self.performance.transfer_ms, collected.elapsed().as_secs_f32() * per_token);
             let rate = made as f32 / self.last_publish.elapsed().as_secs_f32().max(1e-6);
             self.performance.tokens_per_s = average(self.performance.tokens_per_s, rate);
         }

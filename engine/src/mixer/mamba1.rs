@@ -8,7 +8,7 @@
 
 use std::ops::Range;
 
-use statescope_kernels::activation::{silu, silu_mul, silu_slice, softplus_slice};
+use statescope_kernels::activation::{exp_slice, silu, silu_mul, silu_slice, softplus_slice};
 use statescope_kernels::conv::causal_conv;
 use statescope_kernels::linear::linear;
 use statescope_kernels::matrix::Matrix;
@@ -156,9 +156,11 @@ impl Mixer for Mamba1 {
         match point {
             Point::Decay => {
                 let Some(delta) = row(Point::Delta) else { return false };
+                let start = out.len();
                 for (channel, delta) in delta.iter().enumerate() {
-                    out.extend(self.rates(channel).iter().map(|a| (delta * a).exp()));
+                    out.extend(self.rates(channel).iter().map(|a| delta * a));
                 }
+                exp_slice(&mut out[start..]);
             }
             Point::Write => {
                 let (Some(delta), Some(b), Some(x)) = (row(Point::Delta), row(Point::Key), row(Point::Value)) else {

@@ -8,7 +8,7 @@
 
 use std::ops::Range;
 
-use statescope_kernels::activation::{silu, silu_slice, softplus_slice};
+use statescope_kernels::activation::{exp_slice, silu, silu_slice, softplus_slice};
 use statescope_kernels::conv::causal_conv;
 use statescope_kernels::linear::linear;
 use statescope_kernels::matrix::Matrix;
@@ -186,7 +186,9 @@ impl Mixer for Mamba2 {
         match point {
             Point::Decay => {
                 let Some(delta) = row(Point::Delta) else { return false };
-                out.extend(delta.iter().zip(&self.a).map(|(delta, a)| (delta * a).exp()));
+                let start = out.len();
+                out.extend(delta.iter().zip(&self.a).map(|(delta, a)| delta * a));
+                exp_slice(&mut out[start..]);
             }
             Point::Write => {
                 let (Some(delta), Some(b), Some(x)) = (row(Point::Delta), row(Point::Key), row(Point::Value)) else {
@@ -199,9 +201,12 @@ impl Mixer for Mamba2 {
             }
             Point::Read => {
                 let (Some(y), Some(x)) = (row(Point::Core), row(Point::Value)) else { return false };
-                out.extend(y.chunks_exact(p).zip(x.chunks_exact(p)).zip(&self.d).map(|((y, x), d)| {
-                    y.iter().zip(x).map(|(y, x)| (y - d * x).powi(2)).sum::<f32>().sqrt()
-                }));
+                out.extend(
+                    y.chunks_exact(p)
+                        .zip(x.chunks_exact(p))
+                        .zip(&self.d)
+                        .map(|((y, x), d)| y.iter().zip(x).map(|(y, x)| (y - d * x).powi(2)).sum::<f32>().sqrt()),
+                );
             }
             _ => return false,
         }

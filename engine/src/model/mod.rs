@@ -58,11 +58,7 @@ impl Model {
     ///
     /// # Errors
     /// A tensor is missing, has the wrong shape or holds NaN; or the load was cancelled.
-    pub fn load(
-        spec: ModelSpec,
-        weights: &Weights,
-        mut progress: impl FnMut(f32) -> bool,
-    ) -> Result<Self, LoadError> {
+    pub fn load(spec: ModelSpec, weights: &Weights, mut progress: impl FnMut(f32) -> bool) -> Result<Self, LoadError> {
         let names = Names::of(&spec.model_type)?;
         let (d, vocab) = (spec.hidden_size, spec.vocab_size);
         let root = weights.scope(String::new());
@@ -89,7 +85,8 @@ impl Model {
         done(spec.layers.len() + 1)?;
         let final_norm = root.vector(names.final_norm, d)?;
         // A head in the file counts even where the config says tied.
-        let head = (!spec.tied_embeddings || root.has(names.head)).then(|| root.matrix(names.head, vocab, d)).transpose()?;
+        let head =
+            (!spec.tied_embeddings || root.has(names.head)).then(|| root.matrix(names.head, vocab, d)).transpose()?;
         done(spec.layers.len() + 2)?;
         weights.require_all_read()?;
         Ok(Self { spec, embeddings, blocks, final_norm, head })
@@ -135,7 +132,14 @@ impl Model {
     ///
     /// # Panics
     /// A token is outside the vocabulary; the session checks before.
-    pub fn forward(&self, tokens: &[TokenId], first: usize, slots: &mut [StateSlot], hooks: &mut Hooks<'_>, logits: Logits<'_>) {
+    pub fn forward(
+        &self,
+        tokens: &[TokenId],
+        first: usize,
+        slots: &mut [StateSlot],
+        hooks: &mut Hooks<'_>,
+        logits: Logits<'_>,
+    ) {
         let (d, rows) = (self.spec.hidden_size, tokens.len());
         hooks.begin(first, rows);
         let mut x = vec![0.0; rows * d];
