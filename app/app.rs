@@ -167,9 +167,11 @@ impl eframe::App for App {
     fn ui(&mut self, ui: &mut egui::Ui, _frame: &mut eframe::Frame) {
         let ctx = ui.ctx().clone();
         if !self.palette.is_open() {
-            let now = Now { store: &self.store, selection: &self.selection };
-            for action in keymap::pressed(&ctx, &self.keys, &now) {
-                self.act(&ctx, action);
+            for index in keymap::pressed(&ctx, &self.keys) {
+                let now = Now { store: &self.store, selection: &self.selection };
+                if let Some(action) = (self.keys[index].act)(&now) {
+                    self.act(&ctx, action);
+                }
             }
         }
         let actions = self.panels(ui);

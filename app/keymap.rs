@@ -108,10 +108,10 @@ pub fn table() -> Vec<Entry> {
         ("Window", "Presentation size", "P", Some((NONE, Key::P)), |_| Some(Action::TogglePresentation)),
         ("Window", "Dark or light", "T", Some((NONE, Key::T)), |_| Some(Action::ToggleTheme)),
         ("Window", "Reset layout", "", None, |_| Some(Action::ResetLayout)),
-        ("Window", "Full speed", "", None, |_| Some(Action::SetSpeed(None))),
-        ("Window", "Teaching speed, 2 tokens/s", "", None, |_| Some(Action::SetSpeed(Some(2.0)))),
-        ("Window", "Head before", "{", Some((SHIFT, Key::OpenCurlyBracket)), |now| now.head(-1)),
-        ("Window", "Head after", "}", Some((SHIFT, Key::CloseCurlyBracket)), |now| now.head(1)),
+        ("Run", "Full speed", "", None, |_| Some(Action::SetSpeed(None))),
+        ("Run", "Teaching speed, 2 tokens/s", "", None, |_| Some(Action::SetSpeed(Some(2.0)))),
+        ("Look", "Head before", "{", Some((SHIFT, Key::OpenCurlyBracket)), |now| now.head(-1)),
+        ("Look", "Head after", "}", Some((SHIFT, Key::CloseCurlyBracket)), |now| now.head(1)),
         ("Window", "Dismiss the error", "", None, |now| now.store.error.as_ref().map(|_| Action::DismissError)),
     ];
     let mut entries: Vec<Entry> = fixed
@@ -163,41 +163,40 @@ fn lower(name: &str) -> String {
     chars.next().map_or_else(String::new, |c| c.to_lowercase().chain(chars).collect())
 }
 
-/// The actions of the keys pressed in this frame. None while text is being edited, except Esc, which the editor takes itself.
-pub fn pressed(ctx: &egui::Context, table: &[Entry], now: &Now<'_>) -> Vec<Action> {
+/// The commands whose keys were pressed in this frame, in order; the presses are used up. While text is being edited only keys with
+/// Ctrl count, and those of the editor do not.
+pub fn pressed(ctx: &egui::Context, table: &[Entry]) -> Vec<usize> {
     let editing = ctx.text_edit_focused();
     // A control reached with Tab keeps the keys that work it.
     let focused = ctx.memory(|m| m.focused().is_some());
-    let mut actions = Vec::new();
-    for entry in table {
-        let Some((modifiers, key)) = entry.shortcut else { continue };
-        let with_command = modifiers.command;
-        if editing && !(with_command || matches!(key, Key::F1)) || editing && matches!(key, Key::ArrowLeft | Key::ArrowRight) {
-            continue;
-        }
-        let works_control = matches!(
-            key,
-            Key::Space | Key::Enter | Key::ArrowUp | Key::ArrowDown | Key::ArrowLeft | Key::ArrowRight | Key::Escape
-        );
-        if focused && works_control && !with_command {
-            continue;
-        }
-        let hit = ctx.input_mut(|i| {
-            let exact = i.modifiers.matches_exact(modifiers) || (i.modifiers.shift && !i.modifiers.command && is_shifted_sign(key));
-            exact && i.key_pressed(key) && {
-                i.consume_key(i.modifiers, key);
-                true
+    let mut hits = Vec::new();
+    ctx.input_mut(|i| {
+        i.events.retain(|event| {
+            // The modifiers of the event, not of the frame: a slow frame may hold press and release of both.
+            let egui::Event::Key { key, pressed: true, modifiers, .. } = event else { return true };
+            let hit = table.iter().position(|entry| {
+                entry.shortcut.is_some_and(|(pattern, k)| {
+                    k == *key && (modifiers.matches_exact(pattern) || modifiers.shift && !modifiers.command && is_sign(k))
+                })
+            });
+            let Some(hit) = hit else { return true };
+            let arrow = matches!(key, Key::ArrowLeft | Key::ArrowRight | Key::ArrowUp | Key::ArrowDown);
+            let theirs = if editing {
+                arrow || !(modifiers.command || *key == Key::F1)
+            } else {
+                focused && !modifiers.command && (arrow || matches!(key, Key::Space | Key::Enter | Key::Escape))
+            };
+            if !theirs {
+                hits.push(hit);
             }
+            theirs
         });
-        if hit {
-            actions.extend((entry.act)(now));
-        }
-    }
-    actions
+    });
+    hits
 }
 
 /// Signs that some keyboards reach with Shift and some without.
-fn is_shifted_sign(key: Key) -> bool {
+fn is_sign(key: Key) -> bool {
     matches!(key, Key::Questionmark | Key::OpenCurlyBracket | Key::CloseCurlyBracket | Key::Period | Key::Comma)
 }
 

@@ -52,11 +52,11 @@ fn default_tree() -> Tree<ViewKind> {
         Part::Tile(tiles.insert_container(Container::Linear(linear)))
     };
     let (across, down) = (LinearDir::Horizontal, LinearDir::Vertical);
-    let left = split(down, vec![(Part::Pane(Prompt), 0.56), (Part::Pane(Performance), 0.44)]);
-    let time = split(down, vec![(Part::Pane(Layers), 0.30), (Part::Pane(State), 0.37), (Part::Pane(Gates), 0.33)]);
+    let left = split(down, vec![(Part::Pane(Prompt), 0.52), (Part::Pane(Performance), 0.48)]);
+    let time = split(down, vec![(Part::Pane(Layers), 0.27), (Part::Pane(State), 0.35), (Part::Pane(Gates), 0.38)]);
     let mixing = split(down, vec![(Part::Pane(Mixing), 0.62), (Part::Pane(Heads), 0.38)]);
     let data = split(across, vec![(time, 0.54), (mixing, 0.46)]);
-    let middle = split(down, vec![(Part::Pane(Tokens), 0.19), (data, 0.81)]);
+    let middle = split(down, vec![(Part::Pane(Tokens), 0.18), (data, 0.82)]);
     let right = split(down, vec![(Part::Pane(Inspector), 0.58), (Part::Pane(Logits), 0.42)]);
     let root = match split(across, vec![(left, 0.165), (middle, 0.645), (right, 0.19)]) {
         Part::Tile(id) => id,
@@ -133,7 +133,7 @@ impl Layout {
 
     /// Draws all panels in sight.
     pub fn ui(&mut self, ui: &mut Ui, views: &mut Views, cx: &ViewContext<'_>, actions: &mut Vec<Action>) {
-        let mut desk = Desk { views, cx, actions, explained: &mut self.explained, maximised: self.maximised.is_some() };
+        let mut desk = Desk { views, cx, actions, explained: &mut self.explained, maximised: self.maximised.is_some(), siblings: 1 };
         if let Some(kind) = self.maximised {
             desk.alone(ui, kind);
         } else {
@@ -149,6 +149,8 @@ struct Desk<'a, 'b> {
     actions: &'a mut Vec<Action>,
     explained: &'a mut Option<ViewKind>,
     maximised: bool,
+    /// Tabs in the bar being drawn.
+    siblings: usize,
 }
 
 impl Desk<'_, '_> {
@@ -260,8 +262,6 @@ impl Behavior<ViewKind> for Desk<'_, '_> {
 
     fn tab_ui(&mut self, tiles: &mut Tiles<ViewKind>, ui: &mut Ui, id: egui::Id, tile: TileId, state: &TabState) -> Response {
         let theme = self.cx.theme;
-        let parent = tiles.parent_of(tile);
-        let siblings = parent.and_then(|p| tiles.get_container(p)).map_or(1, egui_tiles::Container::num_children).max(1);
         let kind = tiles.get_pane(&tile).copied();
         let text = match kind {
             // Behind others the short name has to do.
@@ -270,9 +270,8 @@ impl Behavior<ViewKind> for Desk<'_, '_> {
             None => "Panels".to_owned(),
         };
         let (font, colour) = if state.active { (theme.strong(), theme.text) } else { (theme.body(), theme.text_muted) };
-        // Never wider than its place: the bar would begin to scroll.
-        let bar = parent.and_then(|p| tiles.rect(p)).map_or(f32::INFINITY, |rect| rect.width()) - TOOLS;
-        let share = (bar / siblings as f32 - 2.0 * space::S).max(24.0);
+        // Never wider than its place: the bar would begin to scroll. Clipped to the bar, less the buttons.
+        let share = (ui.clip_rect().width() / self.siblings as f32 - 2.0 * space::S - 2.0).max(24.0);
         let mut job = egui::text::LayoutJob::simple_singleline(text.clone(), font, colour);
         job.wrap = egui::text::TextWrapping::truncate_at_width(share);
         let galley = ui.painter().layout_job(job);
@@ -283,7 +282,7 @@ impl Behavior<ViewKind> for Desk<'_, '_> {
         if !state.is_being_dragged {
             let at = egui::pos2(rect.min.x + space::S, rect.center().y - 0.5 * galley.size().y);
             ui.painter().galley(at, galley, colour);
-            if state.active && siblings > 1 {
+            if state.active && self.siblings > 1 {
                 ui.painter().hline(rect.shrink2(vec2(space::S, 0.0)).x_range(), rect.max.y - 1.0, Stroke::new(1.5, theme.text_faint));
             }
         }
@@ -308,6 +307,8 @@ impl Behavior<ViewKind> for Desk<'_, '_> {
     }
 
     fn top_bar_right_ui(&mut self, tiles: &Tiles<ViewKind>, ui: &mut Ui, _id: TileId, tabs: &egui_tiles::Tabs, _scroll: &mut f32) {
+        // Drawn before the titles, which share the bar.
+        self.siblings = tabs.children.len().max(1);
         if let Some(Tile::Pane(kind)) = tabs.active.and_then(|id| tiles.get(id)) {
             self.tools(ui, *kind);
         }

@@ -83,9 +83,9 @@ impl Theme {
             ground,
             backdrop: pick(grey(0.145), grey(0.905)),
             panel: pick(grey(0.19), grey(0.985)),
-            well: pick(grey(0.155), grey(0.955)),
+            well: pick(grey(0.155), grey(0.935)),
             raised: pick(grey(0.265), grey(1.0)),
-            control: pick(grey(0.255), grey(0.925)),
+            control: pick(grey(0.255), grey(0.91)),
             hairline: pick(grey(0.285), grey(0.86)),
             text: pick(grey(0.93), grey(0.22)),
             text_muted: pick(grey(0.73), grey(0.42)),
@@ -93,8 +93,8 @@ impl Theme {
             accent: pick(oklch(0.74, 0.21, 355.0), oklch(0.54, 0.23, 0.0)),
             accent_soft: pick(oklch(0.34, 0.10, 355.0), oklch(0.90, 0.06, 355.0)),
             hover: pick(grey(1.0), grey(0.0)),
-            hatch: pick(grey(0.265), grey(0.87)),
-            grid: pick(grey(0.24), grey(0.90)),
+            hatch: pick(grey(0.275), grey(0.85)),
+            grid: pick(grey(0.24), grey(0.87)),
             good: pick(oklch(0.78, 0.15, 155.0), oklch(0.52, 0.14, 155.0)),
             warning: pick(oklch(0.80, 0.14, 80.0), oklch(0.55, 0.12, 75.0)),
             error: pick(oklch(0.70, 0.17, 25.0), oklch(0.52, 0.20, 27.0)),
@@ -202,6 +202,8 @@ impl Theme {
         spacing.window_margin = egui::Margin::same(12);
         spacing.slider_width = 96.0;
         spacing.scroll = egui::style::ScrollStyle::thin();
+        // A fade would change the colours of data.
+        spacing.scroll.fade.strength = 0.0;
         spacing.tooltip_width = 420.0;
         let radius = CornerRadius::same(space::RADIUS);
         let visuals = &mut style.visuals;
@@ -220,8 +222,9 @@ impl Theme {
         visuals.hyperlink_color = self.accent;
         visuals.warn_fg_color = self.warning;
         visuals.error_fg_color = self.error;
-        visuals.selection.bg_fill = self.accent_soft;
-        visuals.selection.stroke = Stroke::new(1.0, self.accent);
+        // Of text and of controls; what the views select has the accent.
+        visuals.selection.bg_fill = self.hairline;
+        visuals.selection.stroke = Stroke::new(1.0, self.text);
         visuals.slider_trailing_fill = false;
         let shade = if self.is_dark() { 110 } else { 40 };
         for shadow in [&mut visuals.popup_shadow, &mut visuals.window_shadow] {

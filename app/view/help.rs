@@ -23,15 +23,14 @@ pub fn help(ctx: &egui::Context, theme: &Theme, keys: &[Entry], open: &mut bool)
         return;
     }
     let mut stay = true;
-    egui::Window::new("Keys and help")
+    egui::Window::new(egui::RichText::new("Keys and help").font(theme.strong()))
         .open(&mut stay)
         .collapsible(false)
         .resizable(false)
         .anchor(Align2::CENTER_CENTER, [0.0, 0.0])
-        .default_width(860.0)
         .show(ctx, |ui| {
             let limit = ctx.content_rect().height() - 140.0;
-            egui::ScrollArea::vertical().max_height(limit).show(ui, |ui| {
+            egui::ScrollArea::vertical().max_height(limit).min_scrolled_height(limit).show(ui, |ui| {
                 ui.horizontal_top(|ui| {
                     ui.vertical(|ui| {
                         section(ui, theme, "Run", &listed(keys, "Run"));

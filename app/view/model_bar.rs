@@ -43,7 +43,9 @@ fn models(ui: &mut Ui, cx: &ViewContext<'_>, actions: &mut Vec<Action>) {
         }
         for builtin in statescope_engine::builtin::list() {
             let chosen = model.is_some_and(|m| m.source == ModelSource::Builtin(builtin.name.to_owned()));
-            let text = format!("{}  {}", builtin.name, builtin.summary);
+            let mut text = egui::text::LayoutJob::default();
+            text.append(builtin.name, 0.0, egui::TextFormat::simple(cx.theme.strong(), cx.theme.text));
+            text.append(builtin.summary, space::S, egui::TextFormat::simple(cx.theme.body(), cx.theme.text_muted));
             if ui.selectable_label(chosen, text).clicked() {
                 actions.push(Action::Load(ModelSource::Builtin(builtin.name.to_owned())));
                 ui.close();

@@ -11,7 +11,8 @@ use crate::widget::{format, panel};
 
 /// The slowest and fastest of the speed limiter, tokens/s.
 const SPEEDS: std::ops::RangeInclusive<f32> = 0.5..=200.0;
-const NAME_WIDTH: f32 = 96.0;
+const NAME_WIDTH: f32 = 84.0;
+const VALUE_WIDTH: f32 = 62.0;
 
 /// Holds nothing of its own: what is typed lives in the settings.
 #[derive(Default)]
@@ -80,10 +81,16 @@ fn buttons(ui: &mut Ui, cx: &ViewContext<'_>, actions: &mut Vec<Action>) {
     let running = cx.store.run == RunState::Running;
     ui.horizontal(|ui| {
         ui.spacing_mut().item_spacing.x = space::XS;
-        let width = ((ui.available_width() - 3.0 * space::XS) / 4.0).max(40.0);
+        ui.spacing_mut().button_padding.x = space::XS;
+        // Natural widths, and what is left over shared out.
+        let names = [if running { "Pause" } else { "Run" }, "Step", "Stop", "Restart"];
+        let widths = names.map(|name| ui.painter().layout_no_wrap(name.into(), cx.theme.strong(), cx.theme.text).size().x + 2.0 * space::XS);
+        let spare = ((ui.available_width() - 3.0 * space::XS - widths.iter().sum::<f32>()) / 4.0).max(0.0);
+        let mut width = widths.iter().map(|width| (width + spare).floor());
         let mut button = |name: &str, words: &str, enabled: bool, strong: bool, action: Action| {
             let text = RichText::new(name).font(if strong { cx.theme.strong() } else { cx.theme.body() });
-            let response = ui.add_enabled(enabled, egui::Button::new(text).min_size(vec2(width, 26.0)));
+            let size = vec2(width.next().unwrap_or_default(), 26.0);
+            let response = ui.add_enabled(enabled, egui::Button::new(text).min_size(size));
             if response.on_hover_text(words).clicked() {
                 actions.push(action);
             }
@@ -112,13 +119,13 @@ fn line(ui: &mut Ui, cx: &ViewContext<'_>, name: &str, hint: &str, add: impl FnO
 
 /// A number that is dragged or typed, with its name for AccessKit.
 fn drag(ui: &mut Ui, name: &str, value: egui::DragValue<'_>) -> egui::Response {
-    let response = ui.add_sized(vec2(72.0, space::ROW), value);
+    let response = ui.add_sized(vec2(VALUE_WIDTH, space::ROW), value);
     response.widget_info(|| WidgetInfo::labeled(Role::SpinButton, true, name));
     response
 }
 
 fn making(ui: &mut Ui, cx: &ViewContext<'_>, actions: &mut Vec<Action>) {
-    line(ui, cx, "Tokens to make", "How many tokens one run makes", |ui| {
+    line(ui, cx, "New tokens", "How many tokens one run makes", |ui| {
         let mut count = cx.settings.tokens_to_make;
         if drag(ui, "Tokens to make", egui::DragValue::new(&mut count).range(1..=1_000_000).speed(1.0)).changed() {
             actions.push(Action::SetTokensToMake(count));
@@ -158,7 +165,7 @@ fn sampling(ui: &mut Ui, cx: &ViewContext<'_>, actions: &mut Vec<Action>) {
                 drag(ui, "Top-k", egui::DragValue::new(k).range(1..=1_000_000).speed(0.2));
             }
             None => {
-                panel::caption(ui, cx.theme, "all tokens");
+                panel::caption(ui, cx.theme, "all");
             }
         }
     });
@@ -172,13 +179,13 @@ fn sampling(ui: &mut Ui, cx: &ViewContext<'_>, actions: &mut Vec<Action>) {
                 drag(ui, "Top-p", egui::DragValue::new(p).range(0.01..=1.0).speed(0.005).max_decimals(3));
             }
             None => {
-                panel::caption(ui, cx.theme, "all of the probability");
+                panel::caption(ui, cx.theme, "all");
             }
         }
     });
     line(ui, cx, "Seed", "The same seed gives the same text again", |ui| {
         drag(ui, "Seed", egui::DragValue::new(&mut next.seed).speed(0.1));
-        if ui.button("Next").on_hover_text("The next seed").clicked() {
+        if ui.button("+1").on_hover_text("The next seed").clicked() {
             next.seed = next.seed.wrapping_add(1);
         }
     });
