@@ -27,13 +27,17 @@ fn window(engine: Handle, model: &str) -> Window {
 
 /// Lets frames pass until `enough`, which must come.
 fn until(window: &mut Window, what: &str, enough: impl Fn(&Window) -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         window.run_steps(1);
         if enough(window) {
             return;
         }
-        assert!(Instant::now() < deadline, "waiting for {what}; error: {:?}", window.state().store.error);
+        if Instant::now() >= deadline {
+            let said: Vec<String> =
+                window.query_all_by(|_| true).filter_map(|n| text_of(&n.accesskit_node())).collect();
+            panic!("waiting for {what}; error: {:?}; the window says {said:?}", window.state().store.error);
+        }
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -41,9 +45,9 @@ fn until(window: &mut Window, what: &str, enough: impl Fn(&Window) -> bool) {
 /// The exact number that the window says of `name`, as in `Δ = 0.043105707`.
 fn said(window: &Window, name: &str) -> Option<f32> {
     let start = format!("{name} = ");
-    let node = window.query_all_by(|n| text_of(n).is_some_and(|t| t.starts_with(&start))).next()?;
-    let text = text_of(&node.accesskit_node())?;
-    text[start.len()..].split(' ').next()?.parse().ok()
+    // The equation begins lines the same way, with a formula.
+    let number = |text: String| text.strip_prefix(&start)?.split(' ').next()?.parse().ok();
+    window.query_all_by(|_| true).filter_map(|n| text_of(&n.accesskit_node())).find_map(number)
 }
 
 /// What a node says: plain labels carry their text as their value.
@@ -60,11 +64,18 @@ fn read_prompt(model: &str) -> Window {
     window
 }
 
-fn trace(model: &str, tokens: &[u32], file: &Path) -> Golden {
+/// What the command line writes of `tokens`; `kinds` of mixers decide what there is.
+fn trace(model: &str, tokens: &[u32], kinds: &[MixerKind], file: &Path) -> Golden {
     let ids: Vec<String> = tokens.iter().map(u32::to_string).collect();
-    let probes = "delta,decay,write_norm,read_norm,entropy,state_norm,mixing,resid,key,query";
+    let mut probes = String::from("write_norm,read_norm,mixing");
+    if kinds.iter().any(|k| k.is_recurrent()) {
+        probes += ",delta,decay,state_norm";
+    }
+    if kinds.iter().any(|k| !k.is_recurrent()) {
+        probes += ",entropy";
+    }
     let status = Process::new(env!("CARGO_BIN_EXE_statescope"))
-        .args(["trace", "--model", model, "--tokens", &ids.join(","), "--probe", probes, "--out"])
+        .args(["trace", "--model", model, "--tokens", &ids.join(","), "--probe", &probes, "--out"])
         .arg(file)
         .output()
         .unwrap();
@@ -80,8 +91,9 @@ fn the_window_says_what_trace_writes() {
         let model = format!("builtin:{name}");
         let mut window = read_prompt(&model);
         let tokens: Vec<u32> = window.state().store.tokens.iter().map(|t| t.id).collect();
-        let trace = trace(&model, &tokens, &folder.path().join(format!("{name}.safetensors")));
         let info = window.state().store.model.clone().unwrap();
+        let kinds: Vec<MixerKind> = info.layers.iter().map(|l| l.mixer().kind).collect();
+        let trace = trace(&model, &tokens, &kinds, &folder.path().join(format!("{name}.safetensors")));
         let mut kinds_seen = Vec::new();
         for (layer, info) in info.layers.iter().enumerate() {
             let mixer = *info.mixer();
@@ -116,6 +128,13 @@ fn the_window_says_what_trace_writes() {
             for (index, (window, trace)) in pairs.into_iter().enumerate() {
                 assert_eq!(window, Some(trace), "{name}, layer {layer}, head {head}, number {index}");
             }
+            let drawn = format!("Mixing matrix of layer {layer} ");
+            let node =
+                window.query_all_by(|n| text_of(n).is_some_and(|t| t.starts_with(&drawn))).next().expect("the matrix");
+            let pinned = node.value().expect("the pinned cell is said");
+            let cell_value = traced("mixing", (head * tokens.len() + token) * tokens.len() + key);
+            let numbers: Vec<f32> = pinned.split([' ', '\n', '=']).filter_map(|w| w.parse().ok()).collect();
+            assert!(numbers.contains(&cell_value), "{name}: the matrix says {pinned}, trace {cell_value}");
             check_layer_map(&mut window, &trace, layer, mixer.heads);
         }
     }
