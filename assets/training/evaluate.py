@@ -55,6 +55,7 @@ def main():
     parser.add_argument("--data", type=Path)
     parser.add_argument("--tokenizer", type=Path)
     parser.add_argument("--samples", action="store_true")
+    parser.add_argument("--tokens", type=int, help="score the first so many tokens only")
     args = parser.parse_args()
     model = load(args.folder)
     if args.samples:
@@ -65,9 +66,10 @@ def main():
             print(f"--- sample {seed}, prompt {prompt!r}\n{sample(model, tokenizer, prompt, seed)}")
     if args.data:
         index = json.loads((args.data / "index.json").read_text())["valid"]
-        nats = validation_loss(model, load_ids(args.data, "valid", "cpu"))
+        ids = load_ids(args.data, "valid", "cpu")
+        nats = validation_loss(model, ids[: args.tokens and args.tokens + 1])
         bits = nats * index["tokens"] / index["bytes"] / math.log(2)
-        print(json.dumps({"valid_nats": nats, "valid_bits_per_byte": bits}))
+        print(json.dumps({"valid_nats": nats, "valid_bits_per_byte": None if args.tokens else bits}))
 
 
 if __name__ == "__main__":
