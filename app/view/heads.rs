@@ -1,6 +1,6 @@
 //! All heads: the mixing matrices of one layer as small maps, recurrent heads and softmax heads in the same form.
 
-use eframe::egui::{self, Align2, Rect, Sense, vec2};
+use eframe::egui::{self, Rect, Sense, vec2};
 use statescope_engine::protocol::{MixingView as Matrix, Point, Probe, Reading, Reduction, Scale, Stage};
 
 use crate::action::Action;
@@ -45,10 +45,10 @@ impl View for HeadsView {
         let Some(subject) = Subject::of(cx) else { return "All heads".into() };
         let which = match subject.mixer.heads {
             heads if heads <= MOST => format!("{heads} {}s", subject.kind().head_noun()),
-            heads => format!("{} of {heads} {}s, spread over half-lives", CHANNELS + 1, subject.kind().head_noun()),
+            heads => format!("{} of {heads} {}s", CHANNELS + 1, subject.kind().head_noun()),
         };
         let scale = if self.settings.share { "row share" } else { "signed" };
-        format!("All heads · {} · {which} · core, {scale}", subject.layer_name())
+        format!("All heads · layer {} · {which} · core, {scale}", subject.layer)
     }
 
     fn explanation(&self, _: &ViewContext<'_>) -> String {
@@ -89,7 +89,9 @@ impl View for HeadsView {
             }
             let scale =
                 if self.settings.share { "log, each map its own range" } else { "symlog, each map its own range" };
-            panel::caption(ui, cx.theme, scale);
+            let scale = format!("{scale} · {}", reach_words(&subject));
+            let text = egui::RichText::new(scale).font(cx.theme.small()).color(cx.theme.text_muted);
+            ui.add(egui::Label::new(text).truncate());
         });
         let all = subject.mixer.heads <= MOST;
         let heads = if all { (0..subject.mixer.heads).collect() } else { chosen_channels(cx, &subject) };
@@ -149,17 +151,8 @@ impl HeadsView {
         tile: Rect,
         actions: &mut Vec<Action>,
     ) {
-        let name = tile.with_max_y(tile.top() + 14.0);
-        let rect = tile.with_min_y(name.bottom());
         let selected = head == subject.head;
-        let colour = if selected { cx.theme.accent } else { cx.theme.text_muted };
-        ui.painter_at(name).text(
-            name.left_top(),
-            Align2::LEFT_TOP,
-            format!("{head} {}", reach(cx, subject, head)),
-            cx.theme.small(),
-            colour,
-        );
+        let rect = plate::tile_header(ui, cx, tile, &head.to_string(), &reach(cx, subject, head), selected);
         let Some(reading) = cx.store.latest(probe) else {
             hatch(ui, cx.theme, rect);
             return;
@@ -190,9 +183,11 @@ impl HeadsView {
             (true, _) | (false, false) => (ColourMap::Sequential, ValueScale::Log),
             (false, true) => (ColourMap::Diverging, ValueScale::Symlog),
         };
+        let range = plate::auto_range(map, scale, reading.range);
         let heatmap = Heatmap::new(("head", head), &cells)
             .map(map)
             .scale(scale)
+            .range(range)
             .size(rect.size())
             .label(format!("Mixing matrix of {}, layer {}", subject.head_name_of(head), subject.layer))
             .describe(&describe);
@@ -232,21 +227,25 @@ fn plane(reading: &Reading, index: usize) -> Option<(usize, usize)> {
     }
 }
 
-/// How far a head looks: its typical half-life, or over how many tokens its softmax spreads.
+/// What the number at the right of a tile is.
+fn reach_words(subject: &Subject<'_>) -> &'static str {
+    if subject.kind().is_recurrent() { "right: half-life in tokens" } else { "right: tokens it spreads over" }
+}
+
+/// How far a head looks: its half-life at the cursor, or over how many tokens its softmax spreads.
 fn reach(cx: &ViewContext<'_>, subject: &Subject<'_>, head: usize) -> String {
     let Some(token) = subject.cursor else { return String::new() };
-    let short = |tokens: f32| {
-        tokens_words(tokens).replace(" tokens", " tok").replace(" token", " tok").replace("over 10,000", ">10k")
-    };
+    let short =
+        |tokens: f32| tokens_words(tokens).replace(" tokens", "").replace(" token", "").replace("over 10,000", ">10k");
     if subject.kind().is_recurrent() {
         let retention = cx.store.series(&retention_probe(subject)).and_then(|series| series.value(token, head));
-        retention.and_then(half_life).map_or_else(String::new, |life| format!("½ {}", short(life)))
+        retention.and_then(half_life).map_or_else(String::new, short)
     } else {
         let entropy = cx
             .store
             .series(&subject.series(Point::Entropy, Reduction::Full))
             .and_then(|series| series.value(token, head));
-        entropy.map_or_else(String::new, |bits| format!("over {}", short(bits.exp2())))
+        entropy.map_or_else(String::new, |bits| short(bits.exp2()))
     }
 }
 

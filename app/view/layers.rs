@@ -7,7 +7,7 @@ use crate::action::Action;
 use crate::theme::{ColourMap, Theme, space};
 use crate::view::quantity::cells::StackedCells;
 use crate::view::quantity::plate::{self, Colours};
-use crate::view::quantity::{LayerQuantity, Subject, csv_text, exact, retention_words};
+use crate::view::quantity::{LayerQuantity, Subject, csv_text, exact, quoted, retention_words};
 use crate::view::{View, ViewContext, ViewKind};
 use crate::widget::heatmap::{Heatmap, ValueScale};
 use crate::widget::panel;
@@ -165,7 +165,7 @@ impl LayersView {
 
     fn words(&self, cx: &ViewContext<'_>, model: &ModelInfo, layer: usize, token: usize) -> String {
         let Some(kind) = model.layers.get(layer).map(|info| info.mixer().kind) else { return String::new() };
-        let place = format!("layer {layer} ({}), token {token} “{}”", kind.label(), cx.store.token_text(token));
+        let place = format!("layer {layer} ({}), token {token} {}", kind.label(), quoted(cx.store, token));
         let absence = self.quantity.absence(kind);
         if !absence.is_empty() {
             return format!("{place}\n{absence}");

@@ -58,13 +58,13 @@ impl View for LogitsView {
 }
 
 fn summary(ui: &mut egui::Ui, cx: &ViewContext<'_>, prediction: &Prediction, token: usize, next: Option<TokenId>) {
-    ui.horizontal_wrapped(|ui| {
+    ui.vertical(|ui| {
+        ui.spacing_mut().item_spacing.y = 0.0;
         ui.label(format!("entropy {} bits", short(prediction.entropy_bits)))
             .on_hover_text(format!("entropy = {} bits", exact(prediction.entropy_bits)));
         let followed = next.is_some().then(|| cx.store.surprisal(token + 1)).flatten();
         if let Some(bits) = followed {
             let name = cx.store.token_label(token + 1);
-            ui.label(egui::RichText::new("·").color(cx.theme.text_muted));
             ui.label(format!("then {name}, surprisal {} bits", short(bits))).on_hover_text(format!(
                 "surprisal of token {} = {} bits",
                 token + 1,

@@ -6,9 +6,9 @@ use statescope_engine::protocol::Probe;
 use crate::action::Action;
 use crate::store::PerformancePoint;
 use crate::theme::space;
-use crate::view::quantity::{grouped, short};
+use crate::view::quantity::short;
 use crate::view::{View, ViewContext};
-use crate::widget::panel;
+use crate::widget::{format, panel};
 
 #[derive(Default)]
 pub struct PerformanceView;
@@ -34,23 +34,29 @@ impl View for PerformanceView {
         };
         egui::ScrollArea::vertical().auto_shrink(false).show(ui, |ui| {
             let p = &cx.store.performance;
-            let per_s =
-                |v: f32| if v > 0.0 { format!("{} tokens/s", grouped(v.round() as usize)) } else { "–".into() };
+            let per_s = |v: f32| {
+                if v > 0.0 { format!("{} tokens/s", format::thousands(v.round() as usize)) } else { "–".into() }
+            };
             line(ui, cx, "making text", &per_s(p.tokens_per_s));
             line(ui, cx, "reading a prompt", &per_s(p.prefill_tokens_per_s));
             time_bar(ui, cx);
             ui.add_space(space::S);
-            line(ui, cx, "recurrent state", &bytes(if p.state_bytes > 0 { p.state_bytes } else { model.state_bytes }));
+            line(
+                ui,
+                cx,
+                "recurrent state",
+                &format::bytes(if p.state_bytes > 0 { p.state_bytes } else { model.state_bytes }),
+            );
             let grows = match model.kv_bytes_per_token {
                 0 => String::new(),
-                n => format!(", + {} a token", bytes(n)),
+                n => format!(", + {} a token", format::bytes(n)),
             };
-            line(ui, cx, "KV cache", &format!("{}{grows}", bytes(p.kv_bytes)));
+            line(ui, cx, "KV cache", &format!("{}{grows}", format::bytes(p.kv_bytes)));
             memory_curve(ui, cx);
             ui.add_space(space::S);
-            line(ui, cx, "record of past tokens", &bytes(p.tape_bytes));
-            line(ui, cx, "snapshots for seeking", &bytes(p.snapshot_bytes));
-            line(ui, cx, "held by the window", &bytes(cx.store.reading_bytes()));
+            line(ui, cx, "record of past tokens", &format::bytes(p.tape_bytes));
+            line(ui, cx, "snapshots for seeking", &format::bytes(p.snapshot_bytes));
+            line(ui, cx, "held by the window", &format::bytes(cx.store.reading_bytes()));
             let notes = cx.store.bounded_notes();
             if notes.is_empty() {
                 ui.label(egui::RichText::new("Nothing was bounded or dropped.").color(cx.theme.text_muted));
@@ -81,10 +87,11 @@ fn time_bar(ui: &mut egui::Ui, cx: &ViewContext<'_>) {
         ("transfer", p.transfer_ms, cx.theme.line_colour(2, 4)),
     ];
     let total: f32 = parts.iter().map(|(_, ms, _)| ms.max(0.0)).sum();
-    line(ui, cx, "time per token", &if total > 0.0 { format!("{} ms", short(total)) } else { "–".into() });
+    line(ui, cx, "time per token", &if total > 0.0 { format::milliseconds(total) } else { "–".into() });
     let (rect, response) = ui.allocate_exact_size(vec2(ui.available_width(), 10.0), Sense::hover());
     ui.painter().rect_filled(rect, 2.0, cx.theme.well);
-    let words: Vec<String> = parts.iter().map(|(name, ms, _)| format!("{name} {} ms", short(*ms))).collect();
+    let words: Vec<String> =
+        parts.iter().map(|(name, ms, _)| format!("{name} {}", format::milliseconds(*ms))).collect();
     if total > 0.0 {
         let mut left = rect.left();
         for (_, ms, colour) in parts {
@@ -97,9 +104,12 @@ fn time_bar(ui: &mut egui::Ui, cx: &ViewContext<'_>) {
     response.on_hover_text(words.join("\n"));
     ui.horizontal_wrapped(|ui| {
         for (word, (_, _, colour)) in words.iter().zip(parts) {
-            let (dot, _) = ui.allocate_exact_size(vec2(8.0, 8.0), Sense::hover());
+            // One piece, so that a line does not break between colour and word.
+            let galley = ui.painter().layout_no_wrap(word.clone(), cx.theme.small(), cx.theme.text);
+            let (rect, _) = ui.allocate_exact_size(galley.size() + vec2(12.0, 2.0), Sense::hover());
+            let dot = egui::Rect::from_center_size(rect.left_center() + vec2(4.0, 0.0), vec2(8.0, 8.0));
             ui.painter().rect_filled(dot, 2.0, colour);
-            ui.label(word);
+            ui.painter().galley(rect.left_top() + vec2(12.0, 1.0), galley, cx.theme.text);
         }
     });
 }
@@ -115,13 +125,7 @@ fn memory_curve(ui: &mut egui::Ui, cx: &ViewContext<'_>) {
     let font = egui::TextStyle::Small.resolve(ui.style());
     response.widget_info(|| WidgetInfo::labeled(Role::Image, true, "state and KV bytes against context length"));
     let (Some(last), true) = (log.back(), log.len() > 1) else {
-        painter.text(
-            rect.center(),
-            Align2::CENTER_CENTER,
-            "memory against context: press Space to run",
-            font,
-            theme.text_muted,
-        );
+        painter.text(rect.center(), Align2::CENTER_CENTER, "press Space to run", font, theme.text_muted);
         return;
     };
     let top = log.iter().map(|p| p.state_bytes.max(p.kv_bytes)).max().unwrap_or(0).max(1);
@@ -146,9 +150,15 @@ fn memory_curve(ui: &mut egui::Ui, cx: &ViewContext<'_>) {
         font.clone(),
         theme.line_colour(3, 4),
     );
-    painter.text(rect.right_top() + vec2(-4.0, 1.0), Align2::RIGHT_TOP, bytes(top), font.clone(), theme.text_muted);
+    painter.text(
+        rect.right_top() + vec2(-4.0, 1.0),
+        Align2::RIGHT_TOP,
+        format::bytes(top),
+        font.clone(),
+        theme.text_muted,
+    );
     painter.text(rect.left_bottom() + vec2(4.0, -1.0), Align2::LEFT_BOTTOM, "0 tokens", font.clone(), theme.text_muted);
-    let end = format!("{} tokens", grouped(last.length));
+    let end = format!("{} tokens", format::thousands(last.length));
     painter.text(rect.right_bottom() + vec2(-4.0, -1.0), Align2::RIGHT_BOTTOM, end, font, theme.text_muted);
     if let Some(pointer) = response.hover_pos() {
         let wanted = (pointer.x - plot.left()) / plot.width().max(1.0) * last.length as f32;
@@ -157,32 +167,11 @@ fn memory_curve(ui: &mut egui::Ui, cx: &ViewContext<'_>) {
         if let Some(p) = nearest {
             response.on_hover_text(format!(
                 "after {} tokens: state {}, KV cache {}, {} tokens/s",
-                grouped(p.length),
-                bytes(p.state_bytes),
-                bytes(p.kv_bytes),
+                format::thousands(p.length),
+                format::bytes(p.state_bytes),
+                format::bytes(p.kv_bytes),
                 short(p.tokens_per_s)
             ));
         }
-    }
-}
-
-/// '1.2 MB', decimal.
-pub fn bytes(bytes: usize) -> String {
-    let b = bytes as f64;
-    match bytes {
-        0..1_000 => format!("{bytes} B"),
-        1_000..1_000_000 => format!("{:.1} kB", b / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.1} MB", b / 1e6),
-        _ => format!("{:.2} GB", b / 1e9),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn byte_words() {
-        assert_eq!(super::bytes(999), "999 B");
-        assert_eq!(super::bytes(12_345), "12.3 kB");
-        assert_eq!(super::bytes(1_200_000), "1.2 MB");
     }
 }

@@ -6,7 +6,7 @@ pub mod pooled;
 
 use statescope_engine::protocol::{Fold, Geometry, MixerKind, ModelInfo, Point, Positions, Probe, Reduction};
 
-use crate::store::Series;
+use crate::store::{Series, Store};
 use crate::view::ViewContext;
 
 /// The selection made safe: clamped to the model that is loaded and to the tokens that exist.
@@ -228,9 +228,9 @@ pub fn percent(share: f32) -> String {
     match gap {
         0.0 => format!("{p:.0} %"),
         g if g < 0.001 => format!("{p:.5} %"),
-        g if g < 0.1 => format!("{p:.3} %"),
+        g if g < 0.01 => format!("{p:.3} %"),
         g if g < 1.0 => format!("{p:.2} %"),
-        g if g < 10.0 => format!("{p:.1} %"),
+        g if g < 5.0 => format!("{p:.1} %"),
         _ => format!("{p:.0} %"),
     }
 }
@@ -286,6 +286,16 @@ pub fn short(value: f32) -> String {
 /// A text as one CSV field.
 pub fn csv_text(text: &str) -> String {
     format!("\"{}\"", text.replace('"', "\"\""))
+}
+
+/// A token as words quote it: without the space it begins with, unless it is nothing else.
+pub fn quoted(store: &Store, position: usize) -> String {
+    let text = store.token_text(position);
+    if text.trim().is_empty() {
+        format!("“{}”", store.token_label(position))
+    } else {
+        format!("“{}”", text.trim())
+    }
 }
 
 /// Bytes on one line: text where they are text, hexadecimal where they are a piece of a character.
@@ -378,7 +388,7 @@ mod tests {
     fn retention_in_words() {
         assert_eq!(
             retention_words("head 2", 0.94),
-            "head 2 keeps 94.0 % from one token to the next: half-life 11 tokens"
+            "head 2 keeps 94 % from one token to the next: half-life 11 tokens"
         );
         assert_eq!(
             retention_words("channel 5", 1.0),

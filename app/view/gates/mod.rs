@@ -2,24 +2,29 @@
 
 mod quantity;
 
-use eframe::egui::{self, Color32};
+use eframe::egui::{self, Color32, vec2};
 use statescope_engine::protocol::{Point, Probe, Reduction};
 
 use crate::action::Action;
 use crate::theme::{Theme, space};
 use crate::view::quantity::plate::{self, Colours};
 use crate::view::quantity::pooled::PooledSeries;
-use crate::view::quantity::{Subject, csv_text, exact, spread_of, typical_order};
+use crate::view::quantity::{Subject, csv_text, exact, quoted, spread_of, typical_order};
 use crate::view::{View, ViewContext, ViewKind};
-use crate::widget::heatmap::Heatmap;
-use crate::widget::panel;
+use crate::widget::heatmap::{Cells, Heatmap, HeatmapResponse};
+use crate::widget::scale::Normaliser;
 use crate::widget::series::{Lines, SeriesPlot};
+use crate::widget::{format, panel};
 use quantity::{Gate, half_lives};
 
 pub use quantity::retention_probe;
 
+/// A strip with its own row for caption and legend; lower ones carry the caption on the map.
+const STRIP: f32 = 92.0;
 /// Lowest strip that can still be read.
-const STRIP: f32 = 84.0;
+const LOWEST: f32 = 46.0;
+/// Height of a caption without a legend.
+const CAPTION: f32 = 14.0;
 
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(default)]
@@ -90,8 +95,9 @@ impl View for GatesView {
         }
         self.update_order(cx, &subject);
         let shown = self.shown(&subject);
-        let each = (ui.available_height() / shown.len().max(1) as f32 - space::XS).max(STRIP);
+        let each = (ui.available_height() / shown.len().max(1) as f32 - space::XS).max(LOWEST);
         egui::ScrollArea::vertical().auto_shrink(false).show(ui, |ui| {
+            ui.spacing_mut().item_spacing.y = 2.0;
             for gate in shown {
                 self.strip(ui, cx, &subject, gate, each, actions);
             }
@@ -176,7 +182,9 @@ impl GatesView {
         cells.update(cx.store, &probe, subject.mixer.heads, order);
         let cells = &*cells;
         let colours = &mut self.settings.colours[gate.index()];
-        let plots = height - space::ROW - 2.0 * space::XS;
+        let compact = height < STRIP;
+        let caption_height = if compact { CAPTION } else { space::ROW };
+        let plots = height - caption_height - 3.0 * 2.0;
         let map_height = (plots * 0.58).round();
         let series = cx.store.series(&probe);
         let strongest = |row: usize, token: usize| {
@@ -194,20 +202,17 @@ impl GatesView {
             text
         };
         let name = |row: usize| cells.group(row).first().map_or_else(String::new, |head| head.to_string());
-        // Caption above, then the map; the legend needs what the map used, so it comes from the frame before.
-        let header = ui.horizontal(|ui| {
-            ui.set_height(space::ROW);
-            panel::caption(ui, cx.theme, gate.caption(subject.kind()));
-        });
+        // The legend beside the caption needs what the map under them used, so their row is filled afterwards.
+        let (header, _) = ui.allocate_exact_size(vec2(ui.available_width(), caption_height), egui::Sense::hover());
         let map = Heatmap::new(("gate", gate.label()), cells)
             .map(gate.map())
             .scale(colours.scale)
             .range(colours.locked)
-            .row_labels(&name)
-            .cursor_row(cells.row_of(subject.head))
             .highlight_row(hovered_head(cx, subject).and_then(|head| cells.row_of(head)))
             .label(format!("{} of every {} over tokens", gate.caption(subject.kind()), subject.kind().head_noun()))
             .describe(&describe);
+        // Rows of a low strip are too thin to be framed or named: a mark in the gutter stands for the selected head.
+        let map = if compact { map } else { map.row_labels(&name).cursor_row(cells.row_of(subject.head)) };
         let response = plate::map_over_time(ui, cx, map_height, map, actions);
         let hovered = response.hovered.map(|(row, token, _)| (row, token));
         plate::time_actions(ui, hovered, response.clicked, actions, |row, token| {
@@ -216,13 +221,19 @@ impl GatesView {
         let value = response.hovered.and_then(|(_, _, value)| value);
         let csv = || csv(cx, subject);
         plate::menu(&response.response, ViewKind::Gates, "gates", value, &csv, actions);
-        let rest = egui::Rect::from_min_max(
-            header.response.rect.right_top(),
-            egui::pos2(response.rect.right(), header.response.rect.bottom()),
-        );
-        plate::beside(ui, rest, |ui| colours.legend(ui, cx, gate.map(), gate.unit(), &response));
+        let caption = gate.caption(subject.kind());
+        if compact {
+            compact_caption(ui, cx, gate, header.with_min_x(response.rect.left()), caption, *colours, &response);
+            plate::row_mark(ui, cx, response.rect, cells.rows(), cells.row_of(subject.head));
+        } else {
+            plate::beside(ui, header, |ui| {
+                ui.horizontal(|ui| {
+                    panel::caption(ui, cx.theme, caption);
+                    colours.legend(ui, cx, gate.map(), gate.unit(), &response);
+                });
+            });
+        }
         self.line(ui, cx, subject, gate, plots - map_height, actions);
-        ui.add_space(space::XS);
     }
 
     fn line(
@@ -258,13 +269,31 @@ impl GatesView {
             .selected_line(Some(values.lines.len() - 1))
             .label(format!("{} of {} over tokens", gate.caption(subject.kind()), subject.head_name()))
             .describe(&describe);
-        let response = plate::lines_over_time(ui, cx, height.max(24.0), plot, actions);
+        let response = plate::lines_over_time(ui, cx, height.max(16.0), plot, actions);
         let at = |cell: (usize, usize)| (cell.0, cell.1);
         let hovered = response.hovered.map(|(line, token, _)| (line, token));
         plate::time_actions(ui, hovered, response.clicked.map(at), actions, |_, _| {
             (Some(subject.layer), Some(subject.head))
         });
     }
+}
+
+/// Name and colour range in one line of small text.
+fn compact_caption(
+    ui: &egui::Ui,
+    cx: &ViewContext<'_>,
+    gate: Gate,
+    rect: egui::Rect,
+    caption: &str,
+    colours: Colours,
+    response: &HeatmapResponse,
+) {
+    let (low, high) = Normaliser::new(gate.map(), colours.scale, response.range_used).ends();
+    let range = format!("{} – {} {}", format::digits(low, 3), format::digits(high, 3), gate.unit());
+    let painter = ui.painter_at(rect);
+    painter.text(rect.left_center(), egui::Align2::LEFT_CENTER, caption, cx.theme.small(), cx.theme.text_muted);
+    let text = format!("{} {}", range.trim_end(), colours.scale.label());
+    painter.text(rect.right_center(), egui::Align2::RIGHT_CENTER, text, cx.theme.small(), cx.theme.text_faint);
 }
 
 fn hovered_head(cx: &ViewContext<'_>, subject: &Subject<'_>) -> Option<usize> {
@@ -280,7 +309,7 @@ fn tag(
     value: Option<f32>,
 ) -> String {
     let who = subject.head_name_of(head);
-    let place = format!("layer {}, {who}, token {token} “{}”", subject.layer, cx.store.token_text(token));
+    let place = format!("layer {}, {who}, token {token} {}", subject.layer, quoted(cx.store, token));
     match value {
         Some(value) => {
             format!("{} = {} {}\n{place}\n{}", gate.label(), exact(value), gate.unit(), gate.words(&who, value))

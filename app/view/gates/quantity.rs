@@ -45,7 +45,7 @@ impl Gate {
     pub fn caption(self, kind: MixerKind) -> &'static str {
         match (self, kind) {
             (Self::Delta, _) => "step size Δ",
-            (Self::Decay, MixerKind::Mamba1) => "retention exp(ΔA), largest over n",
+            (Self::Decay, MixerKind::Mamba1) => "retention exp(ΔA), mean over n",
             (Self::Decay, _) => "retention exp(ΔA)",
             (Self::Write, MixerKind::Attention) => "write ‖k‖‖v‖",
             (Self::Write, _) => "write ‖Δ B xᵀ‖",
@@ -68,11 +68,12 @@ impl Gate {
         if self == Self::Delta { ValueScale::Log } else { ValueScale::Linear }
     }
 
-    /// One number per head. Mamba-1 has N decays per channel: the largest, of the state entry that keeps longest.
+    /// One number per head. Mamba-1 has N decays per channel: their mean.
     pub fn probe(self, subject: &Subject<'_>) -> Probe {
         match self {
             Self::Delta => subject.series(Point::Delta, Reduction::Full),
-            Self::Decay => retention_probe(subject),
+            Self::Decay if subject.mixer.decay_dim > 1 => subject.series(Point::Decay, Reduction::Head(Fold::Mean)),
+            Self::Decay => subject.series(Point::Decay, Reduction::Full),
             Self::Write => subject.series(Point::Write, Reduction::Full),
             Self::Read => subject.series(Point::Read, Reduction::Full),
             Self::Entropy => subject.series(Point::Entropy, Reduction::Full),
@@ -91,7 +92,7 @@ impl Gate {
     }
 }
 
-/// Retention per head, `[H]`.
+/// Retention per head, `[H]`; of a Mamba-1 channel that of the state entry that keeps longest, which sets how far it remembers.
 pub fn retention_probe(subject: &Subject<'_>) -> Probe {
     let reduction = if subject.mixer.decay_dim > 1 { Reduction::Head(Fold::Max) } else { Reduction::Full };
     subject.series(Point::Decay, reduction)

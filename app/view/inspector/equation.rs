@@ -2,7 +2,7 @@
 
 use statescope_engine::protocol::MixerKind;
 
-use crate::view::quantity::{half_life, short, tokens_words};
+use crate::view::quantity::{half_life, short, spread_of, tokens_words};
 
 /// What one head did at one token; what is not known yet is None.
 #[derive(Clone, Debug, PartialEq)]
@@ -61,65 +61,66 @@ pub fn lines(step: &Step) -> Vec<String> {
 }
 
 fn mamba2(step: &Step) -> Vec<String> {
-    let t = step.token;
-    let before = t.checked_sub(1).map_or("S₋₁".to_owned(), |p| format!("S{}", sub(p)));
-    let (now, at) = (format!("S{}", sub(t)), sub(t));
+    let at = sub(step.token);
+    let before = before(step.token);
     let decay = step.decay.first().copied();
     let mut lines = vec![
-        format!("decay = exp(ΔA) = exp({} · {}) = {}", show(step.delta), show(step.a()), show(decay)),
-        format!(
-            "write = Δ‖B‖‖x‖ = {} · {} · {} = {}",
-            show(step.delta),
-            show(step.key),
-            show(step.value),
-            show(step.write)
-        ),
-        format!("{now} = {} · {before} + {} · x{at} B{at}ᵀ", show(decay), show(step.delta)),
-        format!("‖S‖: {} → {}", show(step.state_before), show(step.state_after)),
-        format!("y{at} = {now} C{at} + D x{at},  ‖{now} C{at}‖ = {},  ‖y{at}‖ = {}", show(step.read), show(step.core)),
+        "decay = exp(ΔA)".to_owned(),
+        format!("  = exp({} · {}) = {}", show(step.delta), show(step.a()), show(decay)),
     ];
+    lines.extend(write_lines(step, "‖x‖"));
+    lines.push(format!("S{at} = {}·S{before} + {}·x{at}B{at}ᵀ", show(decay), show(step.delta)));
+    lines.push(format!("  ‖S‖ {} → {}", show(step.state_before), show(step.state_after)));
+    lines.push(format!("y{at} = S{at}C{at} + D x{at}"));
+    lines.push(format!("  ‖S C‖ = {}, ‖y‖ = {}", show(step.read), show(step.core)));
     if let Some(tokens) = decay.and_then(half_life) {
-        lines.push(format!("half-life = ln 2 / −ln(decay) = {}", tokens_words(tokens)));
+        lines.push("half-life = ln 2 / −ln decay".into());
+        lines.push(format!("  = {}", tokens_words(tokens)));
     }
     lines
 }
 
 fn mamba1(step: &Step) -> Vec<String> {
     let at = sub(step.token);
-    let before = step.token.checked_sub(1).map_or("₋₁".to_owned(), sub);
-    let mut lines = vec![
-        format!("decay[n] = exp(Δ A[n]),  Δ = {}", show(step.delta)),
-        format!(
-            "write = Δ‖B‖|x| = {} · {} · {} = {}",
-            show(step.delta),
-            show(step.key),
-            show(step.value),
-            show(step.write)
-        ),
-        format!("S{at}[n] = decay[n] · S{before}[n] + {} · x{at} B{at}[n]", show(step.delta)),
-    ];
-    for (n, decay) in step.decay.iter().enumerate() {
-        let life = half_life(*decay).map_or(String::new(), |tokens| format!("  half-life {}", tokens_words(tokens)));
-        lines.push(format!("  n = {n:<3} decay {:<8}{life}", short(*decay)));
+    let before = before(step.token);
+    let mut lines = vec![format!("decay[n] = exp(Δ A[n]), Δ = {}", show(step.delta))];
+    if let Some([low, middle, high]) = spread_of(&step.decay) {
+        let life = |retention: f32| half_life(retention).map_or_else(|| "?".into(), tokens_words);
+        lines.push(format!("  slowest {}, {}", short(high), life(high)));
+        lines.push(format!("  median  {}, {}", short(middle), life(middle)));
+        lines.push(format!("  fastest {}, {}", short(low), life(low)));
     }
-    lines.push(format!("‖S‖: {} → {}", show(step.state_before), show(step.state_after)));
-    lines.push(format!(
-        "y{at} = Σₙ C{at}[n] S{at}[n] + D x{at},  |S·C| = {},  |y{at}| = {}",
-        show(step.read),
-        show(step.core)
-    ));
+    lines.extend(write_lines(step, "|x|"));
+    lines.push(format!("S{at}[n] = decay[n]·S{before}[n]"));
+    lines.push(format!("  + {}·x{at}B{at}[n]", show(step.delta)));
+    lines.push(format!("  ‖S‖ {} → {}", show(step.state_before), show(step.state_after)));
+    lines.push(format!("y{at} = Σₙ C{at}[n]S{at}[n] + D x{at}"));
+    lines.push(format!("  |S·C| = {}, |y| = {}", show(step.read), show(step.core)));
     lines
+}
+
+fn write_lines(step: &Step, value: &str) -> [String; 2] {
+    [
+        format!("write = Δ‖B‖{value}"),
+        format!("  = {} · {} · {} = {}", show(step.delta), show(step.key), show(step.value), show(step.write)),
+    ]
 }
 
 fn attention(step: &Step) -> Vec<String> {
     let at = sub(step.token);
     vec![
-        format!("p{at}ⱼ = softmaxⱼ(q{at}·kⱼ / √{}),  j ≤ {}", step.key_width, step.token),
-        format!("y{at} = Σⱼ p{at}ⱼ vⱼ,  ‖y{at}‖ = {}", show(step.core.or(step.read))),
-        format!("‖q{at}‖ = {},  ‖k{at}‖ = {},  ‖v{at}‖ = {}", show(step.query), show(step.key), show(step.value)),
-        format!("entropy of the row = {} bits", show(step.entropy)),
-        format!("the cache keeps (k{at}, v{at}) and forgets nothing"),
+        format!("p{at}ⱼ = softmaxⱼ(q{at}·kⱼ / √{})", step.key_width),
+        format!("  over j = 0 … {}, {} bits", step.token, show(step.entropy)),
+        format!("y{at} = Σⱼ p{at}ⱼ vⱼ,  ‖y‖ = {}", show(step.core.or(step.read))),
+        format!("cache + (k{at}, v{at})"),
+        format!("  ‖k‖ = {}, ‖v‖ = {}", show(step.key), show(step.value)),
+        "nothing is forgotten".into(),
     ]
+}
+
+/// Subscript of the token before.
+fn before(token: usize) -> String {
+    token.checked_sub(1).map_or_else(|| "₋₁".to_owned(), sub)
 }
 
 fn show(value: Option<f32>) -> String {
@@ -158,21 +159,22 @@ mod tests {
     fn mamba2_fills_in_every_number() {
         let text = lines(&step(MixerKind::Mamba2)).join("\n");
         assert!(text.contains("exp(0.04310 · -1.930) = 0.9202"), "{text}");
-        assert!(text.contains("S₁₂ = 0.9202 · S₁₁ + 0.04310 · x₁₂ B₁₂ᵀ"), "{text}");
-        assert!(text.contains("half-life = ln 2 / −ln(decay) = 8.3 tokens"), "{text}");
+        assert!(text.contains("S₁₂ = 0.9202·S₁₁ + 0.04310·x₁₂B₁₂ᵀ"), "{text}");
+        assert!(text.contains("= 8.3 tokens"), "{text}");
+        assert!(lines(&step(MixerKind::Mamba2)).iter().all(|line| line.chars().count() <= 40), "{text}");
         assert!(!text.contains('?'), "{text}");
     }
 
     #[test]
     fn what_is_unknown_is_said() {
         let text = lines(&Step { delta: None, decay: vec![], token: 0, ..step(MixerKind::Mamba2) }).join("\n");
-        assert!(text.contains("S₀ = ? · S₋₁ + ? · x₀ B₀ᵀ"), "{text}");
+        assert!(text.contains("S₀ = ?·S₋₁ + ?·x₀B₀ᵀ"), "{text}");
     }
 
     #[test]
-    fn mamba1_lists_every_decay() {
+    fn mamba1_says_how_its_decays_spread() {
         let text = lines(&Step { decay: vec![0.9, 0.5], ..step(MixerKind::Mamba1) }).join("\n");
-        assert!(text.contains("n = 1   decay 0.5000  half-life 1 token"), "{text}");
+        assert!(text.contains("fastest 0.5000, 1 token"), "{text}");
     }
 
     #[test]

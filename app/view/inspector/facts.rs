@@ -227,8 +227,17 @@ pub fn cell(cx: &ViewContext<'_>, subject: &Subject<'_>) -> Option<(usize, usize
     (key <= query).then_some((query, key))
 }
 
-/// M_ij and where it stands in its row.
-pub fn cell_facts(store: &Store, subject: &Subject<'_>, (i, j): (usize, usize)) -> Vec<Fact> {
+/// M_ij and where it stands in its row; without a cell, row `token` and what to do.
+pub fn cell_facts(store: &Store, subject: &Subject<'_>, token: usize, cell: Option<(usize, usize)>) -> Vec<Fact> {
+    let name = |t: usize| format!("{t} {}", store.token_label(t));
+    let Some((i, j)) = cell else {
+        return vec![
+            Fact::text("query i", name(token), "the row: the token that reads"),
+            Fact::text("key j", "point at a cell", "the column: the token read from"),
+            Fact::text("M[i, j]", "–", "core, signed: y_i = Σ_j M_ij v_j"),
+            Fact::text("share of the row", "–", "|M_ij| / Σ_j |M_ij|"),
+        ];
+    };
     let matrix = store.matrix(&subject.series(Point::Mixing(CORE), Reduction::Full).head(subject.head));
     let value = matrix.and_then(|m| m.get(i, j));
     let share = matrix.and_then(|m| m.row(i)).and_then(|row| {
@@ -236,10 +245,9 @@ pub fn cell_facts(store: &Store, subject: &Subject<'_>, (i, j): (usize, usize)) 
         let value = f64::from(row.get(j)?.abs());
         (total > 0.0).then_some((value / total) as f32)
     });
-    let name = |t: usize| format!(" {}", store.token_label(t));
     vec![
-        Fact::text("query i", format!("{i}{}", name(i)), "the row: the token that reads"),
-        Fact::text("key j", format!("{j}{}", name(j)), "the column: the token read from"),
+        Fact::text("query i", name(i), "the row: the token that reads"),
+        Fact::text("key j", name(j), "the column: the token read from"),
         Fact::number(format!("M[{i}, {j}]"), value, "", "core, signed: y_i = Σ_j M_ij v_j"),
         Fact::number("share of the row", share, "", "|M_ij| / Σ_j |M_ij|"),
     ]

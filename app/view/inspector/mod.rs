@@ -11,7 +11,7 @@ use statescope_engine::protocol::Probe;
 
 use crate::action::Action;
 use crate::theme::{Theme, space};
-use crate::view::quantity::{Subject, exact, percent, tokens_words};
+use crate::view::quantity::{Subject, exact, percent};
 use crate::view::{View, ViewContext};
 use crate::widget::panel;
 use facts::Fact;
@@ -25,9 +25,10 @@ pub struct InspectorView;
 impl View for InspectorView {
     fn title(&self, cx: &ViewContext<'_>) -> String {
         match Subject::of(cx) {
+            // The section headings name layer and head in full; this panel is narrow.
             Some(subject) => match subject.cursor {
-                Some(token) => format!("Inspector · {}, {} · token {token}", subject.layer_name(), subject.head_name()),
-                None => format!("Inspector · {}, {}", subject.layer_name(), subject.head_name()),
+                Some(token) => format!("Inspector · L{} {} · token {token}", subject.layer, subject.head_name()),
+                None => format!("Inspector · L{} {}", subject.layer, subject.head_name()),
             },
             None => "Inspector".into(),
         }
@@ -60,9 +61,12 @@ impl View for InspectorView {
         let about_head = facts::head_facts(cx, &subject, &step);
         let lines = equation::lines(&step);
         let cell = facts::cell(cx, &subject);
-        let about_cell = cell.map(|cell| facts::cell_facts(cx.store, &subject, cell)).unwrap_or_default();
+        let about_cell = facts::cell_facts(cx.store, &subject, token, cell);
         egui::ScrollArea::vertical().auto_shrink(false).show(ui, |ui| {
             ui.spacing_mut().item_spacing.y = 1.0;
+            // Always there and of one height, so that nothing jumps while the pointer crosses a matrix.
+            section(ui, cx.theme, "matrix cell", || copied("matrix cell", &about_cell), actions);
+            table(ui, cx.theme, &about_cell);
             let heading = format!("{}, {}", subject.layer_name(), subject.head_name());
             section(ui, cx.theme, &heading, || copied(&heading, &about_head), actions);
             ui.add_space(2.0);
@@ -75,12 +79,6 @@ impl View for InspectorView {
             }
             ui.add_space(space::XS);
             table(ui, cx.theme, &about_head);
-            if let Some((i, j)) = cell {
-                section(ui, cx.theme, "matrix cell", || copied("matrix cell", &about_cell), actions);
-                table(ui, cx.theme, &about_cell);
-                let distance = format!("looks back {}", tokens_words((i - j) as f32));
-                ui.label(RichText::new(distance).color(cx.theme.text_muted));
-            }
             row_section(ui, cx, &subject, token, actions);
             section(ui, cx.theme, "token", || copied("token", &about_token), actions);
             table(ui, cx.theme, &about_token);

@@ -45,8 +45,16 @@ pub fn draw(
         if x < rect.left() || x > rect.right() || y > rect.bottom() {
             continue;
         }
-        row_name(ui, cx, rect, y, &text, colour(cx, query == Some(token)));
-        column_name(ui, cx, rect, x, &text, colour(cx, key == Some(token)), names);
+        // The names of the pinned tokens stand over the numbers, which make room.
+        let crowded = |at: f32, pinned: Option<usize>, along: &TimeMap, room: f32| {
+            !names && pinned.is_some_and(|pinned| (along.centre(pinned) - at).abs() < room)
+        };
+        if !crowded(y, query, &rows, 15.0) {
+            row_name(ui, cx, rect, y, &text, colour(cx, query == Some(token)));
+        }
+        if !crowded(x, key, &columns, 40.0) {
+            column_name(ui, cx, rect, x, &text, colour(cx, key == Some(token)), names);
+        }
     }
     if !names {
         // The pinned ones by name, whatever the zoom.

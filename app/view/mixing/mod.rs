@@ -13,9 +13,10 @@ use crate::store::CausalMatrix;
 use crate::theme::{ColourMap, space};
 use crate::view::quantity::cells::MatrixCells;
 use crate::view::quantity::plate::{self, Colours};
-use crate::view::quantity::{Subject, exact};
+use crate::view::quantity::{Subject, exact, quoted};
 use crate::view::{View, ViewContext, ViewKind};
 use crate::widget::heatmap::{Heatmap, ValueScale};
+use crate::widget::scale::Normaliser;
 use crate::widget::time::TimeMap;
 use crate::widget::{format, panel};
 
@@ -57,11 +58,8 @@ impl View for MixingView {
             None if stage != Stage::Core && subject.mixer.head_dim > 1 => ", mean over channels".into(),
             None => String::new(),
         };
-        format!(
-            "Mixing matrix · {}, {}{channel} · {stage_name}, {scale_name}",
-            subject.layer_name(),
-            subject.head_name()
-        )
+        let what = if subject.kind().is_recurrent() { stage_name } else { "softmax" };
+        format!("Mixing matrix · {}, {}{channel} · {what}, {scale_name}", subject.layer_name(), subject.head_name())
     }
 
     fn explanation(&self, cx: &ViewContext<'_>) -> String {
@@ -209,10 +207,13 @@ impl MixingView {
         let cells = MatrixCells { matrix, tokens: cx.store.length() };
         let describe = |i: usize, j: usize, value: Option<f32>| tag(cx, matrix, scale, i, j, value);
         let colours = self.settings.colours[settings_scale];
+        let value_scale = colours.scale_for(colour_map);
+        let auto = || plate::auto_range(colour_map, value_scale, matrix?.range());
+        let range = colours.locked.or_else(auto);
         let map = Heatmap::new("mixing matrix", &cells)
             .map(colour_map)
-            .scale(colours.scale)
-            .range(colours.locked)
+            .scale(value_scale)
+            .range(range)
             .x_window(window.clone())
             .y_window(window.clone())
             .size(rect.size())
@@ -245,16 +246,11 @@ impl MixingView {
         plate::menu(&response.response, ViewKind::Mixing, "mixing-matrix", value, &csv, actions);
 
         let bars = Rect::from_min_size(pos2(rect.left(), rect.bottom() + space::XS), vec2(side, BARS));
-        self.row(ui, cx, subject, matrix, bars, pinned_key, actions);
+        let normaliser = Normaliser::new(colour_map, value_scale, response.range_used);
+        self.row(ui, cx, subject, matrix, bars, &normaliser, pinned_key, actions);
         let legend = Rect::from_min_max(pos2(area.left(), bars.bottom() + space::XS), area.max);
         plate::beside(ui, legend, |ui| {
-            self.settings.colours[settings_scale].legend(
-                ui,
-                cx,
-                colour_map,
-                words::SCALES[settings_scale].1,
-                &response,
-            );
+            self.settings.colours[settings_scale].legend(ui, cx, colour_map, words::unit(scale), &response);
         });
         ui.allocate_rect(area, egui::Sense::hover());
     }
@@ -287,6 +283,7 @@ impl MixingView {
         subject: &Subject<'_>,
         matrix: Option<&CausalMatrix>,
         rect: Rect,
+        normaliser: &Normaliser,
         pinned_key: Option<usize>,
         actions: &mut Vec<Action>,
     ) {
@@ -294,8 +291,8 @@ impl MixingView {
         let values = matrix.and_then(|m| m.row(i));
         let map = TimeMap::new(rect.x_range(), plate::window(cx));
         let key = cx.hover.key.or(pinned_key);
-        let (hovered, clicked) = row::bars(ui, cx.theme, rect, &map, i, values, key);
-        let text = format!("row {i} “{}”", cx.store.token_text(i));
+        let (hovered, clicked) = row::bars(ui, cx.theme, rect, &map, normaliser, i, values, key);
+        let text = format!("row {i} {}", quoted(cx.store, i));
         ui.painter_at(rect).text(
             rect.right_top() + vec2(-4.0, 1.0),
             egui::Align2::RIGHT_TOP,
@@ -341,7 +338,7 @@ fn tag(
         let value = f64::from(row.get(j)?.abs());
         (total > 0.0 && total.is_finite()).then_some((value / total) as f32)
     });
-    let cell = words::cell_words(i, j, &cx.store.token_text(i), &cx.store.token_text(j), share);
+    let cell = words::cell_words(i, j, &quoted(cx.store, i), &quoted(cx.store, j), share);
     words::cell_tag(scale, (i, j), value, &cell)
 }
 

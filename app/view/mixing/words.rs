@@ -40,6 +40,15 @@ pub fn scale_words(scale: Scale) -> &'static str {
     }
 }
 
+/// What stands beside the upper end of the colours.
+pub fn unit(scale: Scale) -> &'static str {
+    match scale {
+        Scale::Raw => "",
+        Scale::RowShare => "of the row",
+        Scale::Contribution => "‖M v‖",
+    }
+}
+
 /// '7 tokens back'.
 pub fn back(i: usize, j: usize) -> String {
     match i - j {
@@ -50,10 +59,10 @@ pub fn back(i: usize, j: usize) -> String {
 
 /// What a cell says about its two tokens. `share` is the part of the row's total size.
 pub fn cell_words(i: usize, j: usize, query: &str, key: &str, share: Option<f32>) -> String {
-    let from = if i == j { "itself".to_owned() } else { format!("“{key}”, {}", back(i, j)) };
+    let from = if i == j { "itself".to_owned() } else { format!("{key}, {}", back(i, j)) };
     match share {
-        Some(share) => format!("“{query}” reads {} of its row from {from}", percent(share)),
-        None => format!("“{query}” reads from {from}"),
+        Some(share) => format!("{query} reads {} of its row from {from}", percent(share)),
+        None => format!("{query} reads from {from}"),
     }
 }
 
@@ -85,11 +94,11 @@ mod tests {
     #[test]
     fn cells_in_words() {
         assert_eq!(
-            cell_words(12, 5, "fox", "quick", Some(0.12)),
+            cell_words(12, 5, "“fox”", "“quick”", Some(0.12)),
             "“fox” reads 12 % of its row from “quick”, 7 tokens back"
         );
-        assert_eq!(cell_words(3, 3, "a", "a", Some(0.5)), "“a” reads 50 % of its row from itself");
-        assert_eq!(cell_words(3, 2, "a", "b", None), "“a” reads from “b”, 1 token back");
+        assert_eq!(cell_words(3, 3, "“a”", "“a”", Some(0.5)), "“a” reads 50 % of its row from itself");
+        assert_eq!(cell_words(3, 2, "“a”", "“b”", None), "“a” reads from “b”, 1 token back");
         assert_eq!(cell_tag(Scale::Raw, (12, 5), Some(-0.25), "w"), "M[12, 5] = -0.25\nw");
         assert!(cell_tag(Scale::Raw, (2, 5), None, "").contains("no token looks ahead"));
         assert_eq!(badge(3.2e-7), "max |M·v − y| 3e-7");

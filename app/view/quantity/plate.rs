@@ -28,6 +28,16 @@ impl Colours {
         Self { scale, locked: None }
     }
 
+    /// The chosen scale as far as `map` has it: a signed map has no plain logarithm, one for magnitudes no signed one.
+    pub fn scale_for(&self, map: ColourMap) -> ValueScale {
+        match (map, self.scale) {
+            (ColourMap::Diverging, ValueScale::Log) => ValueScale::Symlog,
+            (ColourMap::Sequential, ValueScale::Symlog) => ValueScale::Log,
+            (ColourMap::Cyclic, _) => ValueScale::Linear,
+            (_, scale) => scale,
+        }
+    }
+
     /// Draws the legend of `response` and takes up what was changed on it.
     pub fn legend(
         &mut self,
@@ -42,7 +52,7 @@ impl Colours {
             cx.theme,
             &Legend {
                 map,
-                scale: self.scale,
+                scale: self.scale_for(map),
                 range: response.range_used,
                 unit,
                 locked: self.locked.is_some(),
@@ -153,6 +163,32 @@ pub fn menu(
     panel::context_menu(response, &Menu { view, name, value: value.map(super::exact), csv }, actions);
 }
 
+/// Height of the names above small maps.
+pub const TILE_NAME: f32 = 17.0;
+
+/// Names a small map at its upper edge, left and right; returns where the map goes.
+pub fn tile_header(ui: &Ui, cx: &ViewContext<'_>, tile: Rect, left: &str, right: &str, selected: bool) -> Rect {
+    let name = tile.with_max_y(tile.top() + TILE_NAME - 2.0);
+    let (strong, faint) =
+        if selected { (cx.theme.accent, cx.theme.accent) } else { (cx.theme.text, cx.theme.text_faint) };
+    let painter = ui.painter_at(name);
+    let used = painter.text(name.left_center(), Align2::LEFT_CENTER, left, cx.theme.small(), strong).width();
+    let galley = painter.layout_no_wrap(right.to_owned(), cx.theme.small(), faint);
+    if used + galley.size().x + 4.0 <= name.width() {
+        painter.galley(Align2::RIGHT_CENTER.anchor_size(name.right_center(), galley.size()).min, galley, faint);
+    }
+    tile.with_min_y(tile.top() + TILE_NAME)
+}
+
+/// Decades that a logarithmic map of weights shows unless its range is locked; smaller ones are marked as clipped.
+const DECADES: f32 = 1e-4;
+
+/// The automatic range of a map of weights, where the smallest value says little: a few decades below the largest.
+pub fn auto_range(map: ColourMap, scale: ValueScale, (low, high): (f32, f32)) -> Option<(f32, f32)> {
+    let size = low.abs().max(high.abs());
+    (map == ColourMap::Sequential && scale == ValueScale::Log && size > 0.0).then_some((size * DECADES, size))
+}
+
 /// The frame of a small map: the selection's, or the pointer's.
 pub fn frame(ui: &Ui, cx: &ViewContext<'_>, rect: Rect, selected: bool, hovered: bool) {
     let stroke = match (selected, hovered) {
@@ -174,6 +210,14 @@ pub fn inside<R>(ui: &mut Ui, rect: Rect, add: impl FnOnce(&mut Ui) -> R) -> R {
 pub fn beside<R>(ui: &mut Ui, rect: Rect, add: impl FnOnce(&mut Ui) -> R) -> R {
     let mut child = ui.new_child(UiBuilder::new().max_rect(rect));
     add(&mut child)
+}
+
+/// A mark left of row `row`, for rows too thin to be framed.
+pub fn row_mark(ui: &Ui, cx: &ViewContext<'_>, cells: Rect, rows: usize, row: Option<usize>) {
+    let Some(row) = row.filter(|row| *row < rows) else { return };
+    let y = cells.top() + cells.height() * (row as f32 + 0.5) / rows as f32;
+    let mark = Rect::from_center_size(pos2(cells.left() - 5.0, y), vec2(6.0, 3.0));
+    ui.painter().rect_filled(mark, 1.0, cx.theme.accent);
 }
 
 /// Coloured names beside the rows of a heatmap; as many as fit without touching.

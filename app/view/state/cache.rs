@@ -7,7 +7,7 @@ use crate::action::Action;
 use crate::theme::{ColourMap, space};
 use crate::view::quantity::cells::TransposedCells;
 use crate::view::quantity::plate::{self, Colours};
-use crate::view::quantity::{Subject, csv_text, exact};
+use crate::view::quantity::{Subject, csv_text, exact, quoted};
 use crate::view::{ViewContext, ViewKind};
 use crate::widget::heatmap::Heatmap;
 use crate::widget::{format, panel};
@@ -48,25 +48,25 @@ pub(super) fn ui(
         let probe = probe(subject, point);
         let series = cx.store.series(&probe);
         let cells = TransposedCells { series, rows: width, tokens: cx.store.length() };
-        panel::caption(
-            ui,
-            cx.theme,
-            &format!("{name}s · {width} entries × {}", format::plural(cx.store.length(), "token")),
-        );
+        let seen = series.map_or((0.0, 1.0), |series| series.range());
+        let range = colours.locked.unwrap_or(seen);
+        let ends = format::digits(range.0.abs().max(range.1.abs()), 3);
+        let tokens = format::plural(cx.store.length(), "token");
+        panel::caption(ui, cx.theme, &format!("{name}s · {width} entries × {tokens} · colours ± {ends}"));
         let describe = |entry: usize, token: usize, value: Option<f32>| {
             let value = value.map_or_else(|| "not known yet".to_owned(), exact);
             format!(
-                "{name}[{entry}] = {value}\nlayer {}, KV head {}, token {token} “{}”",
+                "{name}[{entry}] = {value}\nlayer {}, KV head {}, token {token} {}",
                 subject.layer,
                 subject.group(),
-                cx.store.token_text(token)
+                quoted(cx.store, token)
             )
         };
         let entry = |row: usize| row.to_string();
         let map = Heatmap::new(("kv cache", name), &cells)
             .map(ColourMap::Diverging)
             .scale(colours.scale)
-            .range(colours.locked)
+            .range(Some(range))
             .row_labels(&entry)
             .label(format!("Cached {name}s of KV head {} over tokens", subject.group()))
             .describe(&describe);
@@ -80,7 +80,7 @@ pub(super) fn ui(
     }
     if let Some(response) = used {
         ui.horizontal(|ui| {
-            panel::caption(ui, cx.theme, "values");
+            panel::caption(ui, cx.theme, "colours of the values");
             colours.legend(ui, cx, ColourMap::Diverging, "", &response);
         });
     }

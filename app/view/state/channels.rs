@@ -11,7 +11,7 @@ use crate::view::ViewContext;
 use crate::view::gates::retention_probe;
 use crate::view::quantity::cells::PlaneCells;
 use crate::view::quantity::plate;
-use crate::view::quantity::{Subject, exact, half_life, ranked, short, tokens_words};
+use crate::view::quantity::{Subject, exact, half_life, quoted, ranked, short, tokens_words};
 use crate::widget::heatmap::{Heatmap, hatch};
 use crate::widget::panel;
 
@@ -85,9 +85,9 @@ pub(super) fn ui(
             (_, None) => "ranking not known yet: by number".into(),
         };
         format!(
-            "S[channel {channel}, n = {n}] = {value}\nlayer {}, after token {token} “{}”\n{by}",
+            "S[channel {channel}, n = {n}] = {value}\nlayer {}, after token {token} {}\n{by}",
             subject.layer,
-            cx.store.token_text(token)
+            quoted(cx.store, token)
         )
     };
     let name = |n: usize| format!("n = {n}");

@@ -3,19 +3,19 @@
 use eframe::egui::{self, Rect, Sense, pos2, vec2};
 use statescope_engine::protocol::Probe;
 
-use super::{head_probe, is_pooled, menu, overview_probe};
+use super::{head_probe, is_pooled, menu, norm_probe, overview_probe};
 use crate::action::Action;
 use crate::selection::Hover;
 use crate::theme::{ColourMap, space};
 use crate::view::ViewContext;
 use crate::view::quantity::cells::PlaneCells;
 use crate::view::quantity::plate::{self, Colours};
-use crate::view::quantity::{Subject, exact};
+use crate::view::quantity::{Subject, exact, quoted, short};
 use crate::widget::heatmap::{Heatmap, hatch};
 
 /// Gap between small maps, and the height of their names.
 const GAP: f32 = 6.0;
-const NAME: f32 = 14.0;
+const NAME: f32 = plate::TILE_NAME;
 
 pub fn ui(
     ui: &mut egui::Ui,
@@ -80,9 +80,9 @@ fn large_map(
     let describe = |p: usize, n: usize, value: Option<f32>| {
         let value = value.map_or_else(|| "not known".to_owned(), exact);
         format!(
-            "S[p = {p}, n = {n}] = {value}\nlayer {}, {who}, after token {token} “{}”",
+            "S[p = {p}, n = {n}] = {value}\nlayer {}, {who}, after token {token} {}",
             subject.layer,
-            cx.store.token_text(token)
+            quoted(cx.store, token)
         )
     };
     let map = Heatmap::new("state of the head", &plane)
@@ -118,17 +118,10 @@ fn small_maps(
     };
     let generation = cx.store.latest_generation(&probe);
     for (head, cell) in tiles(area, heads, cols as f32 / rows.max(1) as f32).into_iter().enumerate() {
-        let name = cell.with_max_y(cell.top() + NAME);
-        let rect = cell.with_min_y(name.bottom());
         let selected = head == subject.head;
-        let colour = if selected { cx.theme.accent } else { cx.theme.text_muted };
-        ui.painter_at(name.expand(2.0)).text(
-            name.left_top(),
-            egui::Align2::LEFT_TOP,
-            head.to_string(),
-            cx.theme.small(),
-            colour,
-        );
+        let norm = norm_probe(subject);
+        let norm = subject.cursor.and_then(|t| cx.store.series(&norm)?.value(t, head)).map_or_else(String::new, short);
+        let rect = plate::tile_header(ui, cx, cell, &head.to_string(), &norm, selected);
         let plane = PlaneCells::of(&reading.values, head, rows, cols, generation);
         let describe = |_: usize, _: usize, value: Option<f32>| {
             let value = value.map_or_else(|| "not known".to_owned(), exact);

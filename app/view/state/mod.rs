@@ -10,7 +10,7 @@ use statescope_engine::protocol::{Fold, MixerKind, Point, Probe, Reduction};
 use crate::action::Action;
 use crate::theme::space;
 use crate::view::quantity::plate::{self, Colours};
-use crate::view::quantity::{Subject, exact};
+use crate::view::quantity::{Subject, exact, quoted};
 use crate::view::{View, ViewContext, ViewKind};
 use crate::widget::heatmap::{HeatmapResponse, ValueScale};
 use crate::widget::panel;
@@ -60,19 +60,14 @@ impl View for StateView {
         let m = subject.mixer;
         let at = subject
             .cursor
-            .map_or(String::new(), |t| format!(" after token {t}{}", if subject.live { " (live)" } else { "" }));
+            .map_or(String::new(), |t| format!(" · token {t}{}", if subject.live { " (live)" } else { "" }));
         match subject.kind() {
             MixerKind::Attention => {
                 format!("KV cache · {} · keys and values of KV head {}", subject.layer_name(), subject.group())
             }
             MixerKind::Mamba1 => {
-                let rank = if self.settings.rank == Rank::HalfLife { "half-life" } else { "write strength" };
-                format!(
-                    "State · {} · {} channels × {}, ranked by {rank}{at}",
-                    subject.layer_name(),
-                    m.heads,
-                    m.state_dim
-                )
+                let rank = if self.settings.rank == Rank::HalfLife { "half-life" } else { "write" };
+                format!("State · {} · {} × {} by {rank}{at}", subject.layer_name(), m.heads, m.state_dim)
             }
             MixerKind::Mamba2 => {
                 format!("State · {} · {} heads × {} × {}{at}", subject.layer_name(), m.heads, m.head_dim, m.state_dim)
@@ -95,7 +90,7 @@ impl View for StateView {
             _ => {
                 "Each head has a matrix of P × N numbers, S_t = exp(Δ_t A) S_{t−1} + Δ_t x_t B_tᵀ, read as y_t = S_t C_t + D x_t. \
                  The selected head is large, rows are the P values and columns the N state entries; colours are signed, zero is neutral. \
-                 Beneath, the norm of the selected head's state and of the whole layer's over time."
+                 Beneath, the norm of the selected head's state and of the whole layer's over time; the number at a small map is ‖S‖ of its head."
             }
         }
         .into()
@@ -106,7 +101,7 @@ impl View for StateView {
         if !subject.kind().is_recurrent() {
             return cache::probes(&subject, probes);
         }
-        probes.push(subject.series(Point::State, Reduction::Head(Fold::Norm)));
+        probes.push(norm_probe(&subject));
         probes.push(subject.series(Point::State, Reduction::Layer(Fold::Norm)));
         if subject.kind() == MixerKind::Mamba1 {
             return channels::probes(&subject, probes);
@@ -177,6 +172,11 @@ fn head_probe(subject: &Subject<'_>) -> Probe {
     }
 }
 
+/// ‖S‖ of each head over tokens.
+fn norm_probe(subject: &Subject<'_>) -> Probe {
+    subject.series(Point::State, Reduction::Head(Fold::Norm))
+}
+
 /// The context menu of a state map: the reading as CSV.
 fn menu(response: &HeatmapResponse, cx: &ViewContext<'_>, probe: &Probe, actions: &mut Vec<Action>) {
     let value = response.hovered.and_then(|(_, _, value)| value);
@@ -220,14 +220,14 @@ fn norms(ui: &mut egui::Ui, cx: &ViewContext<'_>, subject: &Subject<'_>, actions
     }
     let lines = Norms {
         cx,
-        head: subject.series(Point::State, Reduction::Head(Fold::Norm)),
+        head: norm_probe(subject),
         layer: subject.series(Point::State, Reduction::Layer(Fold::Norm)),
         index: subject.head,
         name: subject.head_name(),
     };
     let describe = |line: usize, token: usize, value: Option<f32>| {
         let value = value.map_or_else(|| "not known yet".to_owned(), exact);
-        format!("‖S‖ = {value}\n{}, after token {token} “{}”", lines.name(line), cx.store.token_text(token))
+        format!("‖S‖ = {value}\n{}, after token {token} {}", lines.name(line), quoted(cx.store, token))
     };
     let plot = SeriesPlot::new("state norms", &lines)
         .unit("‖S‖")
