@@ -165,6 +165,7 @@ impl Desk<'_, '_> {
             ui.set_min_size(ui.available_size());
             let clip = ui.clip_rect().intersect(ui.max_rect());
             ui.set_clip_rect(clip);
+            ui.spacing_mut().item_spacing.y = space::XS;
             if let Some(view) = self.views.get_mut(&kind) {
                 ui.push_id(kind, |ui| view.ui(ui, self.cx, self.actions));
             }
@@ -173,6 +174,7 @@ impl Desk<'_, '_> {
 
     /// One panel in the whole space.
     fn alone(&mut self, ui: &mut Ui, kind: ViewKind) {
+        ui.spacing_mut().item_spacing.y = 0.0;
         let (rect, _) = ui.allocate_exact_size(vec2(ui.available_width(), BAR), Sense::hover());
         let theme = self.cx.theme;
         ui.painter().rect_filled(rect, 0.0, theme.panel);

@@ -18,16 +18,17 @@ pub fn model_bar(ui: &mut Ui, cx: &ViewContext<'_>, layout: &Layout, dtype: Opti
         }
         device(ui, cx, dtype, actions);
         ui.add_space(space::S);
-        let narrow = ui.available_width() < 620.0;
-        match &cx.store.loading {
-            Some(loading) => progress(ui, cx, loading, actions),
-            None => facts(ui, cx, narrow),
-        }
+        // What stands at the right is placed first; the facts take what is left.
+        let narrow = ui.available_width() < 640.0;
         ui.with_layout(egui::Layout::right_to_left(egui::Align::Center), |ui| {
             tools(ui, cx, layout, actions);
             if cx.store.loading.is_none() {
                 status(ui, cx, narrow);
             }
+            ui.with_layout(egui::Layout::left_to_right(egui::Align::Center), |ui| match &cx.store.loading {
+                Some(loading) => progress(ui, cx, loading, actions),
+                None => facts(ui, cx),
+            });
         });
     });
 }
@@ -72,12 +73,9 @@ fn models(ui: &mut Ui, cx: &ViewContext<'_>, actions: &mut Vec<Action>) {
 
 /// Where it runs, and what the weights are held in.
 fn device(ui: &mut Ui, cx: &ViewContext<'_>, dtype: Option<Dtype>, actions: &mut Vec<Action>) {
-    let own = cx.store.model.as_ref().map_or("weights", |m| match m.dtype {
-        Dtype::F32 => "f32",
-        Dtype::Bf16 => "bf16",
-        Dtype::F16 => "f16",
-    });
-    let title = RichText::new(format!("CPU · {own}  ▾")).color(cx.theme.text_muted);
+    let own = cx.store.model.as_ref().map_or_else(|| "no weights".to_owned(), |m| m.dtype.to_string());
+    let title = if cx.store.model.is_some() { format!("CPU · {own}  ▾") } else { "CPU  ▾".to_owned() };
+    let title = RichText::new(title).color(cx.theme.text_muted);
     let response = ui.menu_button(title, |ui| {
         caption(ui, cx.theme, "Weights are held in");
         for (name, value) in [("the file's own type", None), ("f32", Some("f32")), ("bf16", Some("bf16")), ("f16", Some("f16"))] {
@@ -90,7 +88,7 @@ fn device(ui: &mut Ui, cx: &ViewContext<'_>, dtype: Option<Dtype>, actions: &mut
         ui.separator();
         ui.label(RichText::new("Sums are always in f32.").font(cx.theme.small()).color(cx.theme.text_muted));
     });
-    response.response.widget_info(|| WidgetInfo::labeled(Role::Button, true, format!("Device CPU, weights {own}")));
+    response.response.widget_info(|| WidgetInfo::labeled(Role::Button, true, format!("Device CPU, weights in {own}")));
 }
 
 fn progress(ui: &mut Ui, cx: &ViewContext<'_>, loading: &crate::store::Loading, actions: &mut Vec<Action>) {
@@ -107,14 +105,15 @@ fn progress(ui: &mut Ui, cx: &ViewContext<'_>, loading: &crate::store::Loading, 
 }
 
 /// 4.5 M parameters, 6 layers: glyphs of their kinds.
-fn facts(ui: &mut Ui, cx: &ViewContext<'_>, narrow: bool) {
+fn facts(ui: &mut Ui, cx: &ViewContext<'_>) {
     let Some(model) = cx.store.model.as_deref() else {
-        ui.label(RichText::new("Choose a built-in model or open a folder.").color(cx.theme.text_muted));
+        let text = RichText::new("Choose a built-in model or open a folder.").color(cx.theme.text_muted);
+        ui.add(egui::Label::new(text).truncate());
         return;
     };
     let text = format!("{} parameters · {}", format::count(model.parameters), format::plural(model.layers.len(), "layer"));
-    ui.label(RichText::new(text).color(cx.theme.text_muted));
-    if !narrow && model.layers.len() <= 32 {
+    ui.add(egui::Label::new(RichText::new(text).color(cx.theme.text_muted)).truncate());
+    if ui.available_width() > 14.0 * model.layers.len() as f32 {
         kinds(ui, cx.theme, model);
     }
 }

@@ -79,7 +79,7 @@ fn editor(ui: &mut Ui, cx: &ViewContext<'_>, height: f32, actions: &mut Vec<Acti
 fn buttons(ui: &mut Ui, cx: &ViewContext<'_>, actions: &mut Vec<Action>) {
     let ready = cx.store.model.is_some();
     let running = cx.store.run == RunState::Running;
-    ui.horizontal(|ui| {
+    ui.horizontal_wrapped(|ui| {
         ui.spacing_mut().item_spacing.x = space::XS;
         ui.spacing_mut().button_padding.x = space::XS;
         // Natural widths, and what is left over shared out.
@@ -185,7 +185,7 @@ fn sampling(ui: &mut Ui, cx: &ViewContext<'_>, actions: &mut Vec<Action>) {
     });
     line(ui, cx, "Seed", "The same seed gives the same text again", |ui| {
         drag(ui, "Seed", egui::DragValue::new(&mut next.seed).speed(0.1));
-        if ui.button("+1").on_hover_text("The next seed").clicked() {
+        if ui.available_width() > 30.0 && ui.button("+1").on_hover_text("The next seed").clicked() {
             next.seed = next.seed.wrapping_add(1);
         }
     });

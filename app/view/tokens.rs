@@ -174,7 +174,9 @@ impl View for TokensView {
         let clipped = (seen.is_some_and(|r| r.0 < range.0), seen.is_some_and(|r| r.1 > range.1));
         self.header(ui, cx, range, clipped);
         let live = cx.selection.query.is_none();
-        let scroll = egui::ScrollArea::vertical().id_salt("tokens").auto_shrink([false, false]);
+        // Whole lines only.
+        let height = ((ui.available_height() / LINE).floor() * LINE).max(LINE);
+        let scroll = egui::ScrollArea::vertical().id_salt("tokens").auto_shrink([false, false]).max_height(height);
         scroll.show_viewport(ui, |ui, viewport| {
             self.flow.update(ui, cx, ui.available_width() - space::S);
             self.strip(ui, cx, viewport, &values, range, actions);

@@ -20,7 +20,7 @@ pub use crate::theme::ColourMap;
 pub use hatch::hatch;
 pub use pool::{Cells, Row};
 
-use pool::{Mark, Pooled, pool};
+use pool::{Mark, Pooled, bin, pool};
 
 type Describe<'a> = &'a dyn Fn(usize, usize, Option<f32>) -> String;
 type RowLabel<'a> = &'a dyn Fn(usize) -> String;
@@ -61,8 +61,8 @@ struct PoolKey {
     generation: u64,
     rows: Range<usize>,
     cols: Range<usize>,
-    height: usize,
-    width: usize,
+    /// Cells per texel.
+    bins: (usize, usize),
 }
 
 #[derive(Clone, PartialEq)]
@@ -207,21 +207,13 @@ impl<'a> Heatmap<'a> {
     /// Brings the texture up to date and returns the range in use.
     fn update(&self, ui: &Ui, theme: &Theme, grid: &Grid, cache: &mut Cache) -> (f32, f32) {
         let pixels = grid.rect.size() * ui.pixels_per_point();
-        let (rows, cols) = (visible(&grid.y, grid.rows), visible(&grid.x, grid.cols));
-        // Cells of a window that is partly empty must not be pooled finer than they are drawn.
-        let share = |cells: &Range<usize>, window: &Range<f64>, pixels: f32| {
-            ((cells.len() as f64 / (window.end - window.start).max(1e-9)) * f64::from(pixels)).ceil().clamp(1.0, 4096.0) as usize
-        };
-        let key = PoolKey {
-            generation: self.cells.generation(),
-            height: share(&rows, &grid.y, pixels.y),
-            width: share(&cols, &grid.x, pixels.x),
-            rows,
-            cols,
-        };
+        let bins = (span_bin(&grid.y, pixels.y), span_bin(&grid.x, pixels.x));
+        let rows = aligned(visible(&grid.y, grid.rows), bins.0);
+        let cols = aligned(visible(&grid.x, grid.cols), bins.1);
+        let key = PoolKey { generation: self.cells.generation(), rows, cols, bins };
         let fresh = cache.pool_key.as_ref() != Some(&key);
         if fresh {
-            cache.pooled = pool(self.cells, key.rows.clone(), key.cols.clone(), key.height, key.width);
+            cache.pooled = pool(self.cells, key.rows.clone(), key.cols.clone(), key.bins);
             cache.pool_key = Some(key);
         }
         let range = self.range.or(cache.pooled.range).unwrap_or((0.0, 1.0));
@@ -267,11 +259,14 @@ impl<'a> Heatmap<'a> {
         painter.rect_filled(grid.rect, 0.0, theme.well);
         if let (Some(key), Some(texture), true) = (&cache.pool_key, &cache.texture, cache.pooled.width * cache.pooled.height > 0) {
             let cells = Rect::from_x_y_ranges(
-                Rangef::new(grid.left(key.cols.start), grid.left(key.cols.end)),
-                Rangef::new(grid.top(key.rows.start), grid.top(key.rows.end)),
+                Rangef::new(grid.left(key.cols.start), grid.left(key.cols.start + cache.pooled.width * key.bins.1)),
+                Rangef::new(grid.top(key.rows.start), grid.top(key.rows.start + cache.pooled.height * key.bins.0)),
             );
+            // A short last block must not look like cells that do not exist.
+            let end = pos2(grid.left(key.cols.end), grid.top(key.rows.end));
+            let painter = painter.with_clip_rect(grid.rect.intersect(Rect::from_min_max(grid.rect.min, end)));
             if cache.pooled.unknown {
-                hatch(ui, theme, cells.intersect(grid.rect));
+                hatch(ui, theme, cells.intersect(painter.clip_rect()));
             }
             painter.image(texture.id(), cells, Rect::from_min_max(pos2(0.0, 0.0), pos2(1.0, 1.0)), Color32::WHITE);
         }
@@ -384,6 +379,16 @@ fn place(cell: f64, window: &Range<f64>, pixels: Rangef) -> f32 {
 fn visible(window: &Range<f64>, count: usize) -> Range<usize> {
     let start = (window.start.floor().max(0.0) as usize).min(count);
     start..(window.end.ceil().max(0.0) as usize).clamp(start, count)
+}
+
+/// Cells per texel where a window of cells is drawn on `pixels`.
+fn span_bin(window: &Range<f64>, pixels: f32) -> usize {
+    bin((window.end - window.start).ceil().max(0.0) as usize, pixels.max(1.0) as usize)
+}
+
+/// The range begun at a multiple of `bin`.
+fn aligned(range: Range<usize>, bin: usize) -> Range<usize> {
+    range.start / bin * bin..range.end
 }
 
 fn snap(rect: Rect, pixels_per_point: f32) -> Rect {

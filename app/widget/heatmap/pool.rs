@@ -49,16 +49,15 @@ pub(super) struct Pooled {
     pub unknown: bool,
 }
 
-/// The half-open block `k` of `count` over `range`; never empty while `count` ≤ the range's length.
-fn block(range: &Range<usize>, k: usize, count: usize) -> Range<usize> {
-    let length = range.end - range.start;
-    range.start + k * length / count..range.start + (k + 1) * length / count
+/// Cells per texel, so that `cells` of them take no more than `texels`.
+pub(super) fn bin(cells: usize, texels: usize) -> usize {
+    cells.div_ceil(texels.max(1)).max(1)
 }
 
-/// Pools `rows` × `cols` of the cells into at most `height` × `width` texels.
-pub(super) fn pool(cells: &dyn Cells, rows: Range<usize>, cols: Range<usize>, height: usize, width: usize) -> Pooled {
-    let height = height.min(rows.len());
-    let width = width.min(cols.len());
+/// Pools `rows` × `cols` in blocks of `bins` (rows, columns). The ranges start at multiples of the bins, so that a block keeps its
+/// cells while the table grows or is moved, and nothing flickers; the last block may be short.
+pub(super) fn pool(cells: &dyn Cells, rows: Range<usize>, cols: Range<usize>, bins: (usize, usize)) -> Pooled {
+    let (height, width) = (rows.len().div_ceil(bins.0), cols.len().div_ceil(bins.1));
     let mut pooled = Pooled {
         width,
         height,
@@ -66,39 +65,43 @@ pub(super) fn pool(cells: &dyn Cells, rows: Range<usize>, cols: Range<usize>, he
         marks: vec![Mark::Blank; width * height],
         ..Pooled::default()
     };
-    // Texel of each column.
-    let starts: Vec<usize> = (0..=width).map(|k| if k == width { cols.end } else { block(&cols, k, width).start }).collect();
-    for y in 0..height {
+    if width == 0 {
+        return pooled;
+    }
+    let columns = |x: usize| cols.start + x * bins.1..(cols.start + (x + 1) * bins.1).min(cols.end);
+    for row in rows.clone() {
+        let y = (row - rows.start) / bins.0;
         let texels = y * width..(y + 1) * width;
         let (values, marks) = (&mut pooled.values[texels.clone()], &mut pooled.marks[texels]);
-        for row in block(&rows, y, height) {
-            match cells.row(row) {
-                Row::Slice(slice) => {
-                    for x in 0..width {
-                        let (from, to) = (starts[x], starts[x + 1]);
-                        for value in slice.get(from..to.min(slice.len())).unwrap_or_default() {
-                            take(&mut values[x], &mut marks[x], *value);
-                        }
-                        if to > slice.len() && marks[x] == Mark::Blank && !cells.blank(row, from.max(slice.len())) {
-                            marks[x] = Mark::Unknown;
-                        }
+        match cells.row(row) {
+            Row::Slice(slice) => {
+                let known = slice.get(cols.start.min(slice.len())..cols.end.min(slice.len())).unwrap_or_default();
+                for (x, block) in known.chunks(bins.1).enumerate() {
+                    for value in block {
+                        take(&mut values[x], &mut marks[x], *value);
                     }
                 }
-                Row::Unknown => {
-                    for x in 0..width {
-                        if marks[x] == Mark::Blank && !cells.blank(row, starts[x]) {
-                            marks[x] = Mark::Unknown;
-                        }
+                for x in known.len() / bins.1..width {
+                    let from = columns(x).start.max(slice.len());
+                    if from < columns(x).end && marks[x] == Mark::Blank && !cells.blank(row, from) {
+                        marks[x] = Mark::Unknown;
                     }
                 }
-                Row::Each => {
-                    for x in 0..width {
-                        for col in starts[x]..starts[x + 1] {
-                            match cells.value(row, col) {
-                                Some(value) => take(&mut values[x], &mut marks[x], value),
-                                None if marks[x] == Mark::Blank && !cells.blank(row, col) => marks[x] = Mark::Unknown,
-                                None => {}
-                            }
+            }
+            Row::Unknown => {
+                for (x, mark) in marks.iter_mut().enumerate() {
+                    if *mark == Mark::Blank && !cells.blank(row, columns(x).start) {
+                        *mark = Mark::Unknown;
+                    }
+                }
+            }
+            Row::Each => {
+                for x in 0..width {
+                    for col in columns(x) {
+                        match cells.value(row, col) {
+                            Some(value) => take(&mut values[x], &mut marks[x], value),
+                            None if marks[x] == Mark::Blank && !cells.blank(row, col) => marks[x] = Mark::Unknown,
+                            None => {}
                         }
                     }
                 }
@@ -155,8 +158,9 @@ mod tests {
     #[test]
     fn a_spike_survives_pooling_with_its_sign() {
         let table = Table { rows: 100, cols: 1000, value: |r, c| Some(if (r, c) == (57, 431) { -9.0 } else { 0.5 }) };
-        let pooled = pool(&table, 0..100, 0..1000, 10, 64);
-        assert_eq!((pooled.width, pooled.height), (64, 10));
+        assert_eq!((bin(100, 10), bin(1000, 64), bin(3, 64)), (10, 16, 1));
+        let pooled = pool(&table, 0..100, 0..1000, (10, 16));
+        assert_eq!((pooled.width, pooled.height), (63, 10));
         assert_eq!(pooled.values.iter().filter(|v| **v == -9.0).count(), 1);
         assert_eq!(pooled.range, Some((-9.0, 0.5)));
     }
@@ -164,12 +168,12 @@ mod tests {
     #[test]
     fn unknown_is_not_zero_and_known_wins_in_a_block() {
         let table = Table { rows: 1, cols: 8, value: |_, c| (c == 0).then_some(0.0) };
-        let pooled = pool(&table, 0..1, 0..8, 4, 4);
+        let pooled = pool(&table, 0..1, 0..8, (1, 2));
         assert_eq!(pooled.marks, [Mark::Known, Mark::Unknown, Mark::Unknown, Mark::Unknown]);
         assert!(pooled.unknown);
         let nan = Table { rows: 1, cols: 2, value: |_, c| Some(if c == 0 { f32::NAN } else { 1.0 }) };
-        assert_eq!(pool(&nan, 0..1, 0..2, 1, 1).marks, [Mark::NotFinite]);
-        assert_eq!(pool(&nan, 0..0, 0..2, 4, 4).values.len(), 0);
+        assert_eq!(pool(&nan, 0..1, 0..2, (1, 2)).marks, [Mark::NotFinite]);
+        assert_eq!(pool(&nan, 0..0, 0..2, (1, 1)).values.len(), 0);
     }
 
     #[test]
@@ -214,8 +218,8 @@ mod tests {
             }
         }
         let triangle = Triangle((0..37).map(|i| (0..=i).map(|j| ((i * 31 + j * 17) % 23) as f32 - 11.0).collect()).collect());
-        for (h, w) in [(37, 37), (10, 8), (5, 37)] {
-            let (a, b) = (pool(&triangle, 3..37, 1..37, h, w), pool(&Slow(&triangle), 3..37, 1..37, h, w));
+        for bins in [(1, 1), (4, 5), (7, 1)] {
+            let (a, b) = (pool(&triangle, 3..37, 1..37, bins), pool(&Slow(&triangle), 3..37, 1..37, bins));
             assert_eq!((a.values, a.marks), (b.values, b.marks));
         }
     }
