@@ -31,7 +31,10 @@ pub enum Action {
     ContinueFromHere,
     /// What the weights are held in, none for the file's own; loads the model again.
     SetDtype(Option<String>),
-    Force { position: usize, token: TokenId },
+    Force {
+        position: usize,
+        token: TokenId,
+    },
     // Looking
     Hover(Hover),
     SelectLayer(usize),
@@ -39,7 +42,10 @@ pub enum Action {
     SelectChannel(Option<usize>),
     /// Pins a token; None follows the newest.
     SelectToken(Option<usize>),
-    SelectCell { query: usize, key: usize },
+    SelectCell {
+        query: usize,
+        key: usize,
+    },
     ExtendTo(usize),
     Release,
     SetTimeAxis(TimeAxis),
@@ -59,5 +65,8 @@ pub enum Action {
     Note(String),
     Copy(String),
     /// Writes a view's data; the file is asked for.
-    ExportCsv { name: String, csv: String },
+    ExportCsv {
+        name: String,
+        csv: String,
+    },
 }

@@ -5,12 +5,12 @@ use std::time::Instant;
 
 use eframe::egui::{self, Panel};
 use statescope_engine::handle::Handle;
-use statescope_engine::protocol::{Command, Dtype, Event, ModelSource};
+use statescope_engine::protocol::{Command, Dtype, ModelSource};
 
 use crate::action::Action;
 use crate::keymap::{self, Entry, Now};
 use crate::layout::Layout;
-use crate::observer::{Change, Observer};
+use crate::observer::Observer;
 use crate::selection::{Hover, Selection, TimeAxis};
 use crate::settings::{self, Saved, Settings};
 use crate::store::Store;
@@ -18,8 +18,6 @@ use crate::theme::{self, Theme};
 use crate::view::commands::Palette;
 use crate::view::{ViewContext, Views, banner, help, model_bar, timeline};
 
-/// Events taken per frame at most, so that a fast engine cannot hold up a frame.
-const EVENTS_PER_FRAME: usize = 64;
 /// How the window starts.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
@@ -51,7 +49,7 @@ pub struct App {
     pub(crate) dtype: Option<Dtype>,
     pub(crate) source: Option<ModelSource>,
     pub(crate) answers: (Sender<Action>, Receiver<Action>),
-    observer: Observer,
+    pub(crate) observer: Observer,
 }
 
 impl App {
@@ -94,50 +92,25 @@ impl App {
         app
     }
 
-    fn drain(&mut self, ctx: &egui::Context) {
-        for taken in 0..=EVENTS_PER_FRAME {
-            if taken == EVENTS_PER_FRAME {
-                ctx.request_repaint();
-                break;
-            }
-            let Some(event) = self.engine.poll() else { break };
-            let loaded = matches!(event, Event::Loaded(_));
-            self.store.apply(event);
-            if loaded {
-                self.observer.reset();
-                self.model_loaded(ctx);
-            }
-        }
-        while let Ok(action) = self.answers.1.try_recv() {
-            self.act(ctx, action);
-        }
-    }
-
-    /// Tells the engine what the views in sight read, when that changed.
-    pub(crate) fn observe(&mut self, ctx: &egui::Context) {
-        if self.store.model.is_none() {
-            return;
-        }
-        let Self { store, selection, hover, time, theme, settings, .. } = self;
-        let cx = ViewContext { store, selection, hover, time, theme, settings };
-        let mut probes = Vec::new();
-        for view in self.layout.in_sight().iter().filter_map(|kind| self.views.get(kind)) {
-            view.probes(&cx, &mut probes);
-        }
-        match self.observer.compare(probes, Instant::now()) {
-            Change::None => {}
-            Change::Later(wait) => ctx.request_repaint_after(wait),
-            Change::Tell { observation, wanted } => {
-                self.store.retain_probes(&wanted);
-                self.engine.send(Command::Observe(observation));
-            }
-        }
-    }
-
     /// All panels; returns what the user did.
     fn panels(&mut self, ui: &mut egui::Ui) -> Vec<Action> {
         let mut actions = Vec::new();
-        let Self { store, selection, hover, time, theme, settings, layout, views, keys, palette, help, note, dtype, .. } = self;
+        let Self {
+            store,
+            selection,
+            hover,
+            time,
+            theme,
+            settings,
+            layout,
+            views,
+            keys,
+            palette,
+            help,
+            note,
+            dtype,
+            ..
+        } = self;
         let cx = ViewContext { store, selection, hover, time, theme, settings };
         let bar = egui::Frame::new().fill(theme.panel).inner_margin(egui::Margin::symmetric(8, 5));
         Panel::top("model bar").frame(bar).show_separator_line(false).show(ui, |ui| {
@@ -147,10 +120,9 @@ impl App {
         Panel::bottom("timeline").frame(bar).show_separator_line(false).show(ui, |ui| {
             timeline::timeline(ui, &cx, note.as_ref().map(|(text, _)| text.as_str()), &mut actions);
         });
-        egui::CentralPanel::default().frame(egui::Frame::new().fill(theme.backdrop).inner_margin(egui::Margin::symmetric(0, 2))).show(
-            ui,
-            |ui| layout.ui(ui, views, &cx, &mut actions),
-        );
+        egui::CentralPanel::default()
+            .frame(egui::Frame::new().fill(theme.backdrop).inner_margin(egui::Margin::symmetric(0, 2)))
+            .show(ui, |ui| layout.ui(ui, views, &cx, &mut actions));
         palette.ui(ui.ctx(), &cx, keys, &mut actions);
         help::help(ui.ctx(), theme, keys, help);
         actions

@@ -123,7 +123,8 @@ impl App {
         let input = if model.has_tokenizer {
             PromptInput::Text(text.clone())
         } else {
-            let ids = text.split([',', ' ', '\n']).filter(|id| !id.is_empty()).map(str::parse).collect::<Result<_, _>>();
+            let ids =
+                text.split([',', ' ', '\n']).filter(|id| !id.is_empty()).map(str::parse).collect::<Result<_, _>>();
             match ids {
                 Ok(ids) => PromptInput::Tokens(ids),
                 // The built-in example is no list of ids; the panel says what is wanted.

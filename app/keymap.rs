@@ -44,7 +44,10 @@ impl Now<'_> {
     }
 }
 
-type Do = fn(&Now<'_>) -> Option<Action>;
+type Shortcut = (Modifiers, Key);
+type Act = Box<dyn Fn(&Now<'_>) -> Option<Action>>;
+/// Group, name, how the key is written, the key, what it does.
+type Line = (&'static str, &'static str, &'static str, Option<Shortcut>, fn(&Now<'_>) -> Option<Action>);
 
 /// One command.
 pub struct Entry {
@@ -52,8 +55,8 @@ pub struct Entry {
     pub name: String,
     /// How the key is written in help; empty if there is none.
     pub keys: &'static str,
-    pub shortcut: Option<(Modifiers, Key)>,
-    pub act: Box<dyn Fn(&Now<'_>) -> Option<Action>>,
+    pub shortcut: Option<Shortcut>,
+    pub act: Act,
 }
 
 const NONE: Modifiers = Modifiers::NONE;
@@ -62,7 +65,7 @@ const SHIFT: Modifiers = Modifiers::SHIFT;
 
 /// All commands, in the order of help.
 pub fn table() -> Vec<Entry> {
-    let fixed: [(&str, &str, &str, Option<(Modifiers, Key)>, Do); 41] = [
+    let fixed: [Line; 41] = [
         ("Run", "Run or pause", "Space", Some((NONE, Key::Space)), |now| {
             Some(if now.store.run == RunState::Running { Action::Pause } else { Action::Run })
         }),
@@ -116,7 +119,13 @@ pub fn table() -> Vec<Entry> {
     ];
     let mut entries: Vec<Entry> = fixed
         .into_iter()
-        .map(|(group, name, keys, shortcut, act)| Entry { group, name: name.into(), keys, shortcut, act: Box::new(act) })
+        .map(|(group, name, keys, shortcut, act)| Entry {
+            group,
+            name: name.into(),
+            keys,
+            shortcut,
+            act: Box::new(act),
+        })
         .collect();
     const DIGITS: [(&str, Key); 9] = [
         ("1", Key::Num1),
@@ -176,7 +185,8 @@ pub fn pressed(ctx: &egui::Context, table: &[Entry]) -> Vec<usize> {
             let egui::Event::Key { key, pressed: true, modifiers, .. } = event else { return true };
             let hit = table.iter().position(|entry| {
                 entry.shortcut.is_some_and(|(pattern, k)| {
-                    k == *key && (modifiers.matches_exact(pattern) || modifiers.shift && !modifiers.command && is_sign(k))
+                    k == *key
+                        && (modifiers.matches_exact(pattern) || modifiers.shift && !modifiers.command && is_sign(k))
                 })
             });
             let Some(hit) = hit else { return true };

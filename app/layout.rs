@@ -1,7 +1,11 @@
 //! Docking: where the panels lie, saved between runs. Each panel's tab is its title bar.
 
-use eframe::egui::{self, Popup, PopupCloseBehavior, Rect, Response, Role, Sense, Stroke, Ui, WidgetInfo, WidgetText, vec2};
-use egui_tiles::{Behavior, Container, LinearDir, SimplificationOptions, TabState, Tile, TileId, Tiles, Tree, UiResponse};
+use eframe::egui::{
+    self, Popup, PopupCloseBehavior, Rect, Response, Role, Sense, Stroke, Ui, WidgetInfo, WidgetText, vec2,
+};
+use egui_tiles::{
+    Behavior, Container, LinearDir, SimplificationOptions, TabState, Tile, TileId, Tiles, Tree, UiResponse,
+};
 
 use crate::action::Action;
 use crate::theme::space;
@@ -133,7 +137,14 @@ impl Layout {
 
     /// Draws all panels in sight.
     pub fn ui(&mut self, ui: &mut Ui, views: &mut Views, cx: &ViewContext<'_>, actions: &mut Vec<Action>) {
-        let mut desk = Desk { views, cx, actions, explained: &mut self.explained, maximised: self.maximised.is_some(), siblings: 1 };
+        let mut desk = Desk {
+            views,
+            cx,
+            actions,
+            explained: &mut self.explained,
+            maximised: self.maximised.is_some(),
+            siblings: 1,
+        };
         if let Some(kind) = self.maximised {
             desk.alone(ui, kind);
         } else {
@@ -160,7 +171,8 @@ impl Desk<'_, '_> {
 
     fn body(&mut self, ui: &mut Ui, kind: ViewKind) {
         let theme = self.cx.theme;
-        let frame = egui::Frame::new().fill(theme.panel).inner_margin(egui::Margin { left: 8, right: 8, top: 4, bottom: 8 });
+        let frame =
+            egui::Frame::new().fill(theme.panel).inner_margin(egui::Margin { left: 8, right: 8, top: 4, bottom: 8 });
         frame.show(ui, |ui| {
             ui.set_min_size(ui.available_size());
             let clip = ui.clip_rect().intersect(ui.max_rect());
@@ -184,9 +196,8 @@ impl Desk<'_, '_> {
         response.widget_info(|| WidgetInfo::labeled(Role::Button, true, &text));
         let at = egui::pos2(title.min.x + space::S, title.center().y);
         ui.painter_at(title).text(at, egui::Align2::LEFT_CENTER, &text, theme.strong(), theme.text);
-        let mut tools = ui.new_child(
-            egui::UiBuilder::new().max_rect(rect).layout(egui::Layout::right_to_left(egui::Align::Center)),
-        );
+        let mut tools = ui
+            .new_child(egui::UiBuilder::new().max_rect(rect).layout(egui::Layout::right_to_left(egui::Align::Center)));
         self.tools(&mut tools, kind);
         if response.double_clicked() {
             self.actions.push(Action::Maximise(kind));
@@ -201,7 +212,9 @@ impl Desk<'_, '_> {
         let words = if self.maximised { "Restore" } else { "Maximise" };
         let response = icon(ui, self.cx, &format!("{words} {}", kind.name()), |painter, rect, stroke| {
             let (a, b) = (rect.shrink(6.5), 3.5);
-            for (corner, dx, dy) in [(a.left_top(), b, b), (a.right_top(), -b, b), (a.left_bottom(), b, -b), (a.right_bottom(), -b, -b)] {
+            for (corner, dx, dy) in
+                [(a.left_top(), b, b), (a.right_top(), -b, b), (a.left_bottom(), b, -b), (a.right_bottom(), -b, -b)]
+            {
                 painter.line_segment([corner, corner + vec2(dx, 0.0)], stroke);
                 painter.line_segment([corner, corner + vec2(0.0, dy)], stroke);
             }
@@ -262,7 +275,14 @@ impl Behavior<ViewKind> for Desk<'_, '_> {
         self.title(*kind).into()
     }
 
-    fn tab_ui(&mut self, tiles: &mut Tiles<ViewKind>, ui: &mut Ui, id: egui::Id, tile: TileId, state: &TabState) -> Response {
+    fn tab_ui(
+        &mut self,
+        tiles: &mut Tiles<ViewKind>,
+        ui: &mut Ui,
+        id: egui::Id,
+        tile: TileId,
+        state: &TabState,
+    ) -> Response {
         let theme = self.cx.theme;
         let kind = tiles.get_pane(&tile).copied();
         let text = match kind {
@@ -285,7 +305,11 @@ impl Behavior<ViewKind> for Desk<'_, '_> {
             let at = egui::pos2(rect.min.x + space::S, rect.center().y - 0.5 * galley.size().y);
             ui.painter().galley(at, galley, colour);
             if state.active && self.siblings > 1 {
-                ui.painter().hline(rect.shrink2(vec2(space::S, 0.0)).x_range(), rect.max.y - 1.0, Stroke::new(1.5, theme.text_faint));
+                ui.painter().hline(
+                    rect.shrink2(vec2(space::S, 0.0)).x_range(),
+                    rect.max.y - 1.0,
+                    Stroke::new(1.5, theme.text_faint),
+                );
             }
         }
         let Some(kind) = kind else { return response };
@@ -308,7 +332,14 @@ impl Behavior<ViewKind> for Desk<'_, '_> {
         response
     }
 
-    fn top_bar_right_ui(&mut self, tiles: &Tiles<ViewKind>, ui: &mut Ui, _id: TileId, tabs: &egui_tiles::Tabs, _scroll: &mut f32) {
+    fn top_bar_right_ui(
+        &mut self,
+        tiles: &Tiles<ViewKind>,
+        ui: &mut Ui,
+        _id: TileId,
+        tabs: &egui_tiles::Tabs,
+        _scroll: &mut f32,
+    ) {
         // Drawn before the titles, which share the bar.
         self.siblings = tabs.children.len().max(1);
         if let Some(Tile::Pane(kind)) = tabs.active.and_then(|id| tiles.get(id)) {

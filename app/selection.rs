@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 /// What is pinned. Changing it changes the probes.
-#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Selection {
     pub layer: usize,
     /// Parallel mixer inside the layer.
@@ -18,12 +18,6 @@ pub struct Selection {
     pub key: Option<usize>,
     /// Other end of a range of tokens pinned with Shift.
     pub range_end: Option<usize>,
-}
-
-impl Default for Selection {
-    fn default() -> Self {
-        Self { layer: 0, part: 0, head: 0, channel: None, query: None, key: None, range_end: None }
-    }
 }
 
 /// What the pointer is on, in whichever view; all views highlight it.

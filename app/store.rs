@@ -209,7 +209,8 @@ impl Store {
     pub fn bounded_notes(&self) -> Vec<String> {
         let mut notes = self.performance.bounded.clone();
         if self.dropped_rows > 0 {
-            notes.push(format!("The window dropped {} oldest rows of series to stay within memory.", self.dropped_rows));
+            notes
+                .push(format!("The window dropped {} oldest rows of series to stay within memory.", self.dropped_rows));
         }
         if self.dropped_probes > 0 {
             notes.push(format!(

@@ -140,7 +140,7 @@ impl Theme {
         const FEW: [f32; 8] = [235.0, 70.0, 160.0, 300.0, 110.0, 200.0, 40.0, 270.0];
         if count <= FEW.len() {
             // Neighbours also differ in lightness, for those who do not see the hue.
-            let step = if index % 2 == 0 { 0.04 } else { -0.05 };
+            let step = if index.is_multiple_of(2) { 0.04 } else { -0.05 };
             oklch(lightness + step, 0.13, FEW[index % FEW.len()])
         } else {
             oklch(lightness, 0.12, 40.0 + 270.0 * index as f32 / (count - 1).max(1) as f32)

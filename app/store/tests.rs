@@ -47,17 +47,20 @@ fn a_branch_cuts_everything_behind_it() {
     let probe = Probe::series(0, Point::Write, Reduction::Full);
     let early = Probe::latest(0, Point::State, Reduction::Full, Positions::At(2));
     let late = Probe::latest(0, Point::State, Reduction::Full, Positions::At(8));
-    send(&mut store, Frame {
-        tokens: (0..10).map(|t| token(t, "a")).collect(),
-        readings: vec![
-            reading(probe, 0, 10, 1, |t, _| t as f32),
-            reading(mixing(), 0, 10, 10, |i, j| if j <= i { 1.0 + i as f32 } else { 0.0 }),
-            reading(early, 2, 1, 4, |_, _| 1.0),
-            reading(late, 8, 1, 4, |_, _| 1.0),
-        ],
-        position: 10,
-        ..frame(1)
-    });
+    send(
+        &mut store,
+        Frame {
+            tokens: (0..10).map(|t| token(t, "a")).collect(),
+            readings: vec![
+                reading(probe, 0, 10, 1, |t, _| t as f32),
+                reading(mixing(), 0, 10, 10, |i, j| if j <= i { 1.0 + i as f32 } else { 0.0 }),
+                reading(early, 2, 1, 4, |_, _| 1.0),
+                reading(late, 8, 1, 4, |_, _| 1.0),
+            ],
+            position: 10,
+            ..frame(1)
+        },
+    );
     send(&mut store, Frame { keep: Some(4), tokens: vec![token(4, "b")], position: 5, ..frame(1) });
     assert_eq!((store.length(), store.text().as_str()), (5, "aaaab"));
     let series = store.series(&probe).expect("series");
@@ -71,7 +74,10 @@ fn a_branch_cuts_everything_behind_it() {
 fn a_new_epoch_voids_all() {
     let mut store = Store::default();
     let probe = Probe::series(0, Point::Write, Reduction::Full);
-    send(&mut store, Frame { tokens: vec![token(0, "a")], readings: vec![reading(probe, 0, 1, 1, |_, _| 1.0)], ..frame(1) });
+    send(
+        &mut store,
+        Frame { tokens: vec![token(0, "a")], readings: vec![reading(probe, 0, 1, 1, |_, _| 1.0)], ..frame(1) },
+    );
     send(&mut store, Frame { tokens: vec![token(0, "b")], ..frame(2) });
     assert_eq!((store.text().as_str(), store.epoch), ("b", 2));
     assert!(store.series(&probe).is_none());

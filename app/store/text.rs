@@ -43,7 +43,10 @@ pub fn label_tokens(labels: &mut Vec<String>, tokens: &[TokenRecord]) {
                     let run: Vec<String> = characters[next..]
                         .iter()
                         .take_while(|(at, p)| *at < end && matches!(p, Piece::Byte(_)))
-                        .map(|(_, p)| match p { Piece::Byte(b) => format!("{b:02x}"), Piece::Char(_) => String::new() })
+                        .map(|(_, p)| match p {
+                            Piece::Byte(b) => format!("{b:02x}"),
+                            Piece::Char(_) => String::new(),
+                        })
                         .collect();
                     label.push_str(&format!("‹{}›", run.join(" ")));
                     next += run.len();

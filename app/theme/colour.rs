@@ -42,7 +42,11 @@ impl Table {
 
 fn sequential(t: f32, dark: bool) -> Color32 {
     let chroma = 0.055 + 0.13 * (std::f32::consts::PI * t).sin().max(0.0).powf(0.8) + 0.06 * t;
-    if dark { oklch(0.17 + 0.75 * t, chroma, 300.0 - 195.0 * t) } else { oklch(0.965 - 0.72 * t, chroma, 105.0 + 195.0 * t) }
+    if dark {
+        oklch(0.17 + 0.75 * t, chroma, 300.0 - 195.0 * t)
+    } else {
+        oklch(0.965 - 0.72 * t, chroma, 105.0 + 195.0 * t)
+    }
 }
 
 fn diverging(s: f32, dark: bool) -> Color32 {
@@ -117,8 +121,9 @@ mod tests {
         for dark in [true, false] {
             let table = Table::build(ColourMap::Sequential, dark);
             let sign = if dark { 1.0 } else { -1.0 };
-            let steps: Vec<f32> =
-                (0..32).map(|k| sign * (lightness(table.at((k + 1) as f32 / 32.0)) - lightness(table.at(k as f32 / 32.0)))).collect();
+            let steps: Vec<f32> = (0..32)
+                .map(|k| sign * (lightness(table.at((k + 1) as f32 / 32.0)) - lightness(table.at(k as f32 / 32.0))))
+                .collect();
             assert!(steps.iter().all(|s| *s > 0.0), "{steps:?}");
             let mean = steps.iter().sum::<f32>() / 32.0;
             assert!(steps.iter().all(|s| (s - mean).abs() < 0.35 * mean), "{steps:?}");

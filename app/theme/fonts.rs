@@ -29,7 +29,10 @@ const FALLBACKS: [&[&str]; 4] = [
         "C:\\Windows\\Fonts\\segoeui.ttf",
     ],
     &["/usr/share/fonts/truetype/noto/NotoSansArabic-Regular.ttf", "/usr/share/fonts/noto/NotoSansArabic-Regular.ttf"],
-    &["/usr/share/fonts/truetype/noto/NotoSansDevanagari-Regular.ttf", "/usr/share/fonts/noto/NotoSansDevanagari-Regular.ttf"],
+    &[
+        "/usr/share/fonts/truetype/noto/NotoSansDevanagari-Regular.ttf",
+        "/usr/share/fonts/noto/NotoSansDevanagari-Regular.ttf",
+    ],
 ];
 
 /// Tells egui about the fonts. `system`: also look for fonts of the system, which snapshots must not depend on.

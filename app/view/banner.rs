@@ -10,10 +10,8 @@ use crate::theme::space;
 pub fn banner(ui: &mut Ui, cx: &ViewContext<'_>, actions: &mut Vec<Action>) {
     let Some(error) = &cx.store.error else { return };
     let theme = cx.theme;
-    let frame = egui::Frame::new()
-        .fill(theme.raised)
-        .stroke(egui::Stroke::NONE)
-        .inner_margin(egui::Margin::symmetric(12, 8));
+    let frame =
+        egui::Frame::new().fill(theme.raised).stroke(egui::Stroke::NONE).inner_margin(egui::Margin::symmetric(12, 8));
     let shown = Panel::top("error").frame(frame).show_separator_line(false).show(ui, |ui| {
         ui.horizontal_top(|ui| {
             ui.label(egui::RichText::new("⚠").color(theme.error));
@@ -22,12 +20,14 @@ pub fn banner(ui: &mut Ui, cx: &ViewContext<'_>, actions: &mut Vec<Action>) {
                 ui.vertical(|ui| {
                     ui.add(egui::Label::new(egui::RichText::new(&error.message).color(theme.text)).wrap());
                     if !error.details.is_empty() && error.details != error.message {
-                        egui::CollapsingHeader::new(egui::RichText::new("Details").font(theme.small()).color(theme.text_muted))
-                            .id_salt("error details")
-                            .show(ui, |ui| {
-                                let text = egui::RichText::new(&error.details).font(theme.mono()).color(theme.text_muted);
-                                ui.add(egui::Label::new(text).wrap().selectable(true));
-                            });
+                        egui::CollapsingHeader::new(
+                            egui::RichText::new("Details").font(theme.small()).color(theme.text_muted),
+                        )
+                        .id_salt("error details")
+                        .show(ui, |ui| {
+                            let text = egui::RichText::new(&error.details).font(theme.mono()).color(theme.text_muted);
+                            ui.add(egui::Label::new(text).wrap().selectable(true));
+                        });
                     }
                 });
             });

@@ -42,7 +42,8 @@ pub fn help(ctx: &egui::Context, theme: &Theme, keys: &[Entry], open: &mut bool)
                     ui.add_space(space::L);
                     ui.vertical(|ui| {
                         section(ui, theme, "Panels", &listed(keys, "Panels"));
-                        let mouse: Vec<(String, String)> = MOUSE.iter().map(|(k, n)| ((*k).into(), (*n).into())).collect();
+                        let mouse: Vec<(String, String)> =
+                            MOUSE.iter().map(|(k, n)| ((*k).into(), (*n).into())).collect();
                         section(ui, theme, "Pointer", &mouse);
                     });
                 });
@@ -69,7 +70,10 @@ fn section(ui: &mut egui::Ui, theme: &Theme, title: &str, lines: &[(String, Stri
     egui::Grid::new(("help", title)).num_columns(2).spacing([space::M, space::XS]).show(ui, |ui| {
         for (keys, name) in lines {
             ui.label(egui::RichText::new(keys).font(theme.mono()).color(theme.text));
-            ui.add(egui::Label::new(egui::RichText::new(name).color(theme.text_muted)).wrap_mode(egui::TextWrapMode::Extend));
+            ui.add(
+                egui::Label::new(egui::RichText::new(name).color(theme.text_muted))
+                    .wrap_mode(egui::TextWrapMode::Extend),
+            );
             ui.end_row();
         }
     });

@@ -61,7 +61,8 @@ fn models(ui: &mut Ui, cx: &ViewContext<'_>, actions: &mut Vec<Action>) {
             caption(ui, cx.theme, "Recent");
         }
         for path in &cx.settings.recent {
-            let name = path.file_name().map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned());
+            let name =
+                path.file_name().map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned());
             if ui.button(name).on_hover_text(path.display().to_string()).clicked() {
                 actions.push(Action::Load(ModelSource::Path(path.clone())));
                 ui.close();
@@ -78,7 +79,9 @@ fn device(ui: &mut Ui, cx: &ViewContext<'_>, dtype: Option<Dtype>, actions: &mut
     let title = RichText::new(title).color(cx.theme.text_muted);
     let response = ui.menu_button(title, |ui| {
         caption(ui, cx.theme, "Weights are held in");
-        for (name, value) in [("the file's own type", None), ("f32", Some("f32")), ("bf16", Some("bf16")), ("f16", Some("f16"))] {
+        for (name, value) in
+            [("the file's own type", None), ("f32", Some("f32")), ("bf16", Some("bf16")), ("f16", Some("f16"))]
+        {
             let chosen = dtype.map(|d| d.to_string()).as_deref() == value;
             if ui.selectable_label(chosen, name).clicked() {
                 actions.push(Action::SetDtype(value.map(str::to_owned)));
@@ -96,7 +99,8 @@ fn progress(ui: &mut Ui, cx: &ViewContext<'_>, loading: &crate::store::Loading, 
     let share = loading.fraction.clamp(0.0, 1.0);
     ui.painter().rect_filled(rect, 3.0, cx.theme.control);
     ui.painter().rect_filled(rect.with_max_x(rect.min.x + share * rect.width()), 3.0, cx.theme.text_muted);
-    response.widget_info(|| WidgetInfo::labeled(Role::ProgressIndicator, true, format!("Loading {:.0} %", share * 100.0)));
+    response
+        .widget_info(|| WidgetInfo::labeled(Role::ProgressIndicator, true, format!("Loading {:.0} %", share * 100.0)));
     let what = format::shorten(&loading.what, 48);
     ui.label(RichText::new(format!("{what} {:.0} %", share * 100.0)).color(cx.theme.text_muted));
     if ui.button("Cancel").clicked() {
@@ -111,7 +115,8 @@ fn facts(ui: &mut Ui, cx: &ViewContext<'_>) {
         ui.add(egui::Label::new(text).truncate());
         return;
     };
-    let text = format!("{} parameters · {}", format::count(model.parameters), format::plural(model.layers.len(), "layer"));
+    let text =
+        format!("{} parameters · {}", format::count(model.parameters), format::plural(model.layers.len(), "layer"));
     ui.add(egui::Label::new(RichText::new(text).color(cx.theme.text_muted)).truncate());
     if ui.available_width() > 14.0 * model.layers.len() as f32 {
         kinds(ui, cx.theme, model);

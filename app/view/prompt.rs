@@ -84,7 +84,9 @@ fn buttons(ui: &mut Ui, cx: &ViewContext<'_>, actions: &mut Vec<Action>) {
         ui.spacing_mut().button_padding.x = space::XS;
         // Natural widths, and what is left over shared out.
         let names = [if running { "Pause" } else { "Run" }, "Step", "Stop", "Restart"];
-        let widths = names.map(|name| ui.painter().layout_no_wrap(name.into(), cx.theme.strong(), cx.theme.text).size().x + 2.0 * space::XS);
+        let widths = names.map(|name| {
+            ui.painter().layout_no_wrap(name.into(), cx.theme.strong(), cx.theme.text).size().x + 2.0 * space::XS
+        });
         let spare = ((ui.available_width() - 3.0 * space::XS - widths.iter().sum::<f32>()) / 4.0).max(0.0);
         let mut width = widths.iter().map(|width| (width + spare).floor());
         let mut button = |name: &str, words: &str, enabled: bool, strong: bool, action: Action| {

@@ -1,6 +1,8 @@
 //! The bottom bar: where in the text we are. Drag scrubs, nothing runs again until asked.
 
-use eframe::egui::{self, Painter, Pos2, Rangef, Rect, Response, RichText, Role, Sense, Shape, Stroke, Ui, WidgetInfo, pos2, vec2};
+use eframe::egui::{
+    self, Painter, Pos2, Rangef, Rect, Response, RichText, Role, Sense, Shape, Stroke, Ui, WidgetInfo, pos2, vec2,
+};
 use statescope_engine::protocol::{FinishReason, RunState, TokenSource};
 
 use super::ViewContext;
@@ -48,7 +50,8 @@ fn buttons(ui: &mut Ui, cx: &ViewContext<'_>, actions: &mut Vec<Action>) {
     }
     let live = cx.selection.query.is_none();
     let text = RichText::new("● live").color(if live { cx.theme.good } else { cx.theme.text_muted });
-    let response = ui.add(egui::Button::new(text).fill(if live { cx.theme.control } else { egui::Color32::TRANSPARENT }));
+    let response =
+        ui.add(egui::Button::new(text).fill(if live { cx.theme.control } else { egui::Color32::TRANSPARENT }));
     response.widget_info(|| WidgetInfo::selected(Role::Switch, true, live, "Live"));
     if response.on_hover_text("Follow the newest token (L)").clicked() {
         actions.push(Action::SelectToken(if live { cx.cursor() } else { None }));
@@ -84,7 +87,11 @@ fn button(
 
 /// Pointing right for a positive size, left for a negative one.
 fn triangle(painter: &Painter, centre: Pos2, size: f32, colour: egui::Color32) {
-    let points = vec![centre + vec2(size, 0.0), centre + vec2(-0.7 * size, 0.9 * size.abs()), centre + vec2(-0.7 * size, -0.9 * size.abs())];
+    let points = vec![
+        centre + vec2(size, 0.0),
+        centre + vec2(-0.7 * size, 0.9 * size.abs()),
+        centre + vec2(-0.7 * size, -0.9 * size.abs()),
+    ];
     painter.add(Shape::convex_polygon(points, colour, Stroke::NONE));
 }
 
@@ -99,7 +106,11 @@ fn track(ui: &mut Ui, cx: &ViewContext<'_>, width: f32, actions: &mut Vec<Action
     painter.rect_filled(line, 3.0, theme.control);
     if length > 0 {
         let prompt = store.tokens.iter().take_while(|t| t.source == TokenSource::Prompt).count();
-        painter.rect_filled(line.with_max_x(map.x(store.position.min(length) as f64)), 3.0, theme.text_faint.gamma_multiply(0.6));
+        painter.rect_filled(
+            line.with_max_x(map.x(store.position.min(length) as f64)),
+            3.0,
+            theme.text_faint.gamma_multiply(0.6),
+        );
         painter.rect_filled(line.with_max_x(map.x(prompt.min(store.position) as f64)), 3.0, theme.text_faint);
         for token in store.tokens.iter().filter(|t| t.source == TokenSource::Forced).map(|t| t.position) {
             painter.circle_filled(pos2(map.centre(token), line.min.y - 4.0), 2.0, theme.warning);

@@ -39,10 +39,11 @@ impl Colouring {
     }
 }
 
-#[derive(Default, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Default, serde::Serialize, serde::Deserialize)]
 #[serde(default)]
 struct Settings {
     colouring: Colouring,
+    scale: ValueScale,
     locked: Option<(f32, f32)>,
 }
 
@@ -112,12 +113,13 @@ impl TokensView {
         ui.horizontal(|ui| {
             ui.set_height(space::ROW);
             panel::caption(ui, cx.theme, "Colour");
-            if let Some(colouring) = panel::drop_down(ui, "Colour tokens by", self.settings.colouring, &Colouring::ALL) {
-                self.settings = Settings { colouring, locked: None };
+            if let Some(colouring) = panel::drop_down(ui, "Colour tokens by", self.settings.colouring, &Colouring::ALL)
+            {
+                self.settings = Settings { colouring, locked: None, ..self.settings };
             }
             let shown = Legend {
                 map: ColourMap::Sequential,
-                scale: ValueScale::Linear,
+                scale: self.settings.scale,
                 range,
                 unit: self.settings.colouring.unit(),
                 locked: self.settings.locked.is_some(),
@@ -126,9 +128,11 @@ impl TokensView {
             match legend(ui, cx.theme, &shown) {
                 Some(LegendChange::Lock(range)) => self.settings.locked = Some(range),
                 Some(LegendChange::Unlock) => self.settings.locked = None,
-                _ => {}
+                Some(LegendChange::Scale(scale)) => self.settings.scale = scale,
+                None => {}
             }
-            let attention = cx.store.model.as_ref().and_then(|m| m.layers.get(cx.selection.layer)).and_then(|l| l.parts.first());
+            let attention =
+                cx.store.model.as_ref().and_then(|m| m.layers.get(cx.selection.layer)).and_then(|l| l.parts.first());
             if self.settings.colouring == Colouring::Delta && attention.is_some_and(|p| !p.kind.is_recurrent()) {
                 panel::caption(ui, cx.theme, "An attention layer has no Δ.");
             } else if ui.available_width() > 250.0 {
@@ -166,9 +170,10 @@ impl View for TokensView {
             return panel::empty(ui, cx.theme, &text);
         }
         let values: Vec<Option<f32>> = (0..length).map(|t| self.value(cx, t)).collect();
-        let seen = values.iter().flatten().filter(|v| v.is_finite()).fold(None, |r: Option<(f32, f32)>, v| {
-            Some(r.map_or((*v, *v), |(low, high)| (low.min(*v), high.max(*v))))
-        });
+        let seen =
+            values.iter().flatten().filter(|v| v.is_finite()).fold(None, |r: Option<(f32, f32)>, v| {
+                Some(r.map_or((*v, *v), |(low, high)| (low.min(*v), high.max(*v))))
+            });
         let low = if matches!(self.settings.colouring, Colouring::Delta) { seen.map_or(0.0, |r| r.0) } else { 0.0 };
         let range = self.settings.locked.unwrap_or((low, seen.map_or(1.0, |r| r.1).max(low + 1e-9)));
         let clipped = (seen.is_some_and(|r| r.0 < range.0), seen.is_some_and(|r| r.1 > range.1));
@@ -185,7 +190,7 @@ impl View for TokensView {
     }
 
     fn save(&self) -> serde_json::Value {
-        serde_json::to_value(&self.settings).unwrap_or_default()
+        serde_json::to_value(self.settings).unwrap_or_default()
     }
 
     fn restore(&mut self, saved: &serde_json::Value) {
@@ -207,8 +212,9 @@ impl TokensView {
         let (rect, response) = ui.allocate_exact_size(size, Sense::click());
         let words = format!("Tokens by {}", self.name(cx));
         response.widget_info(|| WidgetInfo::labeled(Role::Document, true, &words));
-        let normaliser = Normaliser::new(ColourMap::Sequential, ValueScale::Linear, range);
-        let lines = (viewport.min.y / LINE).floor().max(0.0) as usize..(viewport.max.y / LINE).ceil().max(0.0) as usize + 1;
+        let normaliser = Normaliser::new(ColourMap::Sequential, self.settings.scale, range);
+        let lines =
+            (viewport.min.y / LINE).floor().max(0.0) as usize..(viewport.max.y / LINE).ceil().max(0.0) as usize + 1;
         let first = self.flow.places.partition_point(|(_, line)| *line < lines.start);
         let last = self.flow.places.partition_point(|(_, line)| *line < lines.end);
         let painter = Paint { ui, cx, normaliser };
@@ -245,7 +251,12 @@ impl TokensView {
             TokenSource::Forced => "forced",
         };
         let value = value.map_or_else(|| "not known".into(), |v| format::with_unit(v, self.settings.colouring.unit()));
-        let mut text = format!("{}\ntoken {token}, id {}, {source}\n{} {value}", cx.store.token_label(token), record.id, self.name(cx));
+        let mut text = format!(
+            "{}\ntoken {token}, id {}, {source}\n{} {value}",
+            cx.store.token_label(token),
+            record.id,
+            self.name(cx)
+        );
         if cx.store.model.as_ref().and_then(|m| m.trained_context).is_some_and(|limit| token >= limit) {
             text.push_str("\nbeyond the trained context");
         }

@@ -186,7 +186,8 @@ impl<'a> Heatmap<'a> {
     pub fn show(self, ui: &mut Ui, theme: &Theme) -> HeatmapResponse {
         let size = self.size.unwrap_or_else(|| ui.available_size()).max(Vec2::splat(8.0));
         let (_, outer) = ui.allocate_space(size);
-        let rect = snap(Rect::from_min_max(pos2(outer.min.x + self.gutter, outer.min.y), outer.max), ui.pixels_per_point());
+        let rect =
+            snap(Rect::from_min_max(pos2(outer.min.x + self.gutter, outer.min.y), outer.max), ui.pixels_per_point());
         let id = ui.make_persistent_id(self.salt);
         let response = ui.interact(rect, id, Sense::click_and_drag());
         let x = self.x_window.clone().unwrap_or(0.0..self.cells.cols() as f64);
@@ -198,8 +199,10 @@ impl<'a> Heatmap<'a> {
         let range_used = self.update(ui, theme, &grid, &mut cache);
         self.paint(ui, theme, &grid, &cache);
 
-        let hovered = response.hover_pos().and_then(|p| grid.cell_at(p)).map(|(row, col)| (row, col, self.cells.value(row, col)));
-        let clicked = (response.clicked()).then(|| response.interact_pointer_pos()).flatten().and_then(|p| grid.cell_at(p));
+        let hovered =
+            response.hover_pos().and_then(|p| grid.cell_at(p)).map(|(row, col)| (row, col, self.cells.value(row, col)));
+        let clicked =
+            (response.clicked()).then(|| response.interact_pointer_pos()).flatten().and_then(|p| grid.cell_at(p));
         self.say(ui, theme, &response, hovered);
         HeatmapResponse { response, hovered, clicked, range_used, clipped: cache.clipped, rect }
     }
@@ -217,8 +220,12 @@ impl<'a> Heatmap<'a> {
             cache.pool_key = Some(key);
         }
         let range = self.range.or(cache.pooled.range).unwrap_or((0.0, 1.0));
-        let colours =
-            ColourKey { map: self.map, scale: self.scale, range: (range.0.to_bits(), range.1.to_bits()), dark: theme.is_dark() };
+        let colours = ColourKey {
+            map: self.map,
+            scale: self.scale,
+            range: (range.0.to_bits(), range.1.to_bits()),
+            dark: theme.is_dark(),
+        };
         if fresh || cache.colour_key.as_ref() != Some(&colours) {
             cache.colour_key = Some(colours);
             self.recolour(ui, theme, range, cache);
@@ -257,7 +264,9 @@ impl<'a> Heatmap<'a> {
     fn paint(&self, ui: &Ui, theme: &Theme, grid: &Grid, cache: &Cache) {
         let painter = ui.painter_at(grid.rect);
         painter.rect_filled(grid.rect, 0.0, theme.well);
-        if let (Some(key), Some(texture), true) = (&cache.pool_key, &cache.texture, cache.pooled.width * cache.pooled.height > 0) {
+        if let (Some(key), Some(texture), true) =
+            (&cache.pool_key, &cache.texture, cache.pooled.width * cache.pooled.height > 0)
+        {
             let cells = Rect::from_x_y_ranges(
                 Rangef::new(grid.left(key.cols.start), grid.left(key.cols.start + cache.pooled.width * key.bins.1)),
                 Rangef::new(grid.top(key.rows.start), grid.top(key.rows.start + cache.pooled.height * key.bins.0)),
@@ -281,7 +290,13 @@ impl<'a> Heatmap<'a> {
     }
 
     /// A row, a column, or both with their crossing framed.
-    fn paint_band(&self, painter: &egui::Painter, grid: &Grid, (row, col): (Option<usize>, Option<usize>), stroke: Stroke) {
+    fn paint_band(
+        &self,
+        painter: &egui::Painter,
+        grid: &Grid,
+        (row, col): (Option<usize>, Option<usize>),
+        stroke: Stroke,
+    ) {
         let band = |rect: Rect| {
             if rect.width() < 4.0 {
                 painter.vline(rect.center().x, rect.y_range(), stroke);
@@ -314,7 +329,13 @@ impl<'a> Heatmap<'a> {
             if !grid.rect.y_range().contains(y) {
                 continue;
             }
-            let colour = if self.cursor.0 == Some(row) { theme.accent } else if strong { theme.text } else { theme.text_faint };
+            let colour = if self.cursor.0 == Some(row) {
+                theme.accent
+            } else if strong {
+                theme.text
+            } else {
+                theme.text_faint
+            };
             painter.text(pos2(grid.rect.min.x - 6.0, y), Align2::RIGHT_CENTER, label(row), theme.small(), colour);
         }
     }
@@ -362,7 +383,8 @@ impl Grid {
 
     fn cell_at(&self, pos: egui::Pos2) -> Option<(usize, usize)> {
         let along = |p: f32, window: &Range<f64>, pixels: Rangef, count: usize| {
-            let cell = window.start + f64::from((p - pixels.min) / pixels.span().max(1e-3)) * (window.end - window.start);
+            let cell =
+                window.start + f64::from((p - pixels.min) / pixels.span().max(1e-3)) * (window.end - window.start);
             (cell >= 0.0 && cell < count as f64).then_some(cell as usize)
         };
         let row = along(pos.y, &self.y, self.rect.y_range(), self.rows)?;

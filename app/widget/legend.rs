@@ -40,16 +40,22 @@ pub fn legend(ui: &mut Ui, theme: &Theme, legend: &Legend<'_>) -> Option<LegendC
         // The unit follows the upper end; clipped ends are marked with the comparison that still holds.
         text(ui, theme, &format!("{}{}", if legend.clipped.0 { "≤ " } else { "" }, format::digits(low, 3)));
         bar(ui, theme, legend);
-        text(ui, theme, &format!("{}{} {}", if legend.clipped.1 { "≥ " } else { "" }, format::digits(high, 3), legend.unit));
+        text(
+            ui,
+            theme,
+            &format!("{}{} {}", if legend.clipped.1 { "≥ " } else { "" }, format::digits(high, 3), legend.unit),
+        );
         if let [_, _, ..] = ValueScale::for_map(legend.map) {
-            let options: Vec<(ValueScale, &str)> = ValueScale::for_map(legend.map).iter().map(|s| (*s, s.label())).collect();
+            let options: Vec<(ValueScale, &str)> =
+                ValueScale::for_map(legend.map).iter().map(|s| (*s, s.label())).collect();
             if let Some(scale) = panel::choice(ui, theme, legend.scale, &options) {
                 change = Some(LegendChange::Scale(scale));
             }
         }
         let name = if legend.locked { "locked" } else { "auto" };
         let colour = if legend.locked { theme.text } else { theme.text_muted };
-        let button = egui::Button::new(egui::RichText::new(name).font(theme.small()).color(colour)).frame(legend.locked);
+        let button =
+            egui::Button::new(egui::RichText::new(name).font(theme.small()).color(colour)).frame(legend.locked);
         let response = ui.add(button).on_hover_text(if legend.locked {
             "The range is locked, so that colours compare over time and between models. Click to follow the data."
         } else {
@@ -84,10 +90,9 @@ fn bar(ui: &mut Ui, theme: &Theme, legend: &Legend<'_>) {
         }
     }
     ui.painter().add(Shape::mesh(mesh));
-    for (clipped, x, align) in [
-        (legend.clipped.0, rect.min.x, Align2::LEFT_CENTER),
-        (legend.clipped.1, rect.max.x, Align2::RIGHT_CENTER),
-    ] {
+    for (clipped, x, align) in
+        [(legend.clipped.0, rect.min.x, Align2::LEFT_CENTER), (legend.clipped.1, rect.max.x, Align2::RIGHT_CENTER)]
+    {
         if clipped {
             let end = Rect::from_center_size(pos2(x, rect.center().y), vec2(3.0, rect.height() + 4.0));
             let end = align.align_size_within_rect(end.size(), rect.expand2(vec2(0.0, 2.0)));

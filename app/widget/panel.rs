@@ -1,6 +1,8 @@
 //! What surrounds data in a panel: the tag at the pointer, the menu of the right button, words where there is nothing to draw.
 
-use eframe::egui::{self, Align2, Color32, Id, LayerId, Order, Rect, Response, Role, Sense, Ui, WidgetInfo, pos2, vec2};
+use eframe::egui::{
+    self, Align2, Color32, Id, LayerId, Order, Rect, Response, Role, Sense, Ui, WidgetInfo, pos2, vec2,
+};
 
 use crate::action::Action;
 use crate::theme::{Theme, space};
@@ -81,13 +83,7 @@ pub fn tag(ui: &Ui, theme: &Theme, text: &str) {
         min.y = pointer.y - 10.0 - size.y;
     }
     let rect = Rect::from_min_size(min.max(screen.min), size);
-    painter.rect(
-        rect,
-        f32::from(space::RADIUS),
-        theme.raised,
-        theme.hairline_stroke(),
-        egui::StrokeKind::Outside,
-    );
+    painter.rect(rect, f32::from(space::RADIUS), theme.raised, theme.hairline_stroke(), egui::StrokeKind::Outside);
     painter.galley(rect.min + vec2(space::S, space::XS), galley, theme.text);
 }
 
@@ -103,7 +99,8 @@ pub fn choice<T: PartialEq + Copy>(ui: &mut Ui, theme: &Theme, current: T, optio
         ui.spacing_mut().item_spacing.x = 1.0;
         for (value, name) in options {
             let on = *value == current;
-            let text = egui::RichText::new(*name).font(theme.small()).color(if on { theme.text } else { theme.text_muted });
+            let text =
+                egui::RichText::new(*name).font(theme.small()).color(if on { theme.text } else { theme.text_muted });
             let fill = if on { theme.control } else { Color32::TRANSPARENT };
             let button = egui::Button::new(text).fill(fill).selected(false).min_size(vec2(0.0, space::ROW - 2.0));
             let response = ui.add(button);

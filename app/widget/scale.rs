@@ -50,10 +50,18 @@ pub struct Normaliser {
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Linear,
-    Log { low: f32, span: f32 },
+    Log {
+        low: f32,
+        span: f32,
+    },
     /// Around zero: 0.5 + 0.5 · v / size.
-    Signed { size: f32 },
-    SignedLog { knee: f32, span: f32 },
+    Signed {
+        size: f32,
+    },
+    SignedLog {
+        knee: f32,
+        span: f32,
+    },
 }
 
 impl Normaliser {
@@ -78,7 +86,11 @@ impl Normaliser {
             Kind::Linear if self.high > self.low => (value - self.low) / (self.high - self.low),
             Kind::Linear => 0.5,
             Kind::Log { low, span } => {
-                if value > 0.0 { (value.ln() - low) / span } else { 0.0 }
+                if value > 0.0 {
+                    (value.ln() - low) / span
+                } else {
+                    0.0
+                }
             }
             Kind::Signed { size } => 0.5 + 0.5 * value / size,
             Kind::SignedLog { knee, span } => 0.5 + 0.5 * value.signum() * (value.abs() / knee).ln_1p() / span,

@@ -148,7 +148,10 @@ impl<'a> SeriesPlot<'a> {
     pub fn show(self, ui: &mut Ui, theme: &Theme) -> SeriesResponse {
         let size = self.size.unwrap_or_else(|| ui.available_size()).max(Vec2::splat(16.0));
         let (_, outer) = ui.allocate_space(size);
-        let rect = Rect::from_min_max(pos2((outer.min.x + space::GUTTER).round(), outer.min.y), pos2(outer.max.x.round(), outer.max.y));
+        let rect = Rect::from_min_max(
+            pos2((outer.min.x + space::GUTTER).round(), outer.min.y),
+            pos2(outer.max.x.round(), outer.max.y),
+        );
         let response = ui.interact(rect, ui.make_persistent_id(self.salt), Sense::click_and_drag());
         let window = self.x_window.clone().unwrap_or(0.0..self.lines.len().max(1) as f64);
         let map = TimeMap::new(rect.x_range(), window);
@@ -190,7 +193,8 @@ impl<'a> SeriesPlot<'a> {
         let mut range: Option<(f32, f32)> = None;
         for line in 0..self.lines.count() {
             for token in tokens.clone() {
-                let Some(value) = self.lines.value(line, token).filter(|v| v.is_finite() && (!self.log || *v > 0.0)) else {
+                let Some(value) = self.lines.value(line, token).filter(|v| v.is_finite() && (!self.log || *v > 0.0))
+                else {
                     continue;
                 };
                 let (low, high) = range.unwrap_or((value, value));
@@ -230,7 +234,13 @@ impl<'a> SeriesPlot<'a> {
         let top = format::digits(axis.high, 3);
         painter.text(pos2(x, rect.min.y), Align2::RIGHT_TOP, top, font.clone(), theme.text_faint);
         if rect.height() > 2.2 * font.size {
-            painter.text(pos2(x, rect.max.y), Align2::RIGHT_BOTTOM, format::digits(axis.low, 3), font.clone(), theme.text_faint);
+            painter.text(
+                pos2(x, rect.max.y),
+                Align2::RIGHT_BOTTOM,
+                format::digits(axis.low, 3),
+                font.clone(),
+                theme.text_faint,
+            );
         }
         if rect.height() > 3.6 * font.size && !self.unit.is_empty() {
             let unit = format::shorten(self.unit, 8);
@@ -298,7 +308,13 @@ impl<'a> SeriesPlot<'a> {
             .or((self.lines.count() > 0).then_some(0))
     }
 
-    fn paint_dot(&self, painter: &egui::Painter, map: &TimeMap, axis: &Axis, hovered: Option<(usize, usize, Option<f32>)>) {
+    fn paint_dot(
+        &self,
+        painter: &egui::Painter,
+        map: &TimeMap,
+        axis: &Axis,
+        hovered: Option<(usize, usize, Option<f32>)>,
+    ) {
         if let Some((line, token, Some(value))) = hovered.filter(|(.., v)| v.is_some_and(f32::is_finite)) {
             painter.circle_filled(pos2(map.centre(token), axis.y(value)), 3.0, self.lines.colour(line));
         }
@@ -310,7 +326,9 @@ impl<'a> SeriesPlot<'a> {
             let line = self.selected.unwrap_or(0);
             (line, token, (line < self.lines.count()).then(|| self.lines.value(line, token)).flatten())
         });
-        let Some((line, token, value)) = hovered.or(pinned).filter(|(line, ..)| *line < self.lines.count()) else { return };
+        let Some((line, token, value)) = hovered.or(pinned).filter(|(line, ..)| *line < self.lines.count()) else {
+            return;
+        };
         let text = match self.describe {
             Some(describe) => describe(line, token, value),
             None => {

@@ -1,6 +1,8 @@
 //! The pattern that means 'not known'.
 
-use eframe::egui::{Color32, ColorImage, Id, Mesh, Rect, Shape, TextureHandle, TextureOptions, TextureWrapMode, Ui, pos2};
+use eframe::egui::{
+    Color32, ColorImage, Id, Mesh, Rect, Shape, TextureHandle, TextureOptions, TextureWrapMode, Ui, pos2,
+};
 
 use crate::theme::Theme;
 

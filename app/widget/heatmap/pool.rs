@@ -81,10 +81,10 @@ pub(super) fn pool(cells: &dyn Cells, rows: Range<usize>, cols: Range<usize>, bi
                         take(&mut values[x], &mut marks[x], *value);
                     }
                 }
-                for x in known.len() / bins.1..width {
+                for (x, mark) in marks.iter_mut().enumerate().skip(known.len() / bins.1) {
                     let from = columns(x).start.max(slice.len());
-                    if from < columns(x).end && marks[x] == Mark::Blank && !cells.blank(row, from) {
-                        marks[x] = Mark::Unknown;
+                    if from < columns(x).end && *mark == Mark::Blank && !cells.blank(row, from) {
+                        *mark = Mark::Unknown;
                     }
                 }
             }
@@ -217,7 +217,8 @@ mod tests {
                 self.0.blank(row, col)
             }
         }
-        let triangle = Triangle((0..37).map(|i| (0..=i).map(|j| ((i * 31 + j * 17) % 23) as f32 - 11.0).collect()).collect());
+        let triangle =
+            Triangle((0..37).map(|i| (0..=i).map(|j| ((i * 31 + j * 17) % 23) as f32 - 11.0).collect()).collect());
         for bins in [(1, 1), (4, 5), (7, 1)] {
             let (a, b) = (pool(&triangle, 3..37, 1..37, bins), pool(&Slow(&triangle), 3..37, 1..37, bins));
             assert_eq!((a.values, a.marks), (b.values, b.marks));
