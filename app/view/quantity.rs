@@ -8,6 +8,7 @@ use statescope_engine::protocol::{Fold, Geometry, MixerKind, ModelInfo, Point, P
 
 use crate::store::{Series, Store};
 use crate::view::ViewContext;
+use crate::widget::format;
 
 /// The selection made safe: clamped to the model that is loaded and to the tokens that exist.
 #[derive(Clone, Copy)]
@@ -212,7 +213,7 @@ pub fn half_life(retention: f32) -> Option<f32> {
 pub fn tokens_words(tokens: f32) -> String {
     match tokens {
         t if !t.is_finite() || t > 10_000.0 => "over 10,000 tokens".into(),
-        t if t >= 9.95 => format!("{} tokens", grouped(t.round() as usize)),
+        t if t >= 9.95 => format!("{} tokens", format::thousands(t.round() as usize)),
         t if (t - 1.0).abs() < 0.05 => "1 token".into(),
         t => format!("{t:.1} tokens"),
     }
@@ -243,19 +244,6 @@ pub fn retention_words(who: &str, retention: f32) -> String {
         }
         None => format!("{who}: retention is {retention}, which is no share"),
     }
-}
-
-/// 12,345.
-pub fn grouped(number: usize) -> String {
-    let digits = number.to_string();
-    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i) % 3 == 0 {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 /// The shortest text that reads back as the same f32.
@@ -405,7 +393,6 @@ mod tests {
         }
         assert_eq!(short(0.043_105_7), "0.04311");
         assert_eq!(short(1234.5), "1234");
-        assert_eq!(grouped(1_234_567), "1,234,567");
     }
 
     #[test]

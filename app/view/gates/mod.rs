@@ -381,7 +381,7 @@ fn single_line(cx: &ViewContext<'_>, probe: &Probe, head: usize) -> Values {
 fn spread_lines(cx: &ViewContext<'_>, subject: &Subject<'_>) -> Values {
     let tokens = visible(cx);
     let series = cx.store.series(&entries_probe(subject));
-    let mut lines = vec![Vec::with_capacity(tokens.len()); 3];
+    let mut lines = [const { Vec::new() }; 3];
     for t in tokens.clone() {
         let spread = series.and_then(|s| s.row(t)).and_then(spread_of);
         for (k, line) in lines.iter_mut().enumerate() {
@@ -389,7 +389,7 @@ fn spread_lines(cx: &ViewContext<'_>, subject: &Subject<'_>) -> Values {
         }
     }
     let colours = vec![line_colour(cx.theme, 2), line_colour(cx.theme, 1), line_colour(cx.theme, 0)];
-    Values { first: tokens.start, length: cx.store.length(), lines, colours }
+    Values { first: tokens.start, length: cx.store.length(), lines: lines.to_vec(), colours }
 }
 
 /// One line per token: the selected head's quantities.

@@ -24,6 +24,10 @@ use crate::widget::{format, panel};
 const TRUE_ENOUGH: f32 = 1e-5;
 /// Height of the bars beneath.
 const BARS: f32 = 44.0;
+/// A lower panel gives their place to the matrix.
+const LOW: f32 = 240.0;
+/// A narrower panel has a drop-down instead of a row of scales.
+const NARROW: f32 = 420.0;
 
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(default)]
@@ -55,8 +59,9 @@ impl View for MixingView {
         let scale_name = words::SCALES.iter().find(|(s, _)| *s == scale).map_or("", |(_, name)| *name);
         let channel = match self.channel(cx, &subject, stage) {
             Some(channel) => format!(", channel {channel}"),
-            None if stage != Stage::Core && subject.mixer.head_dim > 1 => ", mean over channels".into(),
-            None => String::new(),
+            None if stage == Stage::Core || subject.mixer.head_dim == 1 => String::new(),
+            None if scale == Scale::Contribution => ", norm over channels".into(),
+            None => ", mean over channels".into(),
         };
         let what = if subject.kind().is_recurrent() { stage_name } else { "softmax" };
         format!("Mixing matrix · {}, {}{channel} · {what}, {scale_name}", subject.layer_name(), subject.head_name())
@@ -88,7 +93,7 @@ impl View for MixingView {
             panel::empty(ui, cx.theme, "No model is loaded. Choose one in the model bar.");
             return;
         };
-        self.toolbar(ui, cx, &subject, actions);
+        self.toolbar(ui, cx, &subject);
         if cx.store.length() == 0 {
             panel::empty(ui, cx.theme, "Press Space to read the prompt and run: each token adds a row.");
             return;
@@ -144,7 +149,7 @@ impl MixingView {
         if signed { ColourMap::Diverging } else { ColourMap::Sequential }
     }
 
-    fn toolbar(&mut self, ui: &mut egui::Ui, cx: &ViewContext<'_>, subject: &Subject<'_>, actions: &mut Vec<Action>) {
+    fn toolbar(&mut self, ui: &mut egui::Ui, cx: &ViewContext<'_>, subject: &Subject<'_>) {
         let (stage, scale) = self.chosen(subject);
         ui.horizontal_wrapped(|ui| {
             let enabled = subject.kind().is_recurrent();
@@ -153,15 +158,18 @@ impl MixingView {
                 self.settings.stage = words::STAGES.iter().position(|(s, _)| *s == stage).unwrap_or(0);
             }
             response.response.on_disabled_hover_text("Attention has no short convolution and no output gate.");
-            if let Some(scale) = panel::choice(ui, cx.theme, scale, &words::SCALES) {
+            let chosen = if ui.max_rect().width() < NARROW {
+                panel::drop_down(ui, "Scale of the matrix", scale, &words::SCALES)
+            } else {
+                panel::choice(ui, cx.theme, scale, &words::SCALES)
+            };
+            if let Some(scale) = chosen {
                 self.settings.scale = words::SCALES.iter().position(|(s, _)| *s == scale).unwrap_or(0);
-            }
-            if stage != Stage::Core && subject.mixer.head_dim > 1 {
-                self.channel_choice(ui, cx, subject, actions);
             }
         });
     }
 
+    /// Beyond the core every channel of a head has its own matrix: one of them, or their mean.
     fn channel_choice(
         &self,
         ui: &mut egui::Ui,
@@ -169,17 +177,12 @@ impl MixingView {
         subject: &Subject<'_>,
         actions: &mut Vec<Action>,
     ) {
+        let names: Vec<String> = (0..subject.mixer.head_dim).map(|channel| format!("channel {channel}")).collect();
+        let mut options = vec![(None, "all channels")];
+        options.extend(names.iter().enumerate().map(|(channel, name)| (Some(channel), name.as_str())));
         let current = cx.selection.channel.filter(|c| *c < subject.mixer.head_dim);
-        let mean = panel::choice(ui, cx.theme, current.is_none(), &[(true, "mean of channels"), (false, "channel")]);
-        if let Some(mean) = mean {
-            actions.push(Action::SelectChannel((!mean).then_some(0)));
-        }
-        if let Some(mut channel) = current {
-            let drag = egui::DragValue::new(&mut channel).range(0..=subject.mixer.head_dim - 1);
-            let response = ui.add(drag).on_hover_text("Channel inside the head");
-            if response.changed() {
-                actions.push(Action::SelectChannel(Some(channel)));
-            }
+        if let Some(channel) = panel::drop_down(ui, "Channel of the matrix", current, &options) {
+            actions.push(Action::SelectChannel(channel));
         }
     }
 
@@ -189,11 +192,12 @@ impl MixingView {
         let colour_map = self.map(subject);
         let settings_scale = self.settings.scale.min(2);
         let window = plate::window(cx);
-        self.status(ui, cx, subject, stage);
+        self.status(ui, cx, subject, stage, actions);
 
         // A square of the space that is left, the names of the columns above it and the bars beneath.
         let area = ui.available_rect_before_wrap();
-        let fixed = BARS + space::ROW + 3.0 * space::XS;
+        let bars_height = if area.height() < LOW { 0.0 } else { BARS };
+        let fixed = bars_height + space::ROW + 3.0 * space::XS;
         let widest = (area.width() - space::GUTTER).max(16.0);
         let span = (window.end - window.start).max(1.0) as f32;
         let mut side = widest.min((area.height() - fixed - 16.0).max(48.0));
@@ -245,9 +249,11 @@ impl MixingView {
         let csv = || csv(matrix);
         plate::menu(&response.response, ViewKind::Mixing, "mixing-matrix", value, &csv, actions);
 
-        let bars = Rect::from_min_size(pos2(rect.left(), rect.bottom() + space::XS), vec2(side, BARS));
-        let normaliser = Normaliser::new(colour_map, value_scale, response.range_used);
-        self.row(ui, cx, subject, matrix, bars, &normaliser, pinned_key, actions);
+        let bars = Rect::from_min_size(pos2(rect.left(), rect.bottom() + space::XS), vec2(side, bars_height));
+        if bars_height > 0.0 {
+            let normaliser = Normaliser::new(colour_map, value_scale, response.range_used);
+            self.row(ui, cx, subject, matrix, bars, &normaliser, pinned_key, actions);
+        }
         let legend = Rect::from_min_max(pos2(area.left(), bars.bottom() + space::XS), area.max);
         plate::beside(ui, legend, |ui| {
             self.settings.colours[settings_scale].legend(ui, cx, colour_map, words::unit(scale), &response);
@@ -256,15 +262,25 @@ impl MixingView {
     }
 
     /// What is in the matrix, and how true it is.
-    fn status(&self, ui: &mut egui::Ui, cx: &ViewContext<'_>, subject: &Subject<'_>, stage: Stage) {
-        ui.horizontal(|ui| {
+    fn status(
+        &self,
+        ui: &mut egui::Ui,
+        cx: &ViewContext<'_>,
+        subject: &Subject<'_>,
+        stage: Stage,
+        actions: &mut Vec<Action>,
+    ) {
+        ui.horizontal_wrapped(|ui| {
+            if stage != Stage::Core && subject.mixer.head_dim > 1 {
+                self.channel_choice(ui, cx, subject, actions);
+            }
             panel::caption(ui, cx.theme, words::stage_words(subject.kind(), stage)).on_hover_text(words::formula(subject.kind(), stage));
             let Some(error) = worst_error(cx, subject) else { return };
             let good = error <= TRUE_ENOUGH;
             let colour = if good { cx.theme.good } else { cx.theme.warning };
             let text = RichText::new(words::badge(error)).font(cx.theme.small()).color(colour);
             ui.label(text).on_hover_text(format!(
-                "The largest difference between M·v and the mixer's own output over the known rows, relative to the row's largest |y|: {}.\n{}",
+                "The largest difference between the core's M·v and the mixer's own output over the known rows, relative to the row's largest |y|: {}.\n{}",
                 exact(error),
                 if good { "The picture is the model up to rounding." } else { "Above 1e-5: the picture is not exact." }
             ));

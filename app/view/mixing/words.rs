@@ -14,8 +14,8 @@ pub fn stage_words(kind: MixerKind, stage: Stage) -> &'static str {
     match (kind, stage) {
         (MixerKind::Attention, _) => "softmax weights",
         (_, Stage::Core) => "Δⱼ and D included",
-        (_, Stage::Conv) => "Δⱼ, D and the convolution included",
-        (_, Stage::Gate) => "Δⱼ, D, convolution and output gate included",
+        (_, Stage::Conv) => "Δⱼ, D, conv included",
+        (_, Stage::Gate) => "Δⱼ, D, conv, gate included",
     }
 }
 
