@@ -162,6 +162,7 @@ fn builtin_models() {
     let models = statescope_engine::builtin::list();
     assert_eq!(models.len(), 4, "all four built-in models are in this build");
     for model in models {
+        let mut worst = (0.0f32, 0.0f32);
         let opened = open(&ModelSource::Builtin(model.name.to_owned()));
         let golden = Golden::read(&root().join(format!("assets/training/goldens/{}.safetensors", model.name)));
         let (tokens, positions) = (golden.tokens("input_ids"), golden.tokens("resid_positions"));
@@ -170,13 +171,16 @@ fn builtin_models() {
         let expected = golden.floats("logits");
         let error = deviation(&logits[logits.len() - expected.len()..], &expected);
         assert!(error <= TOLERANCE, "{}: logits deviate by {error:e}", model.name);
+        worst.0 = error;
         let width = opened.info.hidden_size;
         for layer in 0..opened.model.layer_count() {
             let all = &capture.rows[&(layer, Point::Resid)];
             let some: Vec<f32> = positions.iter().flat_map(|t| &all[*t as usize * width..][..width]).copied().collect();
             let error = deviation(&some, &golden.floats(&format!("resid.{layer}")));
             assert!(error <= TOLERANCE, "{}: residual of layer {layer} deviates by {error:e}", model.name);
+            worst.1 = worst.1.max(error);
         }
+        println!("builtin:{}: logits {:.1e}, residuals {:.1e}", model.name, worst.0, worst.1);
         let mut session = Session::new(opened.model.clone(), None, Budgets::default());
         let continuation = golden.tokens("greedy");
         assert_eq!(greedy(&mut session, &tokens[..32], continuation.len()), continuation, "{}: greedy", model.name);

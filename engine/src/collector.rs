@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 use statescope_kernels::pool::pool_signed_absmax;
 use statescope_kernels::reduce::min_max;
 
-use crate::probes::{MATRIX_TOKENS, StateNorms, exists, mixing_error, mixing_rows, reduce_row, series_row};
-use crate::protocol::{Cadence, MixingView, Point, Positions, Probe, Reading, Reduction, Span};
+use crate::mixer::Mixer;
+use crate::probes::{MATRIX_TOKENS, StateNorms, exists, mixing_rows, reduce_row, row_error, series_row};
+use crate::protocol::{Cadence, MixingView, Point, Positions, Probe, Reading, Reduction, Scale, Span, Stage};
 use crate::session::Session;
+use crate::tape::LayerTape;
 
 /// Values that one probe may send at once.
 const CEILING: usize = 1 << 22;
@@ -18,6 +20,8 @@ const CEILING: usize = 1 << 22;
 const POOLED_HEADS: usize = 64;
 /// While tokens are being made, an expensive picture may take one part in so many of the time.
 const LATEST_SHARE: u32 = 20;
+/// The matrix that the error badge speaks of.
+const CORE: MixingView = MixingView { stage: Stage::Core, scale: Scale::Raw };
 /// Rows of a series computed between two looks at the clock.
 const ROWS: usize = 32;
 
@@ -28,6 +32,40 @@ struct Series {
     next: usize,
     /// Largest |y| so far, the scale of the matrix error.
     peak: f32,
+}
+
+impl Series {
+    /// The error of a row against the largest output so far.
+    fn relative_error(&mut self, (error, peak): (f32, f32)) -> f32 {
+        self.peak = self.peak.max(peak);
+        if self.peak > 0.0 { error / self.peak } else { error }
+    }
+}
+
+/// The core rows drawn last: the matrix and its error badge ask for the same ones, one after the other.
+#[derive(Default)]
+struct Drawn {
+    key: Option<(u16, usize, Range<usize>)>,
+    rows: Vec<f32>,
+}
+
+impl Drawn {
+    /// `[positions.len(), positions.end]` as [`mixing_rows`] draws them.
+    fn core(
+        &mut self,
+        mixer: &dyn Mixer,
+        tape: &LayerTape,
+        layer: u16,
+        head: usize,
+        positions: Range<usize>,
+    ) -> &[f32] {
+        let key = Some((layer, head, positions.clone()));
+        if self.key != key {
+            self.rows = mixing_rows(mixer, tape, head, Span::All, CORE, positions);
+            self.key = key;
+        }
+        &self.rows
+    }
 }
 
 /// What a `Latest` probe was last computed from: (tokens processed or position, first recorded token).
@@ -49,6 +87,7 @@ pub struct Collector {
     sent: HashMap<Probe, Stamp>,
     /// By layer.
     norms: HashMap<u16, StateNorms>,
+    drawn: Drawn,
     pooling: Option<Pooling>,
     /// Expensive pictures wait until then.
     rest_until: Option<Instant>,
@@ -77,6 +116,7 @@ impl Collector {
             }
         }
         self.norms.clear();
+        self.drawn = Drawn::default();
         self.sent.clear();
         self.pooling = None;
     }
@@ -119,28 +159,29 @@ impl Collector {
             if Instant::now() >= deadline {
                 return true;
             }
-            let mut end = (start + ROWS).min(recorded.end);
+            let end = (start + ROWS).min(recorded.end);
             let values = match probe.site.point {
                 Point::Mixing(view) => {
                     let Span::One(head) = probe.select.heads else { return false };
                     let head = (head as usize).min(mixer.geometry().heads - 1);
-                    // Blocks of whole grids of rows are cheap to draw together.
-                    end = (start + 4 * ROWS).min(recorded.end);
-                    mixing_rows(mixer, tape, head, probe.select.channels, view, start..end)
+                    if view == CORE {
+                        self.drawn.core(mixer, tape, probe.site.layer, head, start..end).to_vec()
+                    } else {
+                        mixing_rows(mixer, tape, head, probe.select.channels, view, start..end)
+                    }
                 }
                 Point::MixingError => {
                     let Span::One(head) = probe.select.heads else { return false };
                     let head = (head as usize).min(mixer.geometry().heads - 1);
-                    (start..end)
-                        .map(|t| {
-                            if recorded.start > 0 {
-                                return f32::NAN;
-                            }
-                            let (error, peak) = mixing_error(mixer, tape, head, t);
-                            series.peak = series.peak.max(peak);
-                            if series.peak > 0.0 { error / series.peak } else { error }
-                        })
-                        .collect()
+                    // Without the first tokens the rows are not whole and say nothing of the truth.
+                    if recorded.start > 0 {
+                        vec![f32::NAN; end - start]
+                    } else {
+                        let block = self.drawn.core(mixer, tape, probe.site.layer, head, start..end);
+                        let rows = (start..end).zip(block.chunks_exact(end));
+                        rows.map(|(t, row)| series.relative_error(row_error(mixer, tape, head, t, &row[..=t])))
+                            .collect()
+                    }
                 }
                 Point::State => {
                     let before = |t: usize| match t {

@@ -239,6 +239,11 @@ pub fn mixing_error(mixer: &dyn Mixer, tape: &LayerTape, head: usize, position: 
     let local = position - tape.positions().start;
     let mut row = vec![0.0; local + 1];
     mixer.lower(tape, head, &mut |lowered| lowered.row(local, &mut row));
+    row_error(mixer, tape, head, position, &row)
+}
+
+/// [`mixing_error`] of a `row` that is drawn already: the core matrix, raw, from the first recorded token on.
+pub fn row_error(mixer: &dyn Mixer, tape: &LayerTape, head: usize, position: usize, row: &[f32]) -> (f32, f32) {
     let values = values(mixer, tape, Point::Value, head, Span::All);
     let mut product = vec![0.0; values.width];
     for (s, m) in row.iter().enumerate() {

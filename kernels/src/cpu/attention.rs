@@ -26,25 +26,20 @@ pub(crate) fn forward(
     let Attention { heads, head_dim, .. } = *attention;
     let tokens = q.len() / (heads * head_dim);
     let work = 2 * q.len() * (first_position + tokens / 2 + 1) / LANES;
-    // Pieces are heads of a token, or tiles of tokens with all heads.
-    let (size, entropies) = if tokens < FEW { (head_dim, 1) } else { (QUERIES * heads * head_dim, QUERIES * heads) };
-    let mut entropy_bits = entropy_bits.map(|bits| bits.chunks_mut(entropies));
+    // Pieces are tokens, or tiles of tokens, with all heads.
+    let queries = if tokens < FEW { 1 } else { QUERIES };
+    let mut entropy_bits = entropy_bits.map(|bits| bits.chunks_mut(queries * heads));
     let pieces: Vec<_> = q
-        .chunks(size)
-        .zip(y.chunks_mut(size))
+        .chunks(queries * heads * head_dim)
+        .zip(y.chunks_mut(queries * heads * head_dim))
         .enumerate()
-        .map(|(i, (q, y))| (i, q, y, entropy_bits.as_mut().and_then(Iterator::next)))
+        .map(|(i, (q, y))| (first_position + i * queries, q, y, entropy_bits.as_mut().and_then(Iterator::next)))
         .collect();
-    par::for_each(pieces.into_iter(), work, |(i, q, y, entropy_bits)| {
+    par::for_each(pieces.into_iter(), work, |(first, q, y, entropy_bits)| {
         if tokens < FEW {
-            let mut weights = vec![0.0; first_position + i / heads + 1];
-            let moments = dispatch(Row { attention, q, head: i % heads, out: &mut weights });
-            dispatch(Mix { attention, head: i % heads, weights: &weights, sum: moments.sum, y });
-            if let Some(bits) = entropy_bits {
-                bits[0] = moments.entropy_bits();
-            }
+            dispatch(Single { attention, q, position: first, y, entropy_bits });
         } else {
-            dispatch(Tile { attention, q, first: first_position + i * QUERIES, y, entropy_bits });
+            dispatch(Tile { attention, q, first, y, entropy_bits });
         }
     });
 }
@@ -90,44 +85,76 @@ impl Kernel for Row<'_> {
     fn run<S: Simd>(self, s: S) -> Moments {
         let Row { attention, q, head, out } = self;
         let kv_head = attention.kv_head(head);
-        let mut max = f32::NEG_INFINITY;
         for (position, logit) in out.iter_mut().enumerate() {
             *logit = attention.scale * dot(s, q, attention.key(position, kv_head));
-            max = max.max(*logit);
         }
-        let (mut sum, mut inner) = (s.splat(0.0), s.splat(0.0));
-        for logits in out.chunks_mut(LANES) {
-            // Lanes beyond the last logit: −∞.
-            let mut lanes = [f32::NEG_INFINITY; LANES];
-            lanes[..logits.len()].copy_from_slice(logits);
-            let (weight, product) = weigh(s, s.sub(s.load(&lanes), s.splat(max)));
-            s.store_some(weight, logits);
-            (sum, inner) = (s.add(sum, weight), s.add(inner, product));
-        }
-        Moments { sum: s.sum(sum), inner: s.sum(inner) }
+        soften(s, out)
     }
 }
 
-/// y = Σ_s w_s v_s / Σ w.
-struct Mix<'a> {
-    attention: &'a Attention<'a>,
-    head: usize,
-    weights: &'a [f32],
-    sum: f32,
-    y: &'a mut [f32],
+/// Logits become weights, not yet divided by their sum.
+#[inline(always)]
+fn soften<S: Simd>(s: S, logits: &mut [f32]) -> Moments {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let (mut sum, mut inner) = (s.splat(0.0), s.splat(0.0));
+    for logits in logits.chunks_mut(LANES) {
+        // Lanes beyond the last logit: −∞.
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        lanes[..logits.len()].copy_from_slice(logits);
+        let (weight, product) = weigh(s, s.sub(s.load(&lanes), s.splat(max)));
+        s.store_some(weight, logits);
+        (sum, inner) = (s.add(sum, weight), s.add(inner, product));
+    }
+    Moments { sum: s.sum(sum), inner: s.sum(inner) }
 }
 
-impl Kernel for Mix<'_> {
+/// One query, all heads. Positions go outermost, so that keys and values stream through once, in the order they lie in memory: a pass a
+/// head would jump from line to line, and decoding is bound by these bytes.
+struct Single<'a> {
+    attention: &'a Attention<'a>,
+    /// [H, head_dim]
+    q: &'a [f32],
+    position: usize,
+    /// [H, head_dim]
+    y: &'a mut [f32],
+    /// [H]
+    entropy_bits: Option<&'a mut [f32]>,
+}
+
+impl Kernel for Single<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Mix { attention, head, weights, sum, y } = self;
-        let kv_head = attention.kv_head(head);
-        y.fill(0.0);
-        for (position, &weight) in weights.iter().enumerate() {
-            axpy(s, weight, attention.value(position, kv_head), y);
+        let Single { attention, q, position, y, mut entropy_bits } = self;
+        let Attention { heads, kv_heads, head_dim, scale, .. } = *attention;
+        let (positions, stride) = (position + 1, kv_heads * head_dim);
+        let mut weights = vec![0.0; heads * positions];
+        for position in 0..positions {
+            let keys = &attention.keys[position / PAGE][position % PAGE * stride..][..stride];
+            for (head, q) in q.chunks_exact(head_dim).enumerate() {
+                let key = &keys[attention.kv_head(head) * head_dim..][..head_dim];
+                weights[head * positions + position] = scale * dot(s, q, key);
+            }
         }
-        y.iter_mut().for_each(|y| *y /= sum);
+        y.fill(0.0);
+        let mut sums = vec![0.0; heads];
+        for (head, weights) in weights.chunks_exact_mut(positions).enumerate() {
+            let moments = soften(s, weights);
+            sums[head] = moments.sum;
+            if let Some(bits) = &mut entropy_bits {
+                bits[head] = moments.entropy_bits();
+            }
+        }
+        for position in 0..positions {
+            let values = &attention.values[position / PAGE][position % PAGE * stride..][..stride];
+            for (head, y) in y.chunks_exact_mut(head_dim).enumerate() {
+                let value = &values[attention.kv_head(head) * head_dim..][..head_dim];
+                axpy(s, weights[head * positions + position], value, y);
+            }
+        }
+        for (y, sum) in y.chunks_exact_mut(head_dim).zip(sums) {
+            y.iter_mut().for_each(|y| *y /= sum);
+        }
     }
 }
 
