@@ -48,6 +48,8 @@ pub struct App {
     pub(crate) read_prompt: Option<String>,
     pub(crate) dtype: Option<Dtype>,
     pub(crate) source: Option<ModelSource>,
+    /// When something that is saved may have changed.
+    pub(crate) save_at: Option<Instant>,
     pub(crate) answers: (Sender<Action>, Receiver<Action>),
     pub(crate) observer: Observer,
 }
@@ -78,6 +80,7 @@ impl App {
             read_prompt: None,
             dtype,
             source: None,
+            save_at: None,
             answers: channel(),
             observer: Observer::default(),
         };
@@ -159,12 +162,13 @@ impl eframe::App for App {
             self.hover = hover;
             ctx.request_repaint();
         }
-        self.forget_note(&ctx);
+        self.timers(&ctx);
         self.clamp_selection();
         self.observe(&ctx);
     }
 
     fn save(&mut self, storage: &mut dyn eframe::Storage) {
+        self.save_at = None;
         Saved::write(storage, &self.settings, &self.layout, &self.views);
     }
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use eframe::egui;
-use statescope_engine::protocol::{Command, ModelSource, PromptInput, RunState};
+use statescope_engine::protocol::{Command, ModelSource, PromptInput, RunState, TokenId};
 
 use crate::action::Action;
 use crate::app::App;
@@ -15,6 +15,17 @@ use crate::widget::time;
 /// How long a note stays.
 const NOTE: Duration = Duration::from_secs(5);
 const PRESENTATION: f32 = 1.5;
+/// A little more than eframe waits between two savings.
+const SAVE: Duration = Duration::from_secs(31);
+
+/// What a model without a tokenizer wants.
+pub(crate) const NO_TOKENIZER: &str = "This model has no tokenizer: write the prompt as token ids, such as 1, 2, 3.";
+
+/// A prompt written as token ids; none if it is anything else.
+pub(crate) fn token_ids(text: &str) -> Option<Vec<TokenId>> {
+    let ids = text.split([',', ' ', '\n']).filter(|id| !id.is_empty());
+    ids.map(|id| id.parse().ok()).collect()
+}
 
 impl App {
     pub(crate) fn act(&mut self, ctx: &egui::Context, action: Action) {
@@ -95,6 +106,7 @@ impl App {
             Action::ExportCsv { name, csv } => dialog::export(ctx, &self.answers.0, &name, csv),
         }
         ctx.request_repaint();
+        self.save_at.get_or_insert(Instant::now() + SAVE);
     }
 
     fn load(&mut self, source: ModelSource) {
@@ -117,28 +129,26 @@ impl App {
         self.read_prompt();
     }
 
-    fn read_prompt(&mut self) {
-        let Some(model) = &self.store.model else { return };
+    /// Sends the prompt; false if it cannot be.
+    fn read_prompt(&mut self) -> bool {
+        let Some(model) = &self.store.model else { return false };
         let text = self.settings.prompt.clone();
-        let input = if model.has_tokenizer {
-            PromptInput::Text(text.clone())
-        } else {
-            let ids =
-                text.split([',', ' ', '\n']).filter(|id| !id.is_empty()).map(str::parse).collect::<Result<_, _>>();
-            match ids {
-                Ok(ids) => PromptInput::Tokens(ids),
-                // The built-in example is no list of ids; the panel says what is wanted.
-                Err(_) => return self.note_no_tokenizer(),
+        let input = match (model.has_tokenizer, token_ids(&text)) {
+            (true, _) => PromptInput::Text(text.clone()),
+            (false, Some(ids)) => PromptInput::Tokens(ids),
+            (false, None) => {
+                self.note_no_tokenizer();
+                return false;
             }
         };
         self.read_prompt = Some(text);
         self.store.error = None;
         self.engine.send(Command::Prompt(input));
+        true
     }
 
     fn note_no_tokenizer(&mut self) {
-        let text = "This model has no tokenizer: write the prompt as token ids, such as 1, 2, 3.";
-        self.note = Some((text.into(), Instant::now() + NOTE));
+        self.note = Some((NO_TOKENIZER.into(), Instant::now() + NOTE));
     }
 
     fn run(&mut self, action: Action) {
@@ -148,16 +158,16 @@ impl App {
         let changed = self.read_prompt.as_ref() != Some(&self.settings.prompt);
         match action {
             Action::Run => {
-                if changed {
-                    self.read_prompt();
+                if changed && !self.read_prompt() {
+                    return;
                 }
                 self.engine.send(Command::Run { tokens: self.settings.tokens_to_make });
             }
             Action::Pause => self.engine.send(Command::Pause),
             Action::Stop => self.engine.send(Command::Stop),
             Action::StepForward => {
-                if changed {
-                    self.read_prompt();
+                if changed && !self.read_prompt() {
+                    return;
                 }
                 self.engine.send(Command::Step);
             }
@@ -166,7 +176,9 @@ impl App {
                     self.engine.send(Command::Seek { position });
                 }
             }
-            Action::ReadPrompt => self.read_prompt(),
+            Action::ReadPrompt => {
+                self.read_prompt();
+            }
             Action::ContinueFromHere => {
                 if let Some(token) = self.selection.query.filter(|t| *t < self.store.length()) {
                     self.engine.send(Command::Seek { position: token + 1 });
@@ -247,7 +259,12 @@ impl App {
         ctx.set_zoom_factor(if self.settings.presentation { PRESENTATION } else { 1.0 });
     }
 
-    pub(crate) fn forget_note(&mut self, ctx: &egui::Context) {
+    /// What is due at a time, since an idle window paints nothing by itself: the end of a note, and saving, for which eframe
+    /// looks at its clock only while it paints.
+    pub(crate) fn timers(&mut self, ctx: &egui::Context) {
+        if let Some(at) = self.save_at {
+            ctx.request_repaint_after(at.saturating_duration_since(Instant::now()));
+        }
         if let Some((_, until)) = &self.note {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {

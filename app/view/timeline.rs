@@ -18,7 +18,9 @@ pub fn timeline(ui: &mut Ui, cx: &ViewContext<'_>, note: Option<&str>, actions: 
         ui.spacing_mut().item_spacing.x = space::XS;
         buttons(ui, cx, actions);
         ui.add_space(space::S);
-        let width = 330.0_f32.min(0.45 * ui.available_width());
+        // A note may need more room than the usual words.
+        let wanted = if note.is_some() { 560.0_f32 } else { 340.0 };
+        let width = wanted.min(0.45 * ui.available_width());
         track(ui, cx, (ui.available_width() - width - space::M).max(60.0), actions);
         ui.add_space(space::S);
         let words = words(cx, note);
@@ -171,8 +173,8 @@ fn words(cx: &ViewContext<'_>, note: Option<&str>) -> String {
     text.push_str(match (store.run, store.finish) {
         (RunState::Running, _) => "running",
         (RunState::Reading, _) => "reading",
-        (_, Some(FinishReason::EndOfText)) => "the model ended the text",
-        (_, Some(FinishReason::Length)) => "made all tokens",
+        (_, Some(FinishReason::EndOfText)) => "text ended",
+        (_, Some(FinishReason::Length)) => "run ended",
         (_, Some(FinishReason::Stopped)) => "stopped",
         (RunState::Paused, None) => "paused",
         (RunState::Empty, None) => "no model",

@@ -5,6 +5,7 @@ use statescope_engine::protocol::{Fold, Point, Probe, Reduction, TokenSource};
 
 use super::{View, ViewContext, ViewKind};
 use crate::action::Action;
+use crate::apply::{NO_TOKENIZER, token_ids};
 use crate::selection::Hover;
 use crate::theme::{ColourMap, Theme, space};
 use crate::widget::legend::{Legend, LegendChange, legend};
@@ -164,6 +165,9 @@ impl View for TokensView {
         if length == 0 {
             let text = match (&cx.store.model, &cx.store.loading) {
                 (_, Some(_)) => "Loading the model.".to_owned(),
+                (Some(model), _) if !model.has_tokenizer && token_ids(&cx.settings.prompt).is_none() => {
+                    NO_TOKENIZER.to_owned()
+                }
                 (Some(_), _) => super::prompt::run_words(cx),
                 (None, _) => "Choose a model above: a built-in one, or a folder.".to_owned(),
             };
