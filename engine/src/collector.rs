@@ -125,7 +125,12 @@ impl Collector {
     pub fn collect(&mut self, session: &Session, deadline: Instant, running: bool) -> (Vec<Reading>, bool) {
         let mut readings = Vec::new();
         let mut more = false;
-        for probe in self.probes.clone() {
+        // Whole matrices take turns: the one not refreshed for longest comes first, and all come after the cheap answers.
+        let mut probes = self.probes.clone();
+        probes.sort_by_key(|p| {
+            is_pooled_matrix(p).then(|| (self.sent.get(p).map_or(0, |stamp| stamp.0), self.pooling_of(p)))
+        });
+        for probe in probes {
             if probe.site.layer as usize >= session.model().layer_count() || probe.site.part != 0 {
                 continue;
             }
@@ -273,9 +278,11 @@ impl Collector {
             return false;
         }
         let stamp = (recorded.end, recorded.start);
+        if running && self.rest_until.is_some_and(|until| Instant::now() < until) {
+            return false;
+        }
         if self.pooling.is_none() {
-            let resting = running && self.rest_until.is_some_and(|until| Instant::now() < until);
-            if resting || self.sent.get(&probe) == Some(&stamp) {
+            if self.sent.get(&probe) == Some(&stamp) {
                 return false;
             }
             self.pooling = Some(Pooling { probe, tokens: recorded.end, heads: heads.clone(), values: Vec::new() });
@@ -293,7 +300,7 @@ impl Collector {
             let at = pooling.values.len();
             pooling.values.resize(at + rows * cols, 0.0);
             pool_signed_absmax(&window, side, side, rows, cols, &mut pooling.values[at..]);
-            if Instant::now() >= deadline && !pooling.heads.is_empty() {
+            if (running || Instant::now() >= deadline) && !pooling.heads.is_empty() {
                 self.rest(began.elapsed());
                 return true;
             }
@@ -309,9 +316,18 @@ impl Collector {
         !running && stamp.0 != tokens
     }
 
+    /// Sorts a picture under way before one that has not begun.
+    fn pooling_of(&self, probe: &Probe) -> bool {
+        self.pooling.as_ref().is_none_or(|p| p.probe != *probe)
+    }
+
     fn rest(&mut self, spent: Duration) {
         self.rest_until = Some(Instant::now() + spent * LATEST_SHARE);
     }
+}
+
+fn is_pooled_matrix(probe: &Probe) -> bool {
+    probe.cadence == Cadence::Latest && matches!(probe.site.point, Point::Mixing(_))
 }
 
 /// The token a `Latest` probe speaks of, if it is processed.

@@ -1,6 +1,7 @@
 //! Choosing the next token. The randomness is a function of (seed, position) alone, so a replayed, branched or resumed run draws
 //! the same tokens.
 
+use statescope_kernels::activation::exp_slice;
 use statescope_kernels::reduce::{argmax, top_k};
 
 use crate::protocol::TokenId;
@@ -45,35 +46,41 @@ impl Sampling {
         if self.temperature == 0.0 || self.top_k == Some(1) {
             return argmax(logits).unwrap_or(0) as TokenId;
         }
-        let mut candidates = top_k(logits, self.top_k.unwrap_or(logits.len()).min(logits.len()));
+        // Only a truncation needs the candidates sorted; a draw from all of them does not.
+        let mut candidates: Vec<(TokenId, f32)> = match (self.top_k, self.top_p) {
+            (None, None) => (0..).zip(logits.iter().copied()).collect(),
+            (k, _) => top_k(logits, k.unwrap_or(logits.len()).min(logits.len())),
+        };
         candidates.retain(|(_, logit)| logit.is_finite());
-        let Some(&(first, peak)) = candidates.first() else { return 0 };
-        // f64 so that the cumulative sum over a large vocabulary does not lose the tail.
-        let weights: Vec<f64> =
-            candidates.iter().map(|(_, l)| (f64::from(l - peak) / f64::from(self.temperature)).exp()).collect();
-        let total: f64 = weights.iter().sum();
+        let peak = candidates.iter().fold(f32::NEG_INFINITY, |peak, (_, logit)| peak.max(*logit));
+        let Some(&(first, _)) = candidates.first() else { return 0 };
+        let mut weights: Vec<f32> = candidates.iter().map(|(_, l)| (l - peak) / self.temperature).collect();
+        exp_slice(&mut weights);
+        // Summed in f64 so that a large vocabulary does not lose its tail.
+        let total: f64 = weights.iter().map(|w| f64::from(*w)).sum();
         let kept = match self.top_p {
             Some(p) => nucleus(&weights, total * f64::from(p)),
             None => weights.len(),
         };
-        let mut remaining = uniform(self.seed, position) * weights[..kept].iter().sum::<f64>();
+        let mass: f64 = weights[..kept].iter().map(|w| f64::from(*w)).sum();
+        let mut remaining = uniform(self.seed, position) * mass;
         for (weight, (id, _)) in weights.iter().zip(&candidates).take(kept) {
-            if remaining < *weight {
+            if remaining < f64::from(*weight) {
                 return *id;
             }
-            remaining -= weight;
+            remaining -= f64::from(*weight);
         }
         first
     }
 }
 
 /// How many of the descending `weights` it takes to reach `mass`.
-fn nucleus(weights: &[f64], mass: f64) -> usize {
+fn nucleus(weights: &[f32], mass: f64) -> usize {
     let mut sum = 0.0;
     weights
         .iter()
         .position(|w| {
-            sum += w;
+            sum += f64::from(*w);
             sum >= mass
         })
         .map_or(weights.len(), |last| last + 1)

@@ -386,14 +386,14 @@ impl Worker {
         }
         let due = self.last_publish.elapsed() >= FRAME_INTERVAL || !self.has_work() || self.told.keep.is_some();
         if self.unsent.is_none() && due && (self.has_news() || self.more_to_collect || self.told.backfill.is_some()) {
-            let frame = self.frame();
+            let frame = self.frame(self.has_work());
             self.send(Event::Frame(Arc::new(frame)));
         }
     }
 
-    /// All that is new, within a slice of time.
-    fn frame(&mut self) -> Frame {
-        let (running, busy, state) = (self.remaining > 0, self.has_work(), self.state());
+    /// All that is new; `busy`: something else waits, so pictures get a short slice of time only.
+    fn frame(&mut self, busy: bool) -> Frame {
+        let (running, state) = (self.remaining > 0, self.state());
         let Some(loaded) = &self.loaded else { return Frame { epoch: self.epoch, ..Frame::default() } };
         let session = &loaded.session;
         let began = Instant::now();
@@ -469,7 +469,7 @@ impl Worker {
     fn flush_then(&mut self, event: Event) {
         let mut queue: Vec<Event> = self.unsent.take().into_iter().collect();
         if self.has_news() {
-            queue.push(Event::Frame(Arc::new(self.frame())));
+            queue.push(Event::Frame(Arc::new(self.frame(true))));
         }
         queue.push(event);
         for event in queue {

@@ -83,7 +83,7 @@ impl Mixer for Mamba1 {
             groups: 1,
             decay_dim: spec.state_dim,
             conv_taps: spec.conv_taps,
-            state_bytes: self.slot().owned_bytes(),
+            state_bytes: spec.channels * (spec.state_dim + spec.conv_taps - 1) * size_of::<f32>(),
             kv_bytes_per_token: 0,
         }
     }

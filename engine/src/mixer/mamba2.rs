@@ -109,7 +109,7 @@ impl Mixer for Mamba2 {
             groups: spec.groups,
             decay_dim: 1,
             conv_taps: spec.conv_taps,
-            state_bytes: self.slot().owned_bytes(),
+            state_bytes: (inner(spec) * spec.state_dim + (spec.conv_taps - 1) * conv_dim(spec)) * size_of::<f32>(),
             kv_bytes_per_token: 0,
         }
     }

@@ -77,5 +77,9 @@ fn negative_exp(log: Vec<f32>) -> Vec<f32> {
 
 /// Copies columns `from..from + width` of xs `[T, stride]` into a dense `[T, width]`.
 fn columns(xs: &[f32], stride: usize, from: usize, width: usize) -> Vec<f32> {
-    xs.chunks_exact(stride).flat_map(|row| &row[from..from + width]).copied().collect()
+    let mut dense = Vec::with_capacity(xs.len() / stride * width);
+    for row in xs.chunks_exact(stride) {
+        dense.extend_from_slice(&row[from..from + width]);
+    }
+    dense
 }
