@@ -149,17 +149,14 @@ fn the_extended_matrices_are_the_mixer() {
             let bias = mixer.surroundings(head, channel).unwrap().bias;
             let through = |row: &[f32]| row.iter().zip(&input).map(|(m, u)| m * u).sum::<f32>();
             let mut products = Vec::new();
-            for t in 0..length {
+            for (t, y) in y.iter().enumerate() {
                 let at = t * length..t * length + t + 1;
                 let constant: f32 =
                     core[at.clone()].iter().zip(&activated).map(|(m, v)| m * bias / (1.0 + (-v).exp())).sum();
                 products.push(through(&conv[at.clone()]) + constant);
                 let gain = mixer.output_gain(tape, t, head, channel);
                 let gated = through(&gate[at]) + gain * constant;
-                assert!(
-                    (gated - gain * y[t]).abs() <= 1e-4 * gain.abs().max(1.0),
-                    "{case}, layer {layer}, gate, row {t}"
-                );
+                assert!((gated - gain * y).abs() <= 1e-4 * gain.abs().max(1.0), "{case}, layer {layer}, gate, row {t}");
             }
             let error = deviation(&products, &y);
             assert!(error <= 2.0 * TOLERANCE, "{case}, layer {layer}: +conv deviates by {error:e}");

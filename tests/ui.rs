@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 use eframe::egui::{Key, Vec2};
-use egui_kittest::Harness;
 use egui_kittest::kittest::{AccessKitNode, NodeT, Queryable};
+use egui_kittest::{Harness, SnapshotOptions, SnapshotResults};
+use statescope::theme::{ColourMap, Ground, Theme};
+use statescope::widget::heatmap::{Cells, Heatmap};
 use statescope::{App, Options};
 use statescope_engine::handle::Handle;
 use statescope_engine::protocol::{Command, Event, MixerKind, ModelSource, RunState};
@@ -187,6 +189,17 @@ fn running_pausing_and_forcing_from_the_keyboard() {
     assert!(window.state().selection.query.is_none(), "Esc releases it");
 }
 
+/// Nothing moves, so nothing is drawn again.
+#[test]
+fn an_idle_window_does_not_repaint() {
+    let mut window = read_prompt("builtin:mamba2");
+    for _ in 0..30 {
+        window.run_steps(1);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(window.try_run().is_ok(), "the window asks for one frame after the other");
+}
+
 /// With an engine that does not answer at all the window still draws, selects, scrubs, and takes every command.
 #[test]
 fn a_stalled_engine_holds_nothing_up() {
@@ -235,5 +248,45 @@ fn every_panel_draws_every_kind_of_model() {
             window.set_size(size);
             window.run_steps(2);
         }
+    }
+}
+
+/// A signed map in both themes: zero is the neutral colour, unknown is hatched, what cannot exist is ground.
+#[test]
+fn a_signed_map_looks_as_it_should() {
+    struct Saddle;
+    impl Cells for Saddle {
+        fn rows(&self) -> usize {
+            16
+        }
+        fn cols(&self) -> usize {
+            24
+        }
+        fn value(&self, row: usize, col: usize) -> Option<f32> {
+            (col < 20).then_some((row as f32 - 8.0) * (col as f32 - 10.0))
+        }
+        fn generation(&self) -> u64 {
+            1
+        }
+        fn blank(&self, row: usize, col: usize) -> bool {
+            col >= 20 && row < 8
+        }
+    }
+    let mut results = SnapshotResults::new();
+    for (ground, name) in [(Ground::Dark, "signed_map_dark"), (Ground::Light, "signed_map_light")] {
+        let theme = Theme::new(ground);
+        let mut harness = Harness::builder().with_size(Vec2::new(260.0, 180.0)).wgpu().build_ui(move |ui| {
+            Heatmap::new("saddle", &Saddle)
+                .map(ColourMap::Diverging)
+                .range(Some((-80.0, 80.0)))
+                .size(Vec2::new(240.0, 160.0))
+                .cursor_row(Some(3))
+                .label("saddle")
+                .show(ui, &theme);
+        });
+        harness.run_steps(2);
+        // Software drivers differ by a shade at edges.
+        harness.snapshot_options(name, &SnapshotOptions::new().threshold(2.0).failed_pixel_count_threshold(200));
+        results.extend_harness(&mut harness);
     }
 }

@@ -278,7 +278,9 @@ impl Collector {
             return false;
         }
         let stamp = (recorded.end, recorded.start);
-        if running && self.rest_until.is_some_and(|until| Instant::now() < until) {
+        // While a prompt is read every picture would be out of date before it is seen.
+        let resting = running && self.rest_until.is_some_and(|until| Instant::now() < until);
+        if resting || session.is_reading() {
             return false;
         }
         if self.pooling.is_none() {

@@ -21,7 +21,8 @@ use crate::session::{Budgets, Replay, Session};
 
 /// Frames at most this often while running: a screen shows no more.
 const FRAME_INTERVAL: Duration = Duration::from_millis(16);
-/// Time for pictures and replay between two tokens, and while nothing else is to be done.
+/// Time for pictures and replay between two chunks of a prompt, between two tokens, and while nothing else is to be done.
+const SLICE_READING: Duration = Duration::from_millis(1);
 const SLICE_RUNNING: Duration = Duration::from_millis(4);
 const SLICE_IDLE: Duration = Duration::from_millis(20);
 /// Tokens over which the performance figures are averaged.
@@ -398,7 +399,12 @@ impl Worker {
         let session = &loaded.session;
         let began = Instant::now();
         let made = session.position().saturating_sub(self.told.position);
-        let deadline = began + if busy { SLICE_RUNNING } else { SLICE_IDLE };
+        let slice = match (session.is_reading(), busy) {
+            (true, _) => SLICE_READING,
+            (false, true) => SLICE_RUNNING,
+            (false, false) => SLICE_IDLE,
+        };
+        let deadline = began + slice;
         let (readings, more) = self.collector.collect(session, deadline, busy);
         let collected = Instant::now();
         self.more_to_collect = more;
