@@ -7,8 +7,8 @@ use std::sync::Arc;
 use safetensors::{Dtype, SafeTensors};
 use statescope_engine::hooks::Observer;
 use statescope_engine::model::Model;
+use statescope_engine::open::open_model;
 use statescope_engine::protocol::{ModelInfo, ModelSource, Point, TokenId};
-use statescope_engine::worker::open_model;
 
 pub fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))

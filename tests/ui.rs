@@ -286,7 +286,7 @@ fn a_signed_map_looks_as_it_should() {
         });
         harness.run_steps(2);
         // Software drivers differ by a shade at edges.
-        harness.snapshot_options(name, &SnapshotOptions::new().threshold(2.0).failed_pixel_count_threshold(200));
+        harness.snapshot_options(name, &SnapshotOptions::new().threshold(2.0).max_failed_pixels(200));
         results.extend_harness(&mut harness);
     }
 }

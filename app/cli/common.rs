@@ -7,9 +7,9 @@ use anyhow::{Result, bail};
 use clap::ValueEnum;
 use statescope_engine::loader::Tokenizer;
 use statescope_engine::model::Model;
+use statescope_engine::open::open_model;
 use statescope_engine::protocol::{Dtype, ModelInfo, ModelSource, PromptInput, TokenId};
 use statescope_engine::sampler;
-use statescope_engine::worker::open_model;
 
 /// Which model, where and in what precision.
 #[derive(Debug, clap::Args)]

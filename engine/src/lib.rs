@@ -24,6 +24,7 @@ pub mod hooks;
 pub mod loader;
 pub mod mixer;
 pub mod model;
+pub mod open;
 pub mod probes;
 pub mod protocol;
 pub mod sampler;

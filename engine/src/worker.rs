@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, TrySendError, select};
 
 use crate::collector::Collector;
-use crate::loader::{self, tokenizer::Tokenizer};
-use crate::model::Model;
+use crate::loader::tokenizer::Tokenizer;
+use crate::open::{open_model, spell};
 use crate::protocol::{
     Backfill, Command, Dtype, Event, Failure, FinishReason, Frame, ModelInfo, ModelSource, Observation, Performance,
     PromptInput, RunState, TokenId, TokenRecord,
@@ -507,45 +507,4 @@ fn bounded(session: &Session) -> Vec<String> {
         notes.push(format!("matrices show the newest {} tokens", crate::probes::MATRIX_TOKENS));
     }
     notes
-}
-
-/// Bytes and special spelling of a token; ids in brackets where there is no tokenizer.
-pub fn spell(tokenizer: Option<&Tokenizer>, id: TokenId) -> (Vec<u8>, Option<String>) {
-    match tokenizer {
-        Some(tokenizer) => match tokenizer.special(id) {
-            Some(special) => (Vec::new(), Some(special)),
-            None => (tokenizer.bytes(id), None),
-        },
-        None => (Vec::new(), Some(format!("[{id}]"))),
-    }
-}
-
-/// Opens a folder or a built-in model. `progress` may stop it by returning false.
-pub fn open_model(
-    source: &ModelSource,
-    dtype: Option<Dtype>,
-    progress: impl FnMut(f32) -> bool,
-) -> Result<(Model, Option<Tokenizer>, ModelInfo), loader::LoadError> {
-    let opened = loader::open(source, dtype)?;
-    let model = Model::load(opened.spec, &opened.weights, progress)?;
-    let layers = model.layer_info();
-    let sum = |f: fn(&crate::protocol::Geometry) -> usize| layers.iter().flat_map(|l| &l.parts).map(f).sum();
-    let info = ModelInfo {
-        source: source.clone(),
-        name: opened.name,
-        model_type: model.spec().model_type.clone(),
-        hidden_size: model.spec().hidden_size,
-        vocab_size: model.spec().vocab_size,
-        tied_embeddings: model.is_tied(),
-        parameters: opened.weights.parameters_read(),
-        dtype: model.dtype(),
-        weights_bytes: opened.weights.bytes_read(),
-        state_bytes: sum(|g| g.state_bytes),
-        kv_bytes_per_token: sum(|g| g.kv_bytes_per_token),
-        trained_context: model.spec().trained_context,
-        has_tokenizer: opened.tokenizer.is_some(),
-        end_tokens: model.spec().end_tokens.clone(),
-        layers,
-    };
-    Ok((model, opened.tokenizer, info))
 }
