@@ -19,7 +19,7 @@ const CEILING: usize = 1 << 22;
 /// Heads that a pooled picture of a whole layer may have.
 const POOLED_HEADS: usize = 64;
 /// While tokens are being made, an expensive picture may take one part in so many of the time.
-const LATEST_SHARE: u32 = 20;
+const LATEST_SHARE: u32 = 40;
 /// The matrix that the error badge speaks of.
 const CORE: MixingView = MixingView { stage: Stage::Core, scale: Scale::Raw };
 /// Rows of a series computed between two looks at the clock.

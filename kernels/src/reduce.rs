@@ -26,7 +26,21 @@ pub fn mean(xs: &[f32]) -> f32 {
 
 /// Least and largest, NaN ignored; none where nothing is left.
 pub fn min_max(xs: &[f32]) -> Option<(f32, f32)> {
-    let (min, max) = xs.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(min, max), x| (x.min(min), x.max(max)));
+    // Eight pairs side by side; a comparison with NaN is false and leaves them alone.
+    let (mut low, mut high) = ([f32::INFINITY; 8], [f32::NEG_INFINITY; 8]);
+    let (blocks, rest) = xs.as_chunks::<8>();
+    let mut take = |lane: usize, x: f32| {
+        low[lane] = if x < low[lane] { x } else { low[lane] };
+        high[lane] = if x > high[lane] { x } else { high[lane] };
+    };
+    for block in blocks {
+        for (lane, &x) in block.iter().enumerate() {
+            take(lane, x);
+        }
+    }
+    rest.iter().for_each(|&x| take(0, x));
+    let min = low.into_iter().fold(f32::INFINITY, f32::min);
+    let max = high.into_iter().fold(f32::NEG_INFINITY, f32::max);
     (min <= max).then_some((min, max))
 }
 
