@@ -14,7 +14,7 @@ use crate::loader::names::Names;
 use crate::loader::weights::{Scope, Weights};
 use crate::mixer::{self, Mixer, StateSlot};
 use crate::protocol::{LayerInfo, Point, TokenId};
-use spec::{MixerSpec, MlpSpec, ModelSpec};
+use spec::{MlpSpec, ModelSpec};
 
 /// A model's weights, ready to run. Its memory is outside, in one [`StateSlot`] a layer.
 pub struct Model {
@@ -77,7 +77,7 @@ impl Model {
             };
             blocks.push(Block {
                 norm: scope.vector(names.mixer_norm, d)?,
-                mixer: mixer::load(&layer.mixer, d, &scope.scope(mixer_prefix(names, &layer.mixer)))?,
+                mixer: mixer::load(&layer.mixer, d, &scope.scope(names.mixer(&layer.mixer)))?,
                 mlp,
                 parameters: weights.parameters_read() - before,
             });
@@ -171,14 +171,6 @@ impl Model {
         rms_norm(&x[from..], &self.final_norm, self.spec.norm_eps, &mut normed[from..]);
         out.resize((rows * d - from) / d * self.spec.vocab_size, 0.0);
         linear(self.head.as_ref().unwrap_or(&self.embeddings), None, &normed[from..], out);
-    }
-}
-
-/// Where a layer keeps its mixer.
-fn mixer_prefix(names: &Names, mixer: &MixerSpec) -> &'static str {
-    match mixer {
-        MixerSpec::Mamba1(_) | MixerSpec::Mamba2(_) => names.mamba,
-        MixerSpec::Attention(_) => names.attention,
     }
 }
 
