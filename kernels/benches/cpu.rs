@@ -93,6 +93,9 @@ fn pointwise() {
     rms_norm(&xs, &ws, 1e-5, &mut out);
     check("rms_norm", &out, &kernels::norm::rms_norm_reference(&xs, &ws, 1e-5));
     report("rms_norm, 128 × 512", time(|| rms_norm(&xs, &ws, 1e-5, &mut out)), 0.0, (8 * n) as f64, 128);
+    layer_norm(&xs, &ws, None, 1e-5, &mut out);
+    check("layer_norm", &out, &kernels::norm::layer_norm_reference(&xs, &ws, None, 1e-5));
+    report("layer_norm, 128 × 512", time(|| layer_norm(&xs, &ws, None, 1e-5, &mut out)), 0.0, (8 * n) as f64, 128);
     gated_group_rms_norm(&xs, &xs, &ws, 1, 1e-5, &mut out, None);
     check("gated norm", &out, &kernels::norm::gated_group_rms_norm_reference(&xs, &xs, &ws, 1, 1e-5).0);
     report(
@@ -112,6 +115,7 @@ fn pointwise() {
         })
     };
     report("exp_slice, 65 536", again(exp_slice), 0.0, (8 * n) as f64, n);
+    report("gelu_slice, 65 536", again(gelu_slice), 0.0, (8 * n) as f64, n);
     report("silu_slice, 65 536", again(silu_slice), 0.0, (8 * n) as f64, n);
     report("softplus_slice, 65 536", again(softplus_slice), 0.0, (8 * n) as f64, n);
 
@@ -166,6 +170,25 @@ fn recurrences() {
         );
         report(&format!("— state alone, T = {tokens}"), time(|| op.fold(&mut state)), 0.0, 0.0, tokens);
     }
+    for tokens in [1, 256] {
+        let (key_heads, heads, key_dim, head_dim) = (4, 8, 64, 64);
+        let [mut q, mut k] = [8, 9].map(|seed| numbers(tokens * key_heads * key_dim, seed));
+        l2_normalise(&mut q, key_dim, 1e-6, 0.125);
+        l2_normalise(&mut k, key_dim, 1e-6, 1.0);
+        let v = numbers(tokens * heads * head_dim, 10);
+        let beta = steps(tokens * heads);
+        let log_decay: Vec<f32> = beta.iter().map(|x| -x).collect();
+        let op =
+            DeltaRule { key_heads, heads, key_dim, head_dim, q: &q, k: &k, v: &v, log_decay: &log_decay, beta: &beta };
+        let (mut state, mut y) = (vec![0.0; heads * head_dim * key_dim], nan(v.len()));
+        op.forward(&mut state, &mut y);
+        let mut truth = vec![0.0; v.len()];
+        op.reference(&mut vec![0.0; state.len()], &mut truth);
+        check("delta rule", &y, &truth);
+        let flop = (tokens * heads * head_dim * key_dim * 7) as f64;
+        let seconds = time(|| op.forward(&mut state, &mut y));
+        report(&format!("delta rule, H 4/8, 64 × 64, T = {tokens}"), seconds, flop, 0.0, tokens);
+    }
 }
 
 fn attentions() {
@@ -173,7 +196,7 @@ fn attentions() {
         let (heads, kv_heads, head_dim) = (4, 2, 64);
         let [k, v] = [11, 12].map(|seed| numbers(512 * kv_heads * head_dim, seed));
         let (keys, values): (Vec<_>, Vec<_>) = (k.chunks(PAGE * 128).collect(), v.chunks(PAGE * 128).collect());
-        let op = Attention { heads, kv_heads, head_dim, scale: 0.125, keys: &keys, values: &values };
+        let op = Attention { heads, kv_heads, head_dim, scale: 0.125, window: None, keys: &keys, values: &values };
         let q = numbers(tokens * heads * head_dim, 13);
         let mut y = nan(q.len());
         op.forward(&q, first, &mut y, None);
@@ -195,17 +218,15 @@ fn mixing() {
     let (q, k) = (numbers(tokens * n, 14), numbers(tokens * n, 15));
     let read = |data| Strided { data, stride: n, offset: 0, width: n };
     let log = Strided { data: &delta, stride: 1, offset: 0, width: 1 };
-    for (name, decay) in
-        [("scalar", Decay::Scalar { log, factor: -0.05 }), ("diagonal", Decay::Diagonal { log, rates: &a })]
-    {
-        let lowered = Lowered::Recurrent(Recurrent {
-            tokens,
-            query: read(&q),
-            key: read(&k),
-            weight: Some(log),
-            decay,
-            diagonal: 1.0,
-        });
+    let decays: Vec<f32> = delta.iter().map(|x| -0.1 * x).collect();
+    let forget = Strided { data: &decays, ..log };
+    for (name, weight, decay) in [
+        ("scalar", Some(log), Decay::Scalar { log, factor: -0.05 }),
+        ("diagonal", Some(log), Decay::Diagonal { log, rates: &a }),
+        ("delta", None, Decay::Delta { log: forget, beta: log }),
+    ] {
+        let lowered =
+            Lowered::Recurrent(Recurrent { tokens, query: read(&q), key: read(&k), weight, decay, diagonal: 1.0 });
         let mut all = nan(tokens * tokens);
         lowered.rows(0..tokens, &mut all);
         check("mixing", &all[(tokens - 1) * tokens..], &lowered.reference_row(tokens - 1));

@@ -1,5 +1,7 @@
 //! Softmax attention over pages of keys and values, and its rotary positions.
 
+use std::ops::Range;
+
 use crate::cpu;
 
 /// Positions of a page of keys or values.
@@ -47,8 +49,8 @@ impl Rope {
     }
 }
 
-/// Softmax attention (Vaswani et al. 2017) of H heads over H_kv: y_t = Σ_s p_{ts} v_s, p_t = softmax_s(scale · q_t·k_s), s ≤ t.
-/// Head h reads the keys and values of ⌊h·H_kv/H⌋.
+/// Softmax attention (Vaswani et al. 2017) of H heads over H_kv: y_t = Σ_s p_{ts} v_s, p_t = softmax_s(scale · q_t·k_s),
+/// s ≤ t; with a sliding window of W (Beltagy et al. 2020) t − W < s ≤ t. Head h reads the keys and values of ⌊h·H_kv/H⌋.
 #[derive(Clone, Copy, Debug)]
 pub struct Attention<'a> {
     /// H, a multiple of H_kv.
@@ -57,25 +59,35 @@ pub struct Attention<'a> {
     pub kv_heads: usize,
     pub head_dim: usize,
     pub scale: f32,
-    /// Pages [PAGE, H_kv, head_dim]; the last may be cut after its last position.
+    /// W, the query's own position counted; all where absent.
+    pub window: Option<usize>,
+    /// Pages [PAGE, H_kv, head_dim]; the last may be cut after its last position. Those wholly before the window of every
+    /// query are not touched and may be empty.
     pub keys: &'a [&'a [f32]],
     pub values: &'a [&'a [f32]],
 }
 
 impl Attention<'_> {
-    fn check(&self, positions: usize) {
+    /// For queries at `positions`.
+    fn check(&self, positions: Range<usize>) {
         let Attention { heads, kv_heads, head_dim, .. } = *self;
         assert!(kv_heads > 0 && heads % kv_heads == 0, "attention: {heads} heads over {kv_heads} of keys and values");
         assert!(head_dim > 0, "attention: heads of no dimensions");
+        assert!(self.window != Some(0), "attention: a window of no positions");
+        let end = positions.end;
         let needed = |pages: &[&[f32]]| {
-            let full = positions / PAGE;
-            let width = kv_heads * head_dim;
-            pages.iter().take(full).all(|p| p.len() >= PAGE * width)
-                && (positions.is_multiple_of(PAGE)
-                    || pages.get(full).is_some_and(|p| p.len() >= positions % PAGE * width))
-                && pages.len() >= full
+            (self.first_seen(positions.start) / PAGE..end.div_ceil(PAGE)).all(|page| {
+                let held = PAGE.min(end - page * PAGE) * kv_heads * head_dim;
+                pages.get(page).is_some_and(|p| p.len() >= held)
+            })
         };
-        assert!(needed(self.keys) && needed(self.values), "attention: pages hold fewer than {positions} positions");
+        assert!(needed(self.keys) && needed(self.values), "attention: pages hold fewer than {end} positions");
+    }
+
+    /// The first position that the query at `position` sees.
+    #[inline(always)]
+    pub(crate) fn first_seen(&self, position: usize) -> usize {
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
     }
 
     /// The head whose keys and values `head` reads.
@@ -96,8 +108,8 @@ impl Attention<'_> {
         &self.values[position / PAGE][(position % PAGE * self.kv_heads + kv_head) * self.head_dim..][..self.head_dim]
     }
 
-    /// `q`, `y` [T, H, head_dim], the first query at `first_position`; query t sees the positions 0..=first_position + t. `entropy_bits`
-    /// [T, H] receives −Σ p log₂ p and changes nothing else.
+    /// `q`, `y` [T, H, head_dim], the first query at `first_position`; each sees its own position and those before it, W in
+    /// all. `entropy_bits` [T, H] receives −Σ p log₂ p and changes nothing else.
     pub fn forward(&self, q: &[f32], first_position: usize, y: &mut [f32], entropy_bits: Option<&mut [f32]>) {
         if q.is_empty() {
             return;
@@ -110,19 +122,19 @@ impl Attention<'_> {
         );
         assert_eq!(y.len(), q.len(), "attention: y is not [T, H, head_dim]");
         let tokens = q.len() / width;
-        self.check(first_position + tokens);
+        self.check(first_position..first_position + tokens);
         if let Some(entropy) = &entropy_bits {
             assert_eq!(entropy.len(), tokens * self.heads, "attention: entropy is not [T, H]");
         }
         cpu::attention::forward(self, q, first_position, y, entropy_bits);
     }
 
-    /// Weights of one query: `q_head` [head_dim] of `head` at `position`, `out` [position + 1].
+    /// Weights of one query: `q_head` [head_dim] of `head` at `position`, `out` [position + 1], 0 before the window.
     pub fn row(&self, q_head: &[f32], head: usize, position: usize, out: &mut [f32]) {
         assert_eq!(q_head.len(), self.head_dim, "attention row: q is not [head_dim]");
         assert!(head < self.heads, "attention row: head {head} of {}", self.heads);
         assert_eq!(out.len(), position + 1, "attention row: out is not [position + 1]");
-        self.check(position + 1);
+        self.check(position..position + 1);
         cpu::attention::row(self, q_head, head, out);
     }
 
@@ -130,10 +142,12 @@ impl Attention<'_> {
     pub fn reference_row(&self, q_head: &[f32], head: usize, position: usize) -> Vec<f64> {
         let kv_head = self.kv_head(head);
         let product = |k: &[f32]| q_head.iter().zip(k).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum::<f64>();
-        let logits: Vec<f64> = (0..=position).map(|s| f64::from(self.scale) * product(self.key(s, kv_head))).collect();
+        let first = self.first_seen(position);
+        let logits: Vec<f64> =
+            (first..=position).map(|s| f64::from(self.scale) * product(self.key(s, kv_head))).collect();
         let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let sum: f64 = logits.iter().map(|l| (l - max).exp()).sum();
-        logits.iter().map(|l| (l - max).exp() / sum).collect()
+        vec![0.0; first].into_iter().chain(logits.iter().map(|l| (l - max).exp() / sum)).collect()
     }
 
     /// [`Attention::forward`] in f64: y and the entropy in bits.
@@ -142,11 +156,11 @@ impl Attention<'_> {
         for (i, q) in q.chunks_exact(self.head_dim).enumerate() {
             let (t, head) = (i / self.heads, i % self.heads);
             let row = self.reference_row(q, head, first_position + t);
-            let kv_head = self.kv_head(head);
+            let (kv_head, first) = (self.kv_head(head), self.first_seen(first_position + t));
+            let weights = || row.iter().enumerate().skip(first);
             y.extend(
-                (0..self.head_dim).map(|d| {
-                    row.iter().enumerate().map(|(s, p)| p * f64::from(self.value(s, kv_head)[d])).sum::<f64>()
-                }),
+                (0..self.head_dim)
+                    .map(|d| weights().map(|(s, p)| p * f64::from(self.value(s, kv_head)[d])).sum::<f64>()),
             );
             entropy.push(-row.iter().filter(|&&p| p > 0.0).map(|p| p * p.log2()).sum::<f64>());
         }

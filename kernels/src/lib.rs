@@ -5,14 +5,19 @@
 //! |---|---|---|---|
 //! | [`fn@linear`] | y = W x + b | W [out, in] f32, bf16, f16 · x [T, in] | |
 //! | [`rms_norm`] | y = x (mean x² + ε)^{−1/2} ⊙ w | x [T, d] | Zhang & Sennrich 2019 |
-//! | [`gated_group_rms_norm`] | the same of y ⊙ silu(z), by group | y, z [T, E] | Dao & Gu 2024 |
-//! | [`silu_slice`], [`softplus_slice`], [`exp_slice`], [`silu_mul`] | pointwise | any | |
+//! | [`layer_norm`] | y = (x − mean x) (var x + ε)^{−1/2} ⊙ w + b | x [T, d] | Ba et al. 2016 |
+//! | [`l2_normalise`] | x ← x · scale · (Σ x² + ε)^{−1/2} | x [rows, width] | Yang et al. 2024 |
+//! | [`gated_group_rms_norm`] | the RMS norm of y ⊙ silu(z), by group | y, z [T, E] | Dao & Gu 2024 |
+//! | [`group_rms_norm_gated`] | the RMS norm of y, by group, ⊙ silu(z) | y, z [T, E] | Yang et al. 2024 |
+//! | [`silu_slice`], [`softplus_slice`], [`exp_slice`], … | pointwise | any | |
+//! | [`Activation`], [`sigmoid_mul`] | f(x), f(gate) ⊙ up; silu, gelu, relu² | any | Shazeer 2020 |
 //! | [`causal_conv`] | out_t = b + Σ_j W_j ⊙ x_{t−K+1+j} | x [T, C] · W [C, K] · history [K−1, C] | |
 //! | [`SelectiveScan`] | h_t = e^{ΔA} h + Δ B x, y = C·h + D x | Δ, x [T, E] · A [E, N] · B, C [T, N] | Gu & Dao 2023 |
 //! | [`Ssd`] | S_t = e^{ΔA} S + Δ x Bᵀ, y = S C + D x | Δ [T, H] · x [T, H, P] · B, C [T, G, N] | Dao & Gu 2024 |
+//! | [`DeltaRule`] | S_t = e^g (I − β k kᵀ) S + β k vᵀ, y = Sᵀ q | q, k [T, H_k, Dk] · v [T, H, Dv] · g, β [T, H] | Yang et al. 2024 |
 //! | [`Rope`] | pairs turned by position · f | x [T, heads, head_dim] | Su et al. 2021 |
-//! | [`Attention`] | y_t = Σ_s softmax(scale q·k)_s v_s | q [T, H, head_dim] · pages [64, H_kv, head_dim] | Vaswani et al. 2017 |
-//! | [`Lowered`] | M[t, s] = w_s Σ_n q_t k_s Π Λ, or the softmax | rows of M [t + 1] | Dao & Gu 2024; Ali et al. 2024 |
+//! | [`Attention`] | y_t = Σ_s softmax(scale q·k)_s v_s, s in a window | q [T, H, head_dim] · pages [64, H_kv, head_dim] | Vaswani et al. 2017 |
+//! | [`Lowered`] | M[t, s] = w_s Σ_n q_t k_s Π Λ, the softmax, or a band | rows of M [t + 1] | Dao & Gu 2024; Ali et al. 2024 |
 //! | [`mod@reduce`], [`mod@pool`] | norms, top-k, entropy, signed max-abs pooling | any | |
 //!
 //! `src/<op>.rs` says what an op is — equation, shapes, checks — and holds its plain f64 `reference`; `src/cpu/<op>.rs` is the fast twin.
@@ -24,6 +29,7 @@ pub mod activation;
 pub mod attention;
 pub mod conv;
 mod cpu;
+pub mod delta_rule;
 pub mod linear;
 pub mod matrix;
 pub mod mixing;
@@ -37,15 +43,19 @@ pub mod ssd;
 #[cfg(test)]
 mod tests;
 
-pub use activation::{exp_slice, sigmoid, sigmoid_slice, silu, silu_mul, silu_slice, softplus, softplus_slice};
+pub use activation::{
+    Activation, exp_slice, gelu_slice, gelu_tanh_slice, relu2_slice, sigmoid, sigmoid_mul, sigmoid_slice, silu,
+    silu_mul, silu_slice, softplus, softplus_slice,
+};
 pub use attention::{Attention, PAGE, Rope};
 pub use conv::causal_conv;
+pub use delta_rule::DeltaRule;
 pub use linear::linear;
-pub use matrix::{Dtype, Elements, Matrix, ShapeError, UnknownDtype};
-pub use mixing::{Decay, Lowered, Recurrent, Strided, extend_row_over_conv};
+pub use matrix::{Dtype, Elements, Matrix, ShapeError, UnknownDtype, Values};
+pub use mixing::{Decay, Lowered, Recurrent, Strided, Toeplitz, apply_row, extend_row_over_conv};
 pub use mmap::MappedFile;
-pub use norm::{gated_group_rms_norm, rms_norm};
+pub use norm::{gated_group_rms_norm, group_rms_norm_gated, l2_normalise, layer_norm, rms_norm};
 pub use par::set_threads;
-pub use pool::{pool_causal_rows, pool_signed_absmax};
+pub use pool::pool_signed_absmax;
 pub use selective_scan::SelectiveScan;
 pub use ssd::Ssd;

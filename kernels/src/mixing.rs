@@ -1,7 +1,8 @@
 //! The mixing matrix: what every mixer lowers to, and the one op that draws it.
 //!
 //! y = M x with M lower-triangular. For a recurrence S_t = Λ_t ∘ S_{t−1} + w_t k_t v_tᵀ, y_t = q_tᵀ S_t + D v_t,
-//! M[t, s] = w_s Σ_n q_t[n] k_s[n] Π_{s<u≤t} Λ_u[n], + D at s = t; for softmax attention M is the weights.
+//! M[t, s] = w_s Σ_n q_t[n] k_s[n] Π_{s<u≤t} Λ_u[n], + D at s = t; for the delta rule Λ is a matrix. For softmax
+//! attention M is the weights, for a gated short convolution a band.
 
 use std::ops::Range;
 
@@ -39,6 +40,8 @@ pub enum Decay<'a> {
     Scalar { log: Strided<'a>, factor: f32 },
     /// One factor for each state element n, e^{log_u · rates[n]}: Mamba-1 with log = Δ[c] and rates = A[c, :].
     Diagonal { log: Strided<'a>, rates: &'a [f32] },
+    /// e^{log_u} (I − β_u k_u k_uᵀ), which also writes β_u k_u: the (gated) delta rule, log = g. β stands for w.
+    Delta { log: Strided<'a>, beta: Strided<'a> },
 }
 
 /// A linear recurrence of one head (or channel).
@@ -50,11 +53,25 @@ pub struct Recurrent<'a> {
     pub query: Strided<'a>,
     /// k [T] rows of N: B.
     pub key: Strided<'a>,
-    /// w [T] rows of 1: Δ; 1 where absent.
+    /// w [T] rows of 1: Δ; 1 where absent; none with [`Decay::Delta`].
     pub weight: Option<Strided<'a>>,
     pub decay: Decay<'a>,
     /// D, added at s = t.
     pub diagonal: f32,
+}
+
+/// A short convolution between two gates (LFM2), of one channel:
+/// M[t, s] = post_t · taps[K−1−(t−s)] · pre_s for 0 ≤ t−s < K, else 0.
+#[derive(Clone, Copy, Debug)]
+pub struct Toeplitz<'a> {
+    /// T.
+    pub tokens: usize,
+    /// [K], the last for the current token.
+    pub taps: &'a [f32],
+    /// [T] rows of 1: B.
+    pub pre: Strided<'a>,
+    /// [T] rows of 1: C.
+    pub post: Strided<'a>,
 }
 
 /// One head of a mixer, lowered to what determines its M.
@@ -67,23 +84,38 @@ pub enum Lowered<'a> {
         query: Strided<'a>,
         head: usize,
     },
+    Toeplitz(Toeplitz<'a>),
 }
 
-impl Lowered<'_> {
-    fn check(&self, end: usize) {
-        let Lowered::Recurrent(r) = self else { return };
-        assert!(end <= r.tokens, "mixing: row {} of {}", end - 1, r.tokens);
-        assert_eq!(r.query.width, r.key.width, "mixing: query and key differ in width");
-        match r.decay {
-            Decay::Diagonal { log, rates } => {
-                assert_eq!(log.width, 1, "mixing: log-decay is not of width 1");
-                assert_eq!(rates.len(), r.key.width, "mixing: rates are not [N]");
-            }
-            Decay::Scalar { log, .. } => {
+impl Recurrent<'_> {
+    /// Its tokens.
+    fn check(&self) -> usize {
+        let Recurrent { query, key, weight, decay, .. } = *self;
+        assert_eq!(query.width, key.width, "mixing: query and key differ in width");
+        match decay {
+            Decay::Scalar { log, .. } | Decay::Diagonal { log, .. } | Decay::Delta { log, .. } => {
                 assert_eq!(log.width, 1, "mixing: log-decay is not of width 1")
             }
             Decay::None => {}
         }
+        if let Decay::Diagonal { rates, .. } = decay {
+            assert_eq!(rates.len(), key.width, "mixing: rates are not [N]");
+        }
+        if let Decay::Delta { beta, .. } = decay {
+            assert!(beta.width == 1 && weight.is_none(), "mixing: the weight of a delta rule is beta, of width 1");
+        }
+        self.tokens
+    }
+}
+
+impl Lowered<'_> {
+    fn check(&self, end: usize) {
+        let tokens = match self {
+            Lowered::Recurrent(r) => r.check(),
+            Lowered::Toeplitz(band) => band.check(),
+            Lowered::Softmax { .. } => return,
+        };
+        assert!(end <= tokens, "mixing: row {} of {tokens}", end - 1);
     }
 
     /// Row `t` of M: what token t takes from each token s ≤ t. `out` [t + 1].
@@ -107,23 +139,49 @@ impl Lowered<'_> {
         let r = match self {
             Lowered::Recurrent(r) => r,
             Lowered::Softmax { attention, query, head } => return attention.reference_row(query.row(t), *head, t),
+            Lowered::Toeplitz(band) => return band.reference_row(t),
         };
         let mut u: Vec<f64> = r.query.row(t).iter().map(|&q| q.into()).collect();
         let mut out = vec![0.0; t + 1];
         for s in (0..=t).rev() {
-            let dot: f64 = u.iter().zip(r.key.row(s)).map(|(u, &k)| u * f64::from(k)).sum();
+            let key: Vec<f64> = r.key.row(s).iter().map(|&k| k.into()).collect();
+            let dot: f64 = u.iter().zip(&key).map(|(u, k)| u * k).sum();
             out[s] = dot * r.weight.map_or(1.0, |w| w.at(s).into());
+            if let Decay::Delta { beta, .. } = r.decay {
+                out[s] = dot * f64::from(beta.at(s));
+                u.iter_mut().zip(&key).for_each(|(u, k)| *u -= out[s] * k);
+            }
             for (n, u) in u.iter_mut().enumerate() {
                 *u *= match r.decay {
                     Decay::None => 1.0,
                     Decay::Scalar { log, factor } => (f64::from(log.at(s)) * f64::from(factor)).exp(),
                     Decay::Diagonal { log, rates } => (f64::from(log.at(s)) * f64::from(rates[n])).exp(),
+                    Decay::Delta { log, .. } => f64::from(log.at(s)).exp(),
                 };
             }
         }
         out[t] += f64::from(r.diagonal);
         out
     }
+}
+
+impl Toeplitz<'_> {
+    /// Its tokens.
+    fn check(&self) -> usize {
+        assert!(self.pre.width == 1 && self.post.width == 1, "mixing: gates are not of width 1");
+        self.tokens
+    }
+
+    fn reference_row(&self, t: usize) -> Vec<f64> {
+        let tap = |age: usize| self.taps.len().checked_sub(age + 1).map_or(0.0, |i| f64::from(self.taps[i]));
+        (0..=t).map(|s| f64::from(self.post.at(t)) * tap(t - s) * f64::from(self.pre.at(s))).collect()
+    }
+}
+
+/// What a row of M makes of the values: out = Σ_s row[s] v_s. `row` [≤ T], rows of `values` and `out` [P].
+pub fn apply_row(row: &[f32], values: Strided<'_>, out: &mut [f32]) {
+    assert_eq!(out.len(), values.width, "apply_row: out is not as wide as the values");
+    cpu::mixing::apply_row(row, values, out);
 }
 
 /// Extends a core row over the short convolution and its silu (Ali et al. 2024, with frozen coefficients):

@@ -13,32 +13,15 @@ fn stronger(a: f32, b: f32) -> f32 {
 /// `data` [rows, cols] → `out` [out_rows, out_cols], out_rows ≤ rows, out_cols ≤ cols: every input cell belongs to exactly one block.
 pub fn pool_signed_absmax(data: &[f32], rows: usize, cols: usize, out_rows: usize, out_cols: usize, out: &mut [f32]) {
     assert_eq!(data.len(), rows * cols, "pool: data is not [rows, cols]");
-    pool(|row| &data[row * cols..][..cols], rows, cols, out_rows, out_cols, out);
-}
-
-/// Like [`pool_signed_absmax`] for the rows of a lower triangle, `data` = row 0 (1 entry), row 1 (2 entries) …; above the diagonal is 0.
-pub fn pool_causal_rows(data: &[f32], tokens: usize, out_rows: usize, out_cols: usize, out: &mut [f32]) {
-    assert_eq!(data.len(), tokens * (tokens + 1) / 2, "pool: data is not a triangle of {tokens} rows");
-    pool(|row| &data[row * (row + 1) / 2..][..=row], tokens, tokens, out_rows, out_cols, out);
-}
-
-fn pool<'a>(
-    row: impl Fn(usize) -> &'a [f32],
-    rows: usize,
-    cols: usize,
-    out_rows: usize,
-    out_cols: usize,
-    out: &mut [f32],
-) {
     assert!(out_rows <= rows && out_cols <= cols, "pool: {rows} × {cols} cells to {out_rows} × {out_cols}");
     assert_eq!(out.len(), out_rows * out_cols, "pool: out is not [out_rows, out_cols]");
     out.fill(0.0);
     for (r, out) in out.chunks_exact_mut(out_cols.max(1)).enumerate() {
         for source in edge(r, out_rows, rows)..edge(r + 1, out_rows, rows) {
-            let source = row(source);
+            let source = &data[source * cols..][..cols];
             for (c, out) in out.iter_mut().enumerate() {
-                let (first, end) = (edge(c, out_cols, cols), edge(c + 1, out_cols, cols).min(source.len()));
-                for &x in source.get(first..end).unwrap_or_default() {
+                let (first, end) = (edge(c, out_cols, cols), edge(c + 1, out_cols, cols));
+                for &x in &source[first..end] {
                     *out = stronger(x, *out);
                 }
             }

@@ -1,17 +1,13 @@
 //! Reductions of a slice to what a screen shows.
 
+use crate::cpu;
+
 /// ‖x‖₂, summed in f64: neither 1e30 nor 1e-30 spoils it.
 pub fn l2_norm(xs: &[f32]) -> f32 {
-    // Eight sums side by side: one alone would wait four cycles for every element.
-    let mut sums = [0.0f64; 8];
-    let (blocks, rest) = xs.as_chunks::<8>();
-    for block in blocks {
-        for (sum, &x) in sums.iter_mut().zip(block) {
-            *sum += f64::from(x) * f64::from(x);
-        }
+    match xs {
+        [x] => x.abs(),
+        xs => cpu::reduce::l2_norm(xs),
     }
-    let rest: f64 = rest.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
-    (sums.iter().sum::<f64>() + rest).sqrt() as f32
 }
 
 /// max |x|, NaN ignored; 0 for nothing.
@@ -127,21 +123,4 @@ pub fn log_sum_exp(xs: &[f32]) -> f32 {
 /// Entropy in bits of softmax(logits), of [`summarise_softmax`].
 pub fn entropy_bits(logits: &[f32]) -> f32 {
     summarise_softmax(logits).entropy_bits
-}
-
-/// Counts in `bins` equal bins over `range` (low, high), its upper end included; what lies outside, and NaN, is not counted.
-pub fn histogram(values: &[f32], bins: usize, range: (f32, f32)) -> Vec<u32> {
-    let mut counts = vec![0; bins];
-    let (low, high) = (f64::from(range.0), f64::from(range.1));
-    if bins == 0 || low.partial_cmp(&high).is_none_or(|o| o.is_gt()) {
-        return counts;
-    }
-    let per_unit = if high > low { bins as f64 / (high - low) } else { 0.0 };
-    for &v in values {
-        let v = f64::from(v);
-        if (low..=high).contains(&v) {
-            counts[(((v - low) * per_unit) as usize).min(bins - 1)] += 1;
-        }
-    }
-    counts
 }

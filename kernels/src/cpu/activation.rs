@@ -6,13 +6,13 @@ use crate::cpu::{
 };
 
 /// A function of one number, eight at a time.
-trait Map {
+pub(crate) trait Map {
     fn map<S: Simd>(s: S, x: S::V) -> S::V;
 }
 
 macro_rules! maps {
     ($($name:ident $kernel:ident |$s:ident, $x:ident| $body:expr;)*) => {$(
-        struct $kernel;
+        pub(crate) struct $kernel;
         impl Map for $kernel {
             #[inline(always)]
             fn map<S: Simd>($s: S, $x: S::V) -> S::V {
@@ -30,6 +30,13 @@ maps! {
     sigmoid Sigmoid |s, x| vector::sigmoid(s, x);
     silu Silu |s, x| s.mul(x, vector::sigmoid(s, x));
     softplus Softplus |s, x| vector::softplus(s, x);
+    gelu Gelu |s, x| vector::gelu(s, x);
+    gelu_tanh GeluTanh |s, x| vector::gelu_tanh(s, x);
+    relu2 Relu2 |s, x| {
+        // The order of the arguments keeps NaN.
+        let x = s.max(s.splat(0.0), x);
+        s.mul(x, x)
+    };
 }
 
 struct InPlace<'a, M>(&'a mut [f32], M);
@@ -44,23 +51,20 @@ impl<M: Map> Kernel for InPlace<'_, M> {
     }
 }
 
-pub(crate) fn silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
-    dispatch(SiluMul { gate, up, out });
+/// out = f(gate) ⊙ up.
+pub(crate) fn mul<M: Map>(function: M, gate: &[f32], up: &[f32], out: &mut [f32]) {
+    dispatch(Gated(function, gate, up, out));
 }
 
-struct SiluMul<'a> {
-    gate: &'a [f32],
-    up: &'a [f32],
-    out: &'a mut [f32],
-}
+struct Gated<'a, M>(M, &'a [f32], &'a [f32], &'a mut [f32]);
 
-impl Kernel for SiluMul<'_> {
+impl<M: Map> Kernel for Gated<'_, M> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        for ((gate, up), out) in self.gate.chunks(LANES).zip(self.up.chunks(LANES)).zip(self.out.chunks_mut(LANES)) {
-            let gate = s.load_some(gate);
-            s.store_some(s.mul(s.mul(gate, vector::sigmoid(s, gate)), s.load_some(up)), out);
+        let Gated(_, gate, up, out) = self;
+        for ((gate, up), out) in gate.chunks(LANES).zip(up.chunks(LANES)).zip(out.chunks_mut(LANES)) {
+            s.store_some(s.mul(M::map(s, s.load_some(gate)), s.load_some(up)), out);
         }
     }
 }

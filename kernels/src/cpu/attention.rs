@@ -25,7 +25,8 @@ pub(crate) fn forward(
 ) {
     let Attention { heads, head_dim, .. } = *attention;
     let tokens = q.len() / (heads * head_dim);
-    let work = 2 * q.len() * (first_position + tokens / 2 + 1) / LANES;
+    let seen = (first_position + tokens / 2 + 1).min(attention.window.unwrap_or(usize::MAX));
+    let work = 2 * q.len() * seen / LANES;
     // Pieces are tokens, or tiles of tokens, with all heads.
     let queries = if tokens < FEW { 1 } else { QUERIES };
     let mut entropy_bits = entropy_bits.map(|bits| bits.chunks_mut(queries * heads));
@@ -45,7 +46,9 @@ pub(crate) fn forward(
 }
 
 pub(crate) fn row(attention: &Attention, q: &[f32], head: usize, out: &mut [f32]) {
-    let sum = dispatch(Row { attention, q, head, out }).sum;
+    let (unseen, out) = out.split_at_mut(attention.first_seen(out.len() - 1));
+    unseen.fill(0.0);
+    let sum = dispatch(Row { attention, q, head, first: unseen.len(), out }).sum;
     out.iter_mut().for_each(|w| *w /= sum);
 }
 
@@ -76,6 +79,9 @@ struct Row<'a> {
     attention: &'a Attention<'a>,
     q: &'a [f32],
     head: usize,
+    /// The first position that the query sees.
+    first: usize,
+    /// [positions seen]
     out: &'a mut [f32],
 }
 
@@ -83,10 +89,10 @@ impl Kernel for Row<'_> {
     type Output = Moments;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> Moments {
-        let Row { attention, q, head, out } = self;
+        let Row { attention, q, head, first, out } = self;
         let kv_head = attention.kv_head(head);
-        for (position, logit) in out.iter_mut().enumerate() {
-            *logit = attention.scale * dot(s, q, attention.key(position, kv_head));
+        for (i, logit) in out.iter_mut().enumerate() {
+            *logit = attention.scale * dot(s, q, attention.key(first + i, kv_head));
         }
         soften(s, out)
     }
@@ -127,29 +133,30 @@ impl Kernel for Single<'_> {
     fn run<S: Simd>(self, s: S) {
         let Single { attention, q, position, y, mut entropy_bits } = self;
         let Attention { heads, kv_heads, head_dim, scale, .. } = *attention;
-        let (positions, stride) = (position + 1, kv_heads * head_dim);
-        let mut weights = vec![0.0; heads * positions];
-        for position in 0..positions {
+        let first = attention.first_seen(position);
+        let (seen, stride) = (position + 1 - first, kv_heads * head_dim);
+        let mut weights = vec![0.0; heads * seen];
+        for (i, position) in (first..=position).enumerate() {
             let keys = &attention.keys[position / PAGE][position % PAGE * stride..][..stride];
             for (head, q) in q.chunks_exact(head_dim).enumerate() {
                 let key = &keys[attention.kv_head(head) * head_dim..][..head_dim];
-                weights[head * positions + position] = scale * dot(s, q, key);
+                weights[head * seen + i] = scale * dot(s, q, key);
             }
         }
         y.fill(0.0);
         let mut sums = vec![0.0; heads];
-        for (head, weights) in weights.chunks_exact_mut(positions).enumerate() {
+        for (head, weights) in weights.chunks_exact_mut(seen).enumerate() {
             let moments = soften(s, weights);
             sums[head] = moments.sum;
             if let Some(bits) = &mut entropy_bits {
                 bits[head] = moments.entropy_bits();
             }
         }
-        for position in 0..positions {
+        for (i, position) in (first..=position).enumerate() {
             let values = &attention.values[position / PAGE][position % PAGE * stride..][..stride];
             for (head, y) in y.chunks_exact_mut(head_dim).enumerate() {
                 let value = &values[attention.kv_head(head) * head_dim..][..head_dim];
-                axpy(s, weights[head * positions + position], value, y);
+                axpy(s, weights[head * seen + i], value, y);
             }
         }
         for (y, sum) in y.chunks_exact_mut(head_dim).zip(sums) {
@@ -179,36 +186,39 @@ impl Kernel for Tile<'_> {
         let Attention { heads, kv_heads, head_dim, scale, .. } = *attention;
         let (width, stride) = (heads * head_dim, kv_heads * head_dim);
         let queries = q.len() / width;
-        let positions = first + queries;
+        // Positions that any query of the tile sees; rows of weights count from the first of them.
+        let (start, end) = (attention.first_seen(first), first + queries);
         let mut columns = vec![0.0; head_dim * QUERIES];
-        let mut weights = vec![0.0; positions * QUERIES];
+        let mut weights = vec![0.0; (end - start) * QUERIES];
         y.fill(0.0);
         for head in 0..heads {
             let from = attention.kv_head(head) * head_dim;
-            // Pages of rows of this head; the last page may hold later positions.
-            let pages = |pages: &'_ [&'_ [f32]]| pages.len().min(positions.div_ceil(PAGE));
-            let length = |page: usize| PAGE.min(positions - page * PAGE);
+            // The first and the last page may hold positions that are not seen.
+            let pages = (start / PAGE..end.div_ceil(PAGE)).map(|page| {
+                let (first, end) = (start.max(page * PAGE), end.min((page + 1) * PAGE));
+                (page, first % PAGE * stride + from, (first - start) * QUERIES, end - first)
+            });
 
             // Logits [position, query].
             transpose(q.chunks_exact(width).map(|q| &q[head * head_dim..][..head_dim]), &mut columns, QUERIES);
             columns.iter_mut().for_each(|q| *q *= scale);
             weights.fill(0.0);
-            for page in 0..pages(attention.keys) {
+            for (page, from, row, length) in pages.clone() {
                 let keys = View { data: &attention.keys[page][from..], stride };
-                let logits = &mut weights[page * PAGE * QUERIES..];
+                let logits = &mut weights[row..];
                 add_product::<S, false>(
                     s,
                     keys,
                     View { data: &columns, stride: QUERIES },
-                    (length(page), QUERIES, head_dim),
+                    (length, QUERIES, head_dim),
                     logits,
                     QUERIES,
                 );
             }
-            // Query i sees the positions up to first + i.
+            // Query i sees the positions up to first + i, and none before its window.
             for i in 0..queries {
-                for later in first + i + 1..positions {
-                    weights[later * QUERIES + i] = f32::NEG_INFINITY;
+                for unseen in (start..attention.first_seen(first + i)).chain(first + i + 1..end) {
+                    weights[(unseen - start) * QUERIES + i] = f32::NEG_INFINITY;
                 }
             }
 
@@ -226,10 +236,10 @@ impl Kernel for Tile<'_> {
             }
 
             let y = &mut y[head * head_dim..];
-            for page in 0..pages(attention.values) {
-                let weights = View { data: &weights[page * PAGE * QUERIES..], stride: QUERIES };
+            for (page, from, row, length) in pages {
+                let weights = View { data: &weights[row..], stride: QUERIES };
                 let values = View { data: &attention.values[page][from..], stride };
-                add_product::<S, true>(s, weights, values, (queries, head_dim, length(page)), y, width);
+                add_product::<S, true>(s, weights, values, (queries, head_dim, length), y, width);
             }
             let lanes = |halves: [S::V; 2]| {
                 let mut lanes = [0.0; QUERIES];

@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 
 use crate::{
-    Elements, Matrix,
+    Matrix, Values,
     cpu::{
         product::{PANEL, TILE, View, add_product},
         simd::{Kernel, LANES, Simd, dispatch},
@@ -55,10 +55,10 @@ const GEMV_ROWS: usize = 128;
 
 /// y [out] = W x, x [in].
 pub(crate) fn gemv(weight: &Matrix, x: &[f32], y: &mut [f32]) {
-    match weight.elements() {
-        Elements::F32(w) => gemv_of(w, x, y),
-        Elements::Bf16(w) => gemv_of(w, x, y),
-        Elements::F16(w) => gemv_of(w, x, y),
+    match weight.values() {
+        Values::F32(w) => gemv_of(w, x, y),
+        Values::Bf16(w) => gemv_of(w, x, y),
+        Values::F16(w) => gemv_of(w, x, y),
     }
 }
 
@@ -135,10 +135,10 @@ const GROUP: usize = 1 << 18;
 
 /// y [T, out] = x [T, in] Wᵀ.
 pub(crate) fn gemm(weight: &Matrix, xs: &[f32], ys: &mut [f32]) {
-    match weight.elements() {
-        Elements::F32(w) => gemm_of(w, weight.cols(), xs, ys),
-        Elements::Bf16(w) => gemm_of(w, weight.cols(), xs, ys),
-        Elements::F16(w) => gemm_of(w, weight.cols(), xs, ys),
+    match weight.values() {
+        Values::F32(w) => gemm_of(w, weight.cols(), xs, ys),
+        Values::Bf16(w) => gemm_of(w, weight.cols(), xs, ys),
+        Values::F16(w) => gemm_of(w, weight.cols(), xs, ys),
     }
 }
 

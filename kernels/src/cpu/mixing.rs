@@ -1,100 +1,272 @@
 //! CPU twin of [`crate::mixing`].
+//!
+//! Rows of a recurrence are drawn in groups that share an anchor a, a multiple of [`GROUP`]: for s ≤ a ≤ t the decay between s and t
+//! is that from s to a times that from a to t, so the exponentials of a column are taken once a group and a row is products alone.
+//! Anchors stand at fixed tokens, so a row has the same bits whichever rows it is drawn with.
 
 use std::ops::Range;
 
 use crate::{
-    Decay, Lowered, Recurrent, Strided,
+    Decay, Lowered, Recurrent, Strided, Toeplitz,
     cpu::{
         simd::{Kernel, LANES, Simd, dispatch},
-        vector::{dot, exp},
+        vector::{axpy, dot, exp},
     },
     par,
 };
 
-/// An exponential in units of multiply-adds.
-const EXP: usize = 12;
+/// Rows that share their exponentials.
+const GROUP: usize = 32;
 
 pub(crate) fn row(lowered: &Lowered, t: usize, out: &mut [f32]) {
-    match lowered {
-        Lowered::Recurrent(recurrent) => dispatch(Row { recurrent, t, out }),
-        Lowered::Softmax { attention, query, head } => attention.row(query.row(t), *head, t, out),
-    }
+    rows(lowered, t..t + 1, out);
 }
 
 pub(crate) fn rows(lowered: &Lowered, range: Range<usize>, out: &mut [f32]) {
-    let per_entry = match lowered {
-        Lowered::Recurrent(r) => {
-            r.key.width.div_ceil(LANES) * if matches!(r.decay, Decay::Diagonal { .. }) { EXP } else { 1 }
+    let width = range.end;
+    match lowered {
+        Lowered::Recurrent(recurrent) => {
+            let drawing = Drawing::new(recurrent, width);
+            let work = out.len() * recurrent.key.width.div_ceil(LANES) / 2;
+            par::for_each(groups(range, out).into_iter(), work, |(rows, out)| {
+                dispatch(Group { drawing: &drawing, rows, out })
+            });
         }
-        Lowered::Softmax { attention, .. } => attention.head_dim.div_ceil(LANES),
-    };
-    let work = out.len() * per_entry / 2;
-    par::for_each_chunk(out, range.end, work, |i, out| {
-        let t = range.start + i;
-        row(lowered, t, &mut out[..=t]);
-        out[t + 1..].fill(0.0);
-    });
-}
-
-struct Row<'a> {
-    recurrent: &'a Recurrent<'a>,
-    t: usize,
-    out: &'a mut [f32],
-}
-
-impl Kernel for Row<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let Row { recurrent: r, t, out } = self;
-        let query = r.query.row(t);
-        match r.decay {
-            Decay::None => {
-                for (i, out) in out.iter_mut().enumerate() {
-                    *out = dot(s, query, r.key.row(i));
-                }
-            }
-            Decay::Scalar { log, factor } => scalar(s, r, query, log, factor, out),
-            Decay::Diagonal { log, rates } => diagonal(s, r, query, log, rates, out),
+        Lowered::Softmax { attention, query, head } => {
+            let work = out.len() * attention.head_dim.div_ceil(LANES) / 2;
+            par::for_each_chunk(out, width, work, |i, out| {
+                let t = range.start + i;
+                attention.row(query.row(t), *head, t, &mut out[..=t]);
+                out[t + 1..].fill(0.0);
+            });
         }
-        if let Some(weight) = r.weight {
-            out.iter_mut().enumerate().for_each(|(i, out)| *out *= weight.at(i));
+        Lowered::Toeplitz(band) => {
+            let work = out.len() / LANES;
+            par::for_each_chunk(out, width, work, |i, out| toeplitz(band, range.start + i, out));
         }
-        out[t] += r.diagonal;
     }
 }
 
-/// From the diagonal backwards, the decay being the exponential of a running sum ≤ 0; once it is 0 it stays so.
-#[inline(always)]
-fn scalar<S: Simd>(s: S, r: &Recurrent, query: &[f32], log: Strided, factor: f32, out: &mut [f32]) {
-    let mut sum = 0.0f64;
-    for i in (0..out.len()).rev() {
-        let decay = (sum.min(0.0) as f32).exp();
-        if decay == 0.0 {
-            return out[..=i].fill(0.0);
+/// Row `t` and what lies above the diagonal.
+fn toeplitz(band: &Toeplitz, t: usize, out: &mut [f32]) {
+    let Toeplitz { taps, pre, post, .. } = *band;
+    out.fill(0.0);
+    for (age, tap) in taps.iter().rev().enumerate().take(t + 1) {
+        out[t - age] = post.at(t) * tap * pre.at(t - age);
+    }
+}
+
+pub(crate) fn apply_row(row: &[f32], values: Strided<'_>, out: &mut [f32]) {
+    struct Apply<'a>(&'a [f32], Strided<'a>, &'a mut [f32]);
+    impl Kernel for Apply<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            let Apply(row, values, out) = self;
+            out.fill(0.0);
+            match out {
+                // A channel: no lanes to fill.
+                [out] => *out = row.iter().enumerate().map(|(i, m)| m * values.at(i)).sum(),
+                out => row.iter().enumerate().for_each(|(i, &m)| axpy(s, m, values.row(i), out)),
+            }
         }
-        out[i] = decay * dot(s, query, r.key.row(i));
-        sum += f64::from(log.at(i)) * f64::from(factor);
+    }
+    dispatch(Apply(row, values, out));
+}
+
+/// Cuts rows `range` of `out` `[rows, range.end]` at the anchors.
+fn groups(range: Range<usize>, mut out: &mut [f32]) -> Vec<(Range<usize>, &mut [f32])> {
+    let mut groups = Vec::with_capacity(range.len() / GROUP + 2);
+    let mut start = range.start;
+    while start < range.end {
+        let end = ((start / GROUP + 1) * GROUP).min(range.end);
+        let (group, rest) = out.split_at_mut((end - start) * range.end);
+        groups.push((start..end, group));
+        (start, out) = (end, rest);
+    }
+    groups
+}
+
+/// A recurrence with what lies far apart in memory gathered.
+struct Drawing<'a> {
+    recurrent: &'a Recurrent<'a>,
+    /// [T] log-decay; empty without decay.
+    log: Vec<f32>,
+    /// [T]; β of a delta rule.
+    weight: Option<Vec<f32>>,
+}
+
+impl<'a> Drawing<'a> {
+    fn new(recurrent: &'a Recurrent<'a>, tokens: usize) -> Self {
+        let gather = |column: Strided<'_>| (0..tokens).map(|t| column.at(t)).collect();
+        let log = match recurrent.decay {
+            Decay::None => Vec::new(),
+            Decay::Scalar { log, .. } | Decay::Diagonal { log, .. } | Decay::Delta { log, .. } => gather(log),
+        };
+        let weight = match recurrent.decay {
+            Decay::Delta { beta, .. } => Some(beta),
+            _ => recurrent.weight,
+        };
+        Self { recurrent, log, weight: weight.map(gather) }
+    }
+}
+
+/// Rows of one anchor.
+struct Group<'a> {
+    drawing: &'a Drawing<'a>,
+    rows: Range<usize>,
+    /// [rows, width of the whole drawing]
+    out: &'a mut [f32],
+}
+
+impl Kernel for Group<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Group { drawing, rows, out } = self;
+        let Drawing { recurrent: r, log, weight } = drawing;
+        let width = out.len() / rows.len();
+        let lines = rows.zip(out.chunks_exact_mut(width)).map(|(t, line)| {
+            let (line, later) = line.split_at_mut(t + 1);
+            later.fill(0.0);
+            line
+        });
+        let mut lines: Vec<&mut [f32]> = lines.collect();
+        match r.decay {
+            Decay::None => {
+                for line in &mut lines {
+                    let query = r.query.row(line.len() - 1);
+                    line.iter_mut().enumerate().for_each(|(i, out)| *out = dot(s, query, r.key.row(i)));
+                }
+            }
+            Decay::Scalar { factor, .. } => scalar(s, r, log, factor, &mut lines),
+            Decay::Diagonal { rates, .. } => diagonal(s, r, log, rates, &mut lines),
+            Decay::Delta { .. } => {
+                let beta = weight.as_deref().unwrap_or_default();
+                lines.iter_mut().for_each(|line| delta(s, r, log, beta, line));
+            }
+        }
+        for line in lines {
+            if let Some(weight) = weight {
+                line.iter_mut().zip(weight).for_each(|(out, weight)| *out *= weight);
+            }
+            line[line.len() - 1] += r.diagonal;
+        }
+    }
+}
+
+/// The anchor of a group of rows (row t is t + 1 long).
+fn anchor(lines: &[&mut [f32]]) -> usize {
+    (lines[0].len() - 1) / GROUP * GROUP
+}
+
+/// The decay is the exponential of a running sum ≤ 0; once it is 0 it stays so.
+#[inline(always)]
+fn scalar<S: Simd>(s: S, r: &Recurrent, log: &[f32], factor: f32, lines: &mut [&mut [f32]]) {
+    let anchor = anchor(lines);
+    let decay = |sum: f64| (sum.min(0.0) as f32).exp();
+    let step = |i: usize| f64::from(log[i]) * f64::from(factor);
+
+    // From each token up to the anchor, as far back as anything is left.
+    let mut before = vec![0.0; anchor + 1];
+    let (mut sum, mut first) = (0.0, anchor + 1);
+    while first > 0 {
+        let factor = decay(sum);
+        if factor == 0.0 {
+            break;
+        }
+        first -= 1;
+        before[first] = factor;
+        sum += step(first);
+    }
+    for line in lines {
+        let t = line.len() - 1;
+        let query = r.query.row(t);
+        line[..first].fill(0.0);
+        let mut sum = 0.0;
+        for i in (anchor + 1..=t).rev() {
+            line[i] = decay(sum) * dot(s, query, r.key.row(i));
+            sum += step(i);
+        }
+        let since = decay(sum);
+        for i in first..=anchor {
+            line[i] = since * before[i] * dot(s, query, r.key.row(i));
+        }
     }
 }
 
 /// u[n] = q[n] e^{rates[n] · Σ log}: Σ log is one running sum for all n.
 #[inline(always)]
-fn diagonal<S: Simd>(s: S, r: &Recurrent, query: &[f32], log: Strided, rates: &[f32], out: &mut [f32]) {
+fn diagonal<S: Simd>(s: S, r: &Recurrent, log: &[f32], rates: &[f32], lines: &mut [&mut [f32]]) {
+    let anchor = anchor(lines);
     let zero = s.splat(0.0);
-    let mut sum = 0.0f64;
-    for i in (0..out.len()).rev() {
-        let elapsed = s.splat(sum as f32);
-        let (mut total, mut largest) = (zero, zero);
-        for ((q, k), rates) in query.chunks(LANES).zip(r.key.row(i).chunks(LANES)).zip(rates.chunks(LANES)) {
-            let decay = exp(s, s.min(s.mul(elapsed, s.load_some(rates)), zero));
+    let padded = rates.len().next_multiple_of(LANES);
+    let decay = |sum: f64, rates: &[f32]| exp(s, s.min(s.mul(s.splat(sum as f32), s.load_some(rates)), zero));
+    let blocks = |row: usize| (r.key.row(row).chunks(LANES)).zip(rates.chunks(LANES));
+
+    // k[n] decayed from each token up to the anchor [anchor + 1, N padded], as far back as anything is left.
+    let mut keys = vec![0.0; (anchor + 1) * padded];
+    let (mut sum, mut first) = (0.0f64, anchor + 1);
+    while first > 0 {
+        let mut largest = zero;
+        let decayed = &mut keys[(first - 1) * padded..first * padded];
+        for ((key, rates), decayed) in blocks(first - 1).zip(decayed.chunks_exact_mut(LANES)) {
+            let decay = decay(sum, rates);
             largest = s.max(largest, decay);
-            total = s.fma(s.mul(s.load_some(q), decay), s.load_some(k), total);
+            s.store(s.mul(decay, s.load_some(key)), decayed);
         }
         if s.sum(largest) == 0.0 {
-            return out[..=i].fill(0.0);
+            break;
         }
-        out[i] = s.sum(total);
-        sum += f64::from(log.at(i));
+        first -= 1;
+        sum += f64::from(log[first]);
+    }
+    let mut query = vec![0.0; padded];
+    for line in lines {
+        let t = line.len() - 1;
+        line[..first].fill(0.0);
+        let mut sum = 0.0f64;
+        for i in (anchor + 1..=t).rev() {
+            let mut total = zero;
+            for ((key, rates), query) in blocks(i).zip(r.query.row(t).chunks(LANES)) {
+                total = s.fma(s.mul(s.load_some(query), decay(sum, rates)), s.load_some(key), total);
+            }
+            line[i] = s.sum(total);
+            sum += f64::from(log[i]);
+        }
+        let parts = query.chunks_exact_mut(LANES).zip(r.query.row(t).chunks(LANES)).zip(rates.chunks(LANES));
+        for ((query, q), rates) in parts {
+            s.store(s.mul(s.load_some(q), decay(sum, rates)), query);
+        }
+        for (out, key) in line[first..=anchor].iter_mut().zip(keys[first * padded..].chunks_exact(padded)) {
+            let mut total = zero;
+            for (query, key) in query.chunks_exact(LANES).zip(key.chunks_exact(LANES)) {
+                total = s.fma(s.load(query), s.load(key), total);
+            }
+            *out = s.sum(total);
+        }
+    }
+}
+
+/// p_s = k_s·u_s from the diagonal backwards, u_{s−1} = e^{g_s} (u_s − β_s p_s k_s). The decay is kept apart, as the
+/// exponential of a running sum: u does not grow then, and where the decay is 0 nothing is left of it.
+#[inline(always)]
+fn delta<S: Simd>(s: S, r: &Recurrent, log: &[f32], beta: &[f32], line: &mut [f32]) {
+    let mut sum = 0.0f64;
+    for (decay, log) in line.iter_mut().zip(log).rev() {
+        *decay = sum.min(0.0) as f32;
+        sum += f64::from(*log);
+    }
+    for decay in line.chunks_mut(LANES) {
+        s.store_some(exp(s, s.load_some(decay)), decay);
+    }
+    let mut u = r.query.row(line.len() - 1).to_vec();
+    for i in (0..line.len()).rev() {
+        if line[i] == 0.0 {
+            return line[..=i].fill(0.0);
+        }
+        let product = dot(s, r.key.row(i), &u);
+        line[i] *= product;
+        axpy(s, -beta[i] * product, r.key.row(i), &mut u);
     }
 }

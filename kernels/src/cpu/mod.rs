@@ -3,10 +3,12 @@
 pub(crate) mod activation;
 pub(crate) mod attention;
 pub(crate) mod conv;
+pub(crate) mod delta_rule;
 pub(crate) mod linear;
 pub(crate) mod mixing;
 pub(crate) mod norm;
 pub(crate) mod product;
+pub(crate) mod reduce;
 pub(crate) mod selective_scan;
 pub(crate) mod simd;
 pub(crate) mod ssd;

@@ -1,8 +1,11 @@
 //! CPU twin of [`crate::norm`].
 
-use crate::cpu::{
-    simd::{Kernel, LANES, Simd, dispatch},
-    vector::{dot, sigmoid},
+use crate::{
+    cpu::{
+        simd::{Kernel, LANES, Simd, dispatch},
+        vector::{dot, sigmoid, sum},
+    },
+    norm::{Gated, Order},
 };
 
 pub(crate) fn rms_norm(xs: &[f32], weight: &[f32], eps: f32, ys: &mut [f32]) {
@@ -35,24 +38,69 @@ impl Kernel for RmsNorm<'_> {
     }
 }
 
-pub(crate) fn gated_group_rms_norm(
-    ys: &[f32],
-    zs: &[f32],
-    weight: &[f32],
-    groups: usize,
+pub(crate) fn layer_norm(xs: &[f32], weight: &[f32], bias: Option<&[f32]>, eps: f32, out: &mut [f32]) {
+    dispatch(LayerNorm { xs, weight, bias, eps, out });
+}
+
+struct LayerNorm<'a> {
+    xs: &'a [f32],
+    weight: &'a [f32],
+    bias: Option<&'a [f32]>,
     eps: f32,
-    out: &mut [f32],
-    scale_out: Option<&mut [f32]>,
-) {
-    dispatch(GatedNorm { ys, zs, weight, groups, eps, out, scale_out });
+    out: &'a mut [f32],
+}
+
+impl Kernel for LayerNorm<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let LayerNorm { xs, weight, bias, eps, out } = self;
+        let d = weight.len();
+        for (x, out) in xs.chunks_exact(d).zip(out.chunks_exact_mut(d)) {
+            // Centred first: the variance as a difference of squares would lose a small spread about a large mean.
+            let mean = s.splat(sum(s, x) / d as f32);
+            for (x, out) in x.chunks(LANES).zip(out.chunks_mut(LANES)) {
+                s.store_some(s.sub(s.load_some(x), mean), out);
+            }
+            let scale = s.splat(rms_scale(s, out, eps));
+            for (i, (out, w)) in out.chunks_mut(LANES).zip(weight.chunks(LANES)).enumerate() {
+                let bias = bias.map_or(s.splat(0.0), |bias| s.load_some(&bias[i * LANES..d.min((i + 1) * LANES)]));
+                s.store_some(s.fma(s.mul(s.load_some(out), scale), s.load_some(w), bias), out);
+            }
+        }
+    }
+}
+
+pub(crate) fn l2_normalise(xs: &mut [f32], width: usize, eps: f32, scale: f32) {
+    dispatch(L2 { xs, width, eps, scale });
+}
+
+struct L2<'a> {
+    xs: &'a mut [f32],
+    width: usize,
+    eps: f32,
+    scale: f32,
+}
+
+impl Kernel for L2<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for x in self.xs.chunks_exact_mut(self.width) {
+            let scale = s.splat(self.scale / (dot(s, x, x) + self.eps).sqrt());
+            for x in x.chunks_mut(LANES) {
+                s.store_some(s.mul(s.load_some(x), scale), x);
+            }
+        }
+    }
+}
+
+pub(crate) fn gated(arguments: Gated, out: &mut [f32], scale_out: Option<&mut [f32]>) {
+    dispatch(GatedNorm { arguments, out, scale_out });
 }
 
 struct GatedNorm<'a> {
-    ys: &'a [f32],
-    zs: &'a [f32],
-    weight: &'a [f32],
-    groups: usize,
-    eps: f32,
+    arguments: Gated<'a>,
     out: &'a mut [f32],
     scale_out: Option<&'a mut [f32]>,
 }
@@ -60,20 +108,35 @@ struct GatedNorm<'a> {
 impl Kernel for GatedNorm<'_> {
     type Output = ();
     #[inline(always)]
-    fn run<S: Simd>(mut self, s: S) {
-        let size = self.weight.len() / self.groups;
-        let inputs = self.ys.chunks_exact(size).zip(self.zs.chunks_exact(size));
-        for (i, ((y, z), v)) in inputs.zip(self.out.chunks_exact_mut(size)).enumerate() {
-            for ((y, z), v) in y.chunks(LANES).zip(z.chunks(LANES)).zip(v.chunks_mut(LANES)) {
-                let z = s.load_some(z);
-                s.store_some(s.mul(s.load_some(y), s.mul(z, sigmoid(s, z))), v);
+    fn run<S: Simd>(self, s: S) {
+        let GatedNorm { arguments: Gated { ys, zs, weight, groups, eps, order }, out, mut scale_out } = self;
+        let size = weight.len() / groups;
+        let gate = |from: &[f32], z: &[f32]| {
+            let z = s.load_some(z);
+            s.mul(s.load_some(from), s.mul(z, sigmoid(s, z)))
+        };
+        for (i, ((y, z), v)) in
+            ys.chunks_exact(size).zip(zs.chunks_exact(size)).zip(out.chunks_exact_mut(size)).enumerate()
+        {
+            match order {
+                Order::GateFirst => {
+                    for ((y, z), v) in y.chunks(LANES).zip(z.chunks(LANES)).zip(v.chunks_mut(LANES)) {
+                        s.store_some(gate(y, z), v);
+                    }
+                }
+                Order::NormFirst => v.copy_from_slice(y),
             }
-            let scale = rms_scale(s, v, self.eps);
-            let weight = &self.weight[i % self.groups * size..][..size];
+            let scale = rms_scale(s, v, eps);
+            let weight = &weight[i % groups * size..][..size];
             for (v, w) in v.chunks_mut(LANES).zip(weight.chunks(LANES)) {
                 s.store_some(s.mul(s.mul(s.load_some(v), s.splat(scale)), s.load_some(w)), v);
             }
-            if let Some(scales) = &mut self.scale_out {
+            if order == Order::NormFirst {
+                for (v, z) in v.chunks_mut(LANES).zip(z.chunks(LANES)) {
+                    s.store_some(gate(v, z), v);
+                }
+            }
+            if let Some(scales) = &mut scale_out {
                 scales[i] = scale;
             }
         }

@@ -1,4 +1,4 @@
-//! The vector pieces that the CPU twins share: dot, axpy, exponential.
+//! The vector pieces that the CPU twins share: sums, dot, axpy, exponential and what is made of it.
 
 use crate::cpu::simd::{LANES, Simd};
 
@@ -17,6 +17,12 @@ pub(crate) fn dot<S: Simd>(s: S, a: &[f32], b: &[f32]) -> f32 {
         sums[0] = s.fma(s.load_some(a), s.load_some(b), sums[0]);
     }
     s.sum(s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3])))
+}
+
+/// Σ x, eight sums side by side.
+#[inline(always)]
+pub(crate) fn sum<S: Simd>(s: S, xs: &[f32]) -> f32 {
+    s.sum(xs.chunks(LANES).fold(s.splat(0.0), |sum, x| s.add(sum, s.load_some(x))))
 }
 
 /// y += α·x.
@@ -69,4 +75,52 @@ pub(crate) fn softplus<S: Simd>(s: S, x: S::V) -> S::V {
         p = s.fma(p, z, s.splat(c));
     }
     s.fma(s.add(q, q), p, s.max(zero, x))
+}
+
+/// gelu(x) = x Φ(x) = max(x, 0) − |x| Q(|x|), Q = 1 − Φ the upper tail of the normal distribution: nothing cancels at
+/// either end.
+#[inline(always)]
+pub(crate) fn gelu<S: Simd>(s: S, x: S::V) -> S::V {
+    let zero = s.splat(0.0);
+    // |x|, at most 15, where Q is 0 in f32; the order of the arguments keeps NaN.
+    let a = s.min(s.splat(15.0), s.max(s.sub(zero, x), x));
+    s.sub(s.max(zero, x), s.mul(a, normal_tail(s, a)))
+}
+
+/// Q(a) = ½ erfc(a / √2) = e^{−a²/2} f(u) / (a + 3), u = (a − 3) / (a + 3), for a in [0, 15]; f is a polynomial of
+/// degree 8, right to 6·10⁻⁸ of its value (Remez).
+#[inline(always)]
+fn normal_tail<S: Simd>(s: S, a: S::V) -> S::V {
+    let shift = s.splat(3.0);
+    let reciprocal = s.div(s.splat(1.0), s.add(a, shift));
+    let u = s.mul(s.sub(a, shift), reciprocal);
+    let mut f = s.splat(-2.593_069e-4);
+    for c in [
+        -8.925_280_5e-4,
+        1.073_236_4e-3,
+        6.916_167e-3,
+        -1.048_014_4e-2,
+        -4.725_446e-2,
+        2.300_194_4e-1,
+        -5.093_325e-1,
+        7.290_837e-1,
+    ] {
+        f = s.fma(f, u, s.splat(c));
+    }
+    // The rounding of a² would be an error of e^{a²/2}. With twelve bits h² is exact; the rest of a²/2 is at most 0.03.
+    let h = s.mul(s.round(s.mul(a, s.splat(256.0))), s.splat(1.0 / 256.0));
+    let rest = s.mul(s.mul(s.sub(a, h), s.add(a, h)), s.splat(-0.5));
+    let mut correction = s.splat(1.0 / 6.0);
+    for c in [0.5, 1.0, 1.0] {
+        correction = s.fma(correction, rest, s.splat(c));
+    }
+    let bell = s.mul(exp(s, s.mul(s.mul(h, h), s.splat(-0.5))), correction);
+    s.mul(bell, s.mul(f, reciprocal))
+}
+
+/// x σ(2 √(2/π) (x + 0.044715 x³)), which is ½ x (1 + tanh(√(2/π) (x + 0.044715 x³))).
+#[inline(always)]
+pub(crate) fn gelu_tanh<S: Simd>(s: S, x: S::V) -> S::V {
+    let slope = s.fma(s.mul(x, x), s.splat(0.071_354_814), s.splat(1.595_769));
+    s.mul(x, sigmoid(s, s.mul(x, slope)))
 }

@@ -9,7 +9,7 @@ pub(crate) fn pages(xs: &[f32], width: usize) -> Vec<&[f32]> {
 fn equals_the_reference() {
     on_each_set(|| {
         let mut rng = Rng::new(12);
-        for (heads, kv_heads, head_dim) in [(1, 1, 1), (4, 2, 10), (3, 1, 64), (6, 6, 33)] {
+        for (heads, kv_heads, head_dim) in [(1, 1, 1), (4, 2, 10), (3, 1, 64), (6, 6, 33), (6, 2, 7), (12, 3, 80)] {
             for (first, tokens) in [(0, 1), (0, 2), (0, 65), (63, 1), (64, 3), (100, 37), (256, 1)] {
                 for size in [1.0, 100.0] {
                     let positions = usize::next_multiple_of(first + tokens, PAGE);
@@ -18,7 +18,7 @@ fn equals_the_reference() {
                     kv.iter_mut().for_each(|kv| kv[(first + tokens) * kv_heads * head_dim..].fill(f32::NAN));
                     let (keys, values) = (pages(&kv[0], kv_heads * head_dim), pages(&kv[1], kv_heads * head_dim));
                     let scale = size / (head_dim as f32).sqrt();
-                    let op = Attention { heads, kv_heads, head_dim, scale, keys: &keys, values: &values };
+                    let op = Attention { heads, kv_heads, head_dim, scale, window: None, keys: &keys, values: &values };
                     let q = rng.vec(tokens * heads * head_dim);
                     let (mut y, mut entropy) = (nan(q.len()), nan(tokens * heads));
                     op.forward(&q, first, &mut y, Some(&mut entropy));
@@ -46,11 +46,91 @@ fn equals_the_reference() {
 }
 
 #[test]
+fn a_window_hides_what_lies_before_it() {
+    on_each_set(|| {
+        let mut rng = Rng::new(25);
+        let (heads, kv_heads, head_dim) = (4, 2, 10);
+        for window in [1, 2, 5, 63, 64, 65, 100, 1000] {
+            for (first, tokens) in [(0, 1), (0, 65), (63, 1), (64, 3), (100, 37), (256, 1), (190, 70)] {
+                let end = first + tokens;
+                let unseen = (first + 1usize).saturating_sub(window);
+                let mut kv = [(); 2].map(|_| rng.vec(end * kv_heads * head_dim));
+                kv.iter_mut().for_each(|kv| kv[..unseen * kv_heads * head_dim].fill(f32::NAN));
+                let [keys, values] = [&kv[0], &kv[1]].map(|kv| {
+                    let mut pages = pages(kv, kv_heads * head_dim);
+                    pages[..unseen / PAGE].fill(&[]);
+                    pages
+                });
+                let attention =
+                    |window| Attention { heads, kv_heads, head_dim, scale: 0.3, window, keys: &keys, values: &values };
+                let op = attention(Some(window));
+                let q = rng.vec(tokens * heads * head_dim);
+                let (mut y, mut entropy) = (nan(q.len()), nan(tokens * heads));
+                op.forward(&q, first, &mut y, Some(&mut entropy));
+                let (y64, entropy64) = op.reference(&q, first);
+                let what = format!("W={window} at {first}+{tokens}");
+                assert_close(&y, &y64, 2e-6, &what);
+                entropy
+                    .iter()
+                    .zip(&entropy64)
+                    .for_each(|(a, b)| assert!((f64::from(*a) - b).abs() < 2e-5, "{what}: {a} bits, not {b}"));
+                for t in [0, tokens - 1] {
+                    let (position, q_head) = (first + t, &q[(t * heads + 3) * head_dim..][..head_dim]);
+                    let mut row = nan(position + 1);
+                    op.row(q_head, 3, position, &mut row);
+                    assert!(row[..(position + 1usize).saturating_sub(window)].iter().all(|w| w.to_bits() == 0));
+                    assert_close(&row, &op.reference_row(q_head, 3, position), 2e-6, &what);
+                }
+                if window >= end {
+                    let mut all = nan(q.len());
+                    attention(None).forward(&q, first, &mut all, None);
+                    assert_eq!(bits(&y), bits(&all), "{what}: a window that hides nothing");
+                }
+            }
+        }
+    });
+}
+
+/// A query among others has the bits of its position alone, however the text was cut; so has one by itself (fewer than
+/// four).
+#[test]
+fn bits_do_not_depend_on_the_cut() {
+    on_each_set(|| {
+        let mut rng = Rng::new(26);
+        let (heads, kv_heads, head_dim, tokens) = (2, 1, 20, 150);
+        let [k, v] = [(); 2].map(|_| rng.vec(tokens * kv_heads * head_dim));
+        let q = rng.vec(tokens * heads * head_dim);
+        let (keys, values) = (pages(&k, kv_heads * head_dim), pages(&v, kv_heads * head_dim));
+        for window in [None, Some(3), Some(64), Some(70)] {
+            let op = Attention { heads, kv_heads, head_dim, scale: 0.3, window, keys: &keys, values: &values };
+            let run = |sizes: &[usize]| {
+                let (mut y, mut at) = (nan(q.len()), 0);
+                for size in sizes.iter().cycle() {
+                    let end = tokens.min(at + size);
+                    let part = at * heads * head_dim..end * heads * head_dim;
+                    op.forward(&q[part.clone()], at, &mut y[part], None);
+                    at = end;
+                    if at == tokens {
+                        return bits(&y);
+                    }
+                }
+                unreachable!()
+            };
+            let whole = run(&[tokens]);
+            for sizes in [&[16][..], &[5], &[67, 4], &[30, 120]] {
+                assert_eq!(whole, run(sizes), "{window:?} {sizes:?}");
+            }
+            assert_eq!(run(&[1]), run(&[2]), "{window:?}");
+        }
+    });
+}
+
+#[test]
 fn huge_logits_choose_one() {
     let keys: Vec<f32> = (0..70).map(|s| if s == 41 { 1e15 } else { -1e15 }).collect();
     let values: Vec<f32> = (0..70).map(|s| s as f32).collect();
     let (keys, values) = (pages(&keys, 1), pages(&values, 1));
-    let op = Attention { heads: 1, kv_heads: 1, head_dim: 1, scale: 1.0, keys: &keys, values: &values };
+    let op = Attention { heads: 1, kv_heads: 1, head_dim: 1, scale: 1.0, window: None, keys: &keys, values: &values };
     let (mut y, mut entropy) = (nan(1), nan(1));
     op.forward(&[1e15], 69, &mut y, Some(&mut entropy));
     assert_eq!((y[0], entropy[0]), (41.0, 0.0));
@@ -59,10 +139,12 @@ fn huge_logits_choose_one() {
 #[test]
 fn rope_turns_by_position() {
     let mut rng = Rng::new(13);
-    let inv_freq: Vec<f32> = (0..5).map(|j| 10_000f32.powf(-(j as f32) / 5.0)).collect();
-    let rope = Rope::new(inv_freq.clone());
-    let (heads, head_dim, tokens) = (3, 12, 4);
-    for first in [0, 1000, 1_000_000] {
+    let (heads, tokens) = (3, 4);
+    for (first, half, head_dim) in
+        [(0, 5, 12), (1000, 5, 12), (1_000_000, 5, 12), (7, 5, 10), (7, 3, 7), (7, 1, 3), (7, 0, 1)]
+    {
+        let inv_freq: Vec<f32> = (0..half).map(|j| 10_000f32.powf(-(j as f32) / half as f32)).collect();
+        let rope = Rope::new(inv_freq.clone());
         let xs = rng.vec(tokens * heads * head_dim);
         let mut ys = xs.clone();
         rope.apply(&mut ys, heads, head_dim, first);
@@ -70,7 +152,7 @@ fn rope_turns_by_position() {
         for (i, x) in truth.chunks_exact_mut(head_dim).enumerate() {
             for (j, f) in inv_freq.iter().enumerate() {
                 let (sin, cos) = ((first + i / heads) as f64 * f64::from(*f)).sin_cos();
-                (x[j], x[j + 5]) = (x[j] * cos - x[j + 5] * sin, x[j + 5] * cos + x[j] * sin);
+                (x[j], x[j + half]) = (x[j] * cos - x[j + half] * sin, x[j + half] * cos + x[j] * sin);
             }
         }
         assert_close(&ys, &truth, 1e-6, &format!("rope at {first}"));

@@ -2,13 +2,13 @@
 
 use super::*;
 use crate::{
-    Attention, Decay, Lowered, Recurrent, Rope, SelectiveScan, Ssd, Strided, causal_conv, gated_group_rms_norm,
-    silu_slice, softplus_slice,
+    Attention, Decay, Lowered, Recurrent, Rope, SelectiveScan, Ssd, Strided, Toeplitz, causal_conv,
+    gated_group_rms_norm, silu_slice, softplus_slice,
 };
 
 const T: usize = 6;
 
-fn s(alpha: f64, dims: &[usize]) -> Vec<f32> {
+pub(crate) fn s(alpha: f64, dims: &[usize]) -> Vec<f32> {
     let steps = [1.1, 0.7, 0.3, 0.17];
     (0..dims.iter().product())
         .map(|mut i: usize| {
@@ -32,7 +32,7 @@ fn minus_exp(xs: Vec<f32>) -> Vec<f32> {
 }
 
 #[track_caller]
-fn check(y: &[f32], last: &[f64], sum: f64, squares: f64) {
+pub(crate) fn check(y: &[f32], last: &[f64], sum: f64, squares: f64) {
     assert_close(&y[y.len() - last.len()..], last, 1e-5, "y[5]");
     let (a, b) = y.iter().fold((0.0, 0.0), |(a, b), &y| (a + f64::from(y), b + f64::from(y) * f64::from(y)));
     assert_close(&[a as f32, b as f32], &[sum, squares], 1e-5, "sums");
@@ -119,11 +119,25 @@ fn attention() {
     rope.apply(&mut k, 1, 4, 0);
     // The golden's values are of 2 dimensions: the other two stay empty.
     let v: Vec<f32> = v.chunks(2).flat_map(|v| [v[0], v[1], 0.0, 0.0]).collect();
-    let op = Attention { heads: 1, kv_heads: 1, head_dim: 4, scale: 0.5, keys: &[&k], values: &[&v] };
+    let op = Attention { heads: 1, kv_heads: 1, head_dim: 4, scale: 0.5, window: None, keys: &[&k], values: &[&v] };
     let mut y = nan(T * 4);
     op.forward(&q, 0, &mut y, None);
     check(&y, &[-0.20836529, -0.0139231386, 0.0, 0.0], 3.24201035, 2.44882889);
     let mut row = nan(T);
     op.row(&q[20..], 0, 5, &mut row);
     assert_close(&row, &[0.210135243, 0.112081643, 0.0863743398, 0.125924589, 0.20849595, 0.256988235], 1e-5, "M[5]");
+}
+
+#[test]
+fn gated_short_convolution() {
+    let (pre, post, x, w) = (s(0.8, &[T, 2]), s(1.2, &[T, 2]), s(0.1, &[T, 2]), s(0.5, &[2, 3]));
+    let gated: Vec<f32> = pre.iter().zip(&x).map(|(b, x)| b * x).collect();
+    let mut y = nan(T * 2);
+    causal_conv(&gated, &w, None, &mut [0.0; 4], &mut y);
+    y.iter_mut().zip(&post).for_each(|(y, c)| *y *= c);
+    check(&y, &[0.362388327, 0.95502001], -0.732110076, 3.51680149);
+    let read = |data| Strided { data, stride: 2, offset: 0, width: 1 };
+    let mut row = nan(T);
+    Lowered::Toeplitz(Toeplitz { tokens: T, taps: &w[..3], pre: read(&pre), post: read(&post) }).row(5, &mut row);
+    assert_close(&row, &[0.0, 0.0, 0.0, -0.158823816, -0.333359202, 0.00644156527], 1e-5, "M[5]");
 }

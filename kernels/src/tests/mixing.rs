@@ -5,13 +5,13 @@ use super::{
     recurrences::{ScanData, SsdData},
     *,
 };
-use crate::{Attention, Decay, Lowered, Recurrent, Strided, extend_row_over_conv};
+use crate::{Attention, Decay, Lowered, Recurrent, Strided, Toeplitz, apply_row, extend_row_over_conv};
 
-fn column(data: &[f32], stride: usize, offset: usize) -> Strided<'_> {
+pub(crate) fn column(data: &[f32], stride: usize, offset: usize) -> Strided<'_> {
     Strided { data, stride, offset, width: 1 }
 }
 
-fn check_rows(lowered: &Lowered, tokens: usize, what: &str) -> Vec<f32> {
+pub(crate) fn check_rows(lowered: &Lowered, tokens: usize, what: &str) -> Vec<f32> {
     let mut all = nan(tokens * tokens);
     lowered.rows(0..tokens, &mut all);
     for t in 0..tokens {
@@ -29,7 +29,7 @@ fn check_rows(lowered: &Lowered, tokens: usize, what: &str) -> Vec<f32> {
 }
 
 /// M·v as a column [T].
-fn product(m: &[f32], v: impl Fn(usize) -> f32) -> Vec<f64> {
+pub(crate) fn product(m: &[f32], v: impl Fn(usize) -> f32) -> Vec<f64> {
     let tokens = m.len().isqrt();
     m.chunks_exact(tokens)
         .map(|row| row.iter().enumerate().map(|(s, &m)| f64::from(m) * f64::from(v(s))).sum())
@@ -99,10 +99,10 @@ fn of_mamba_1() {
 fn of_attention() {
     let mut rng = Rng::new(16);
     let (heads, kv_heads, head_dim) = (4, 2, 6);
-    for tokens in LENGTHS {
+    for (tokens, window) in LENGTHS.into_iter().flat_map(|tokens| [None, Some(1), Some(65)].map(|w| (tokens, w))) {
         let [k, v] = [(); 2].map(|_| rng.vec(tokens * kv_heads * head_dim));
         let (keys, values) = (pages(&k, kv_heads * head_dim), pages(&v, kv_heads * head_dim));
-        let attention = Attention { heads, kv_heads, head_dim, scale: 0.4, keys: &keys, values: &values };
+        let attention = Attention { heads, kv_heads, head_dim, scale: 0.4, window, keys: &keys, values: &values };
         let q = rng.vec(tokens * heads * head_dim);
         let mut y = nan(q.len());
         attention.forward(&q, 0, &mut y, None);
@@ -141,6 +141,48 @@ fn without_decay_or_with_extreme_decay() {
             assert!(m.iter().all(|m| m.is_finite()));
         }
     }
+}
+
+#[test]
+fn of_a_short_convolution() {
+    let mut rng = Rng::new(23);
+    for taps in [1, 3, 4] {
+        for tokens in LENGTHS {
+            let (pre, post, x, w) = (rng.vec(tokens), rng.vec(tokens), rng.vec(tokens), rng.vec(taps));
+            let band = Toeplitz { tokens, taps: &w, pre: column(&pre, 1, 0), post: column(&post, 1, 0) };
+            let m = check_rows(&Lowered::Toeplitz(band), tokens, &format!("band K={taps} T={tokens}"));
+            let gated: Vec<f32> = pre.iter().zip(&x).map(|(b, x)| b * x).collect();
+            let mut y = nan(tokens);
+            crate::causal_conv(&gated, &w, None, &mut vec![0.0; taps - 1], &mut y);
+            y.iter_mut().zip(&post).for_each(|(y, c)| *y *= c);
+            assert_close(&y, &product(&m, |s| x[s]), 1e-6, "M·x = y");
+        }
+    }
+}
+
+#[test]
+fn a_row_applied_to_the_values() {
+    on_each_set(|| {
+        let mut rng = Rng::new(24);
+        for tokens in LENGTHS {
+            for width in [1, 2, 8, 13, 64] {
+                let (row, data) = (rng.vec(tokens), rng.vec((tokens + 1) * (width + 3)));
+                let values = Strided { data: &data, stride: width + 3, offset: 2, width };
+                let mut out = nan(width);
+                apply_row(&row, values, &mut out);
+                let mut truth = vec![0.0; width];
+                for (i, m) in row.iter().enumerate() {
+                    let value = values.row(i).iter();
+                    truth.iter_mut().zip(value).for_each(|(sum, v)| *sum += f64::from(*m) * f64::from(*v));
+                }
+                // Of the largest summand, not of what the sum comes to.
+                let scale = tokens as f64;
+                out.iter()
+                    .zip(&truth)
+                    .for_each(|(a, b)| assert!((f64::from(*a) - b).abs() < 1e-7 * scale, "T={tokens} P={width}"));
+            }
+        }
+    });
 }
 
 /// The extended row applied to the inputs of the convolution is the core row applied to its outputs.

@@ -1,6 +1,7 @@
 //! Every op against its f64 twin, at lengths around the sizes of vectors, tiles and chunks.
 
 mod attention;
+mod delta_rule;
 mod goldens;
 mod linear;
 mod mixing;

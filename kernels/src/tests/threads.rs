@@ -2,6 +2,7 @@
 
 use super::{
     attention::pages,
+    delta_rule::DeltaData,
     recurrences::{ScanData, SsdData},
     *,
 };
@@ -28,18 +29,28 @@ fn everything() -> Vec<Vec<f32>> {
     ssd.op().forward(&mut state, &mut y);
     results.extend([state, y, norms]);
 
+    let delta = DeltaData::new(&mut rng, 257, (2, 4, 64, 64));
+    let (mut state, mut y, mut m) = (vec![0.0; delta.state_len()], nan(257 * 256), nan(257 * 257));
+    delta.op().forward(&mut state, &mut y);
+    delta.lowered(3).rows(0..257, &mut m);
+    results.extend([state, y, m]);
+
     let (mut out, mut history) = (nan(2000 * 1024), rng.vec(3 * 1024));
     crate::causal_conv(&rng.vec(2000 * 1024), &rng.vec(4 * 1024), None, &mut history, &mut out);
     results.push(out);
 
     let [k, v, q] = [(); 3].map(|_| rng.vec(400 * 4 * 64));
     let (keys, values) = (pages(&k, 256), pages(&v, 256));
-    let attention = Attention { heads: 4, kv_heads: 4, head_dim: 64, scale: 0.125, keys: &keys, values: &values };
+    let attention =
+        Attention { heads: 4, kv_heads: 4, head_dim: 64, scale: 0.125, window: None, keys: &keys, values: &values };
     let (mut y, mut m) = (nan(q.len()), nan(400 * 400));
     attention.forward(&q, 0, &mut y, None);
     let query = Strided { data: &q, stride: 256, offset: 64, width: 64 };
     Lowered::Softmax { attention, query, head: 1 }.rows(0..400, &mut m);
     results.extend([y, m]);
+    let mut y = nan(q.len());
+    Attention { window: Some(300), ..attention }.forward(&q, 0, &mut y, None);
+    results.push(y);
     results
 }
 
