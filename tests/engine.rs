@@ -158,10 +158,10 @@ fn a_run_streams_every_token_and_every_row_once() {
         assert!(listener.tokens[70..].iter().all(|t| t.1 == TokenSource::Sampled));
         assert_eq!(listener.predictions.len(), 130);
         // What was sent live is what the record of a silent run gives.
-        let mixer = expected.model().mixer(1);
-        let drawn = mixing_rows(mixer, expected.tape().layer(1), 1, Span::All, CORE, 129..130);
+        let mixer = expected.model().mixer(1, 0);
+        let drawn = mixing_rows(mixer, expected.tape().part(1, 0), 1, Span::All, CORE, 129..130);
         assert_eq!(listener.rows[&row][129].as_ref().unwrap()[..], drawn[..], "{case}");
-        let shape = expected.model().mixer(0).geometry().heads;
+        let shape = expected.model().mixer(0, 0).geometry().heads;
         assert!(listener.rows[&write].iter().all(|r| r.as_ref().unwrap().len() == shape));
     }
 }
@@ -194,7 +194,7 @@ fn a_layer_whose_record_was_given_up_is_replayed() {
     small.look_at(|layer| layer == 1);
     small.start(&ids(100, 96)).unwrap();
     small.read_all();
-    assert!(small.tape().layer(0).positions().is_empty(), "layer 0 had to go");
+    assert!(small.tape().part(0, 0).positions().is_empty(), "layer 0 had to go");
     small.look_at(|layer| layer == 0);
     let mut replay = small.replay_needed().expect("layer 0 is wanted again");
     while {
@@ -203,7 +203,10 @@ fn a_layer_whose_record_was_given_up_is_replayed() {
     } {}
     let full = session("mamba2_a", &ids(100, 96), 0);
     for position in 0..100 {
-        assert_eq!(small.tape().layer(0).row(Point::Core, position), full.tape().layer(0).row(Point::Core, position));
+        assert_eq!(
+            small.tape().part(0, 0).row(Point::Core, position),
+            full.tape().part(0, 0).row(Point::Core, position)
+        );
     }
 }
 

@@ -33,9 +33,46 @@ pub fn open_case(case: &str) -> Opened {
     open(&ModelSource::Path(goldens().join(case)))
 }
 
-/// The small checkpoints that the laws are tested on: every mixer, groups, biases, ties.
-pub const CASES: [&str; 9] =
-    ["mamba_a", "mamba_b", "mamba_bf16", "mamba2_a", "mamba2_b", "mamba2_clamp", "llama_a", "bamba_a", "bamba_b"];
+/// The small checkpoints that the laws are tested on: every mixer in every variation, groups, biases, ties, windows, experts.
+pub const CASES: [&str; 32] = [
+    "mamba_a",
+    "mamba_b",
+    "mamba_bf16",
+    "falcon_mamba_a",
+    "mamba2_a",
+    "mamba2_b",
+    "mamba2_clamp",
+    "bamba_a",
+    "bamba_b",
+    "jamba_a",
+    "zamba_a",
+    "zamba2_a",
+    "granite_moe",
+    "granite_dense",
+    "granite_rope",
+    "falcon_h1_a",
+    "falcon_h1_no_norm",
+    "falcon_h1_norm_first",
+    "nemotron_h_a",
+    "nemotron_h_groups",
+    "qwen3_next_a",
+    "lfm2_a",
+    "lfm2_bias",
+    "samba_a",
+    "llama_a",
+    "mistral_window",
+    "qwen2_window",
+    "qwen3_a",
+    "qwen3_window",
+    "gpt_neox_a",
+    "gpt_neox_sequential",
+    "gpt2_a",
+];
+
+/// The longest text that a model can read, `length` at most.
+pub fn longest(model: &Model, length: usize) -> usize {
+    model.spec().learned_positions.map_or(length, |positions| length.min(positions))
+}
 
 /// A safetensors file in memory.
 pub struct Golden {
@@ -88,7 +125,8 @@ pub fn deviation(a: &[f32], b: &[f32]) -> f32 {
 /// Keeps every quantity of every layer, rows appended.
 #[derive(Default)]
 pub struct Capture {
-    pub rows: HashMap<(usize, Point), Vec<f32>>,
+    /// By layer, part and point.
+    pub rows: HashMap<(usize, usize, Point), Vec<f32>>,
 }
 
 impl Observer for Capture {
@@ -96,8 +134,8 @@ impl Observer for Capture {
         true
     }
 
-    fn observe(&mut self, layer: usize, point: Point, _first: usize, _rows: usize, values: &[f32]) {
-        self.rows.entry((layer, point)).or_default().extend_from_slice(values);
+    fn observe(&mut self, layer: usize, part: usize, point: Point, _first: usize, _rows: usize, values: &[f32]) {
+        self.rows.entry((layer, part, point)).or_default().extend_from_slice(values);
     }
 }
 

@@ -9,8 +9,8 @@ use statescope_kernels::pool::pool_signed_absmax;
 use statescope_kernels::reduce::min_max;
 
 use crate::mixer::Mixer;
-use crate::probes::{MATRIX_TOKENS, StateNorms, exists, mixing_rows, reduce_row, row_error, series_row};
-use crate::protocol::{Cadence, MixingView, Point, Positions, Probe, Reading, Reduction, Scale, Span, Stage};
+use crate::probes::{MATRIX_TOKENS, StateNorms, exists, mixing_rows, reach, reduce_row, row_error, series_row};
+use crate::protocol::{Cadence, MixingView, Point, Positions, Probe, Reading, Reduction, Scale, Site, Span, Stage};
 use crate::session::Session;
 use crate::tape::LayerTape;
 
@@ -45,7 +45,7 @@ impl Series {
 /// The core rows drawn last: the matrix and its error badge ask for the same ones, one after the other.
 #[derive(Default)]
 struct Drawn {
-    key: Option<(u16, usize, Range<usize>)>,
+    key: Option<(Site, usize, Range<usize>)>,
     rows: Vec<f32>,
 }
 
@@ -55,11 +55,12 @@ impl Drawn {
         &mut self,
         mixer: &dyn Mixer,
         tape: &LayerTape,
-        layer: u16,
+        site: Site,
         head: usize,
         positions: Range<usize>,
     ) -> &[f32] {
-        let key = Some((layer, head, positions.clone()));
+        let site = Site { point: Point::Mixing(CORE), ..site };
+        let key = Some((site, head, positions.clone()));
         if self.key != key {
             self.rows = mixing_rows(mixer, tape, head, Span::All, CORE, positions);
             self.key = key;
@@ -85,8 +86,8 @@ pub struct Collector {
     probes: Vec<Probe>,
     series: HashMap<Probe, Series>,
     sent: HashMap<Probe, Stamp>,
-    /// By layer.
-    norms: HashMap<u16, StateNorms>,
+    /// By layer and part.
+    norms: HashMap<(u16, u8), StateNorms>,
     drawn: Drawn,
     pooling: Option<Pooling>,
     /// Expensive pictures wait until then.
@@ -99,7 +100,7 @@ impl Collector {
         self.probes = probes.to_vec();
         self.series.retain(|p, _| probes.contains(p));
         self.sent.retain(|p, _| probes.contains(p));
-        self.norms.retain(|layer, _| probes.iter().any(|p| p.site.layer == *layer && p.site.point == Point::State));
+        self.norms.retain(|place, _| probes.iter().any(|p| place_of(p) == *place && p.site.point == Point::State));
         self.pooling = self.pooling.take().filter(|p| probes.contains(&p.probe));
     }
 
@@ -128,13 +129,10 @@ impl Collector {
         // Whole matrices take turns: the one not refreshed for longest comes first, and all come after the cheap answers.
         let mut probes = self.probes.clone();
         probes.sort_by_key(|p| {
-            is_pooled_matrix(p).then(|| (self.sent.get(p).map_or(0, |stamp| stamp.0), self.pooling_of(p)))
+            is_expensive(p).then(|| (self.sent.get(p).map_or(0, |stamp| stamp.0), self.pooling_of(p)))
         });
         for probe in probes {
-            if probe.site.layer as usize >= session.model().layer_count() || probe.site.part != 0 {
-                continue;
-            }
-            if !exists(session.model().mixer(probe.site.layer as usize), probe.site.point) {
+            if !answerable(session, &probe.site) {
                 continue;
             }
             match probe.cadence {
@@ -152,8 +150,8 @@ impl Collector {
         deadline: Instant,
         readings: &mut Vec<Reading>,
     ) -> bool {
-        let layer = probe.site.layer as usize;
-        let (mixer, tape) = (session.model().mixer(layer), session.tape().layer(layer));
+        let (layer, part) = (probe.site.layer as usize, probe.site.part as usize);
+        let (mixer, tape) = place(session, &probe.site);
         let recorded = tape.positions();
         let series = self.series.entry(probe).or_default();
         let mut start = series.next.max(recorded.start);
@@ -170,7 +168,7 @@ impl Collector {
                     let Span::One(head) = probe.select.heads else { return false };
                     let head = (head as usize).min(mixer.geometry().heads - 1);
                     if view == CORE {
-                        self.drawn.core(mixer, tape, probe.site.layer, head, start..end).to_vec()
+                        self.drawn.core(mixer, tape, probe.site, head, start..end).to_vec()
                     } else {
                         mixing_rows(mixer, tape, head, probe.select.channels, view, start..end)
                     }
@@ -182,7 +180,7 @@ impl Collector {
                     if recorded.start > 0 {
                         vec![f32::NAN; end - start]
                     } else {
-                        let block = self.drawn.core(mixer, tape, probe.site.layer, head, start..end);
+                        let block = self.drawn.core(mixer, tape, probe.site, head, start..end);
                         let rows = (start..end).zip(block.chunks_exact(end));
                         rows.map(|(t, row)| series.relative_error(row_error(mixer, tape, head, t, &row[..=t])))
                             .collect()
@@ -191,9 +189,9 @@ impl Collector {
                 Point::State => {
                     let before = |t: usize| match t {
                         0 => Some(mixer.slot().state),
-                        _ => session.state_at(layer, t - 1),
+                        _ => session.state_at(layer, part, t - 1),
                     };
-                    let norms = self.norms.entry(probe.site.layer).or_default();
+                    let norms = self.norms.entry(place_of(&probe)).or_default();
                     let mut values = Vec::new();
                     for t in start..end {
                         let Some(row) = norms.row(mixer, tape, t, before) else { return false };
@@ -225,18 +223,33 @@ impl Collector {
         running: bool,
         readings: &mut Vec<Reading>,
     ) -> bool {
-        let layer = probe.site.layer as usize;
+        let (layer, part) = (probe.site.layer as usize, probe.site.part as usize);
         match probe.site.point {
             Point::Mixing(view) => self.collect_pooled(session, probe, view, deadline, running, readings),
             Point::State => {
                 let Some(position) = position_of(&probe, session) else { return false };
-                let stamp = (position, session.tape().layer(layer).positions().start);
+                let stamp = (position, session.tape().part(layer, part).positions().start);
                 if self.sent.get(&probe) == Some(&stamp) {
                     return false;
                 }
-                let Some(state) = session.state_at(layer, position) else { return false };
+                let Some(state) = session.state_at(layer, part, position) else { return false };
                 readings.push(state_reading(session, probe, position, &state));
                 self.sent.insert(probe, stamp);
+                false
+            }
+            Point::Reach => {
+                let Some(position) = position_of(&probe, session) else { return false };
+                let (mixer, tape) = place(session, &probe.site);
+                let stamp = (position, tape.positions().start);
+                if self.sent.get(&probe) == Some(&stamp) || self.rests(running) || !tape.positions().contains(&position)
+                {
+                    return false;
+                }
+                let began = Instant::now();
+                let values = reach(mixer, tape, position);
+                readings.push(reading(probe, position..position + 1, vec![values.len() / 3, 3], values));
+                self.sent.insert(probe, stamp);
+                self.rest(began.elapsed());
                 false
             }
             _ => {
@@ -245,7 +258,7 @@ impl Collector {
                     return false;
                 }
                 let mut values = Vec::new();
-                let (mixer, tape) = (session.model().mixer(layer), session.tape().layer(layer));
+                let (mixer, tape) = place(session, &probe.site);
                 if series_row(mixer, tape, &probe, position, &mut values) {
                     readings.push(reading(probe, position..position + 1, vec![values.len()], values));
                     self.sent.insert(probe, (position, 0));
@@ -267,8 +280,7 @@ impl Collector {
     ) -> bool {
         let Reduction::Pool { rows, cols } = probe.reduction else { return false };
         let (rows, cols) = (rows.max(1) as usize, cols.max(1) as usize);
-        let layer = probe.site.layer as usize;
-        let (mixer, tape) = (session.model().mixer(layer), session.tape().layer(layer));
+        let (mixer, tape) = place(session, &probe.site);
         let recorded = tape.positions();
         let heads = match probe.select.heads {
             Span::One(head) => head as usize..head as usize + 1,
@@ -279,8 +291,7 @@ impl Collector {
         }
         let stamp = (recorded.end, recorded.start);
         // While a prompt is read every picture would be out of date before it is seen.
-        let resting = running && self.rest_until.is_some_and(|until| Instant::now() < until);
-        if resting || session.is_reading() {
+        if self.rests(running) || session.is_reading() {
             return false;
         }
         if self.pooling.is_none() {
@@ -323,18 +334,42 @@ impl Collector {
         self.pooling.as_ref().is_none_or(|p| p.probe != *probe)
     }
 
+    /// Whether expensive pictures have had their share of the time.
+    fn rests(&self, running: bool) -> bool {
+        running && self.rest_until.is_some_and(|until| Instant::now() < until)
+    }
+
     fn rest(&mut self, spent: Duration) {
         self.rest_until = Some(Instant::now() + spent * LATEST_SHARE);
     }
 }
 
-fn is_pooled_matrix(probe: &Probe) -> bool {
-    probe.cadence == Cadence::Latest && matches!(probe.site.point, Point::Mixing(_))
+/// (layer, part).
+fn place_of(probe: &Probe) -> (u16, u8) {
+    (probe.site.layer, probe.site.part)
+}
+
+/// The mixer of a site, which must be [`answerable`], and its record.
+fn place<'a>(session: &'a Session, site: &Site) -> (&'a dyn Mixer, &'a LayerTape) {
+    let (layer, part) = (site.layer as usize, site.part as usize);
+    (session.model().mixer(layer, part), session.tape().part(layer, part))
+}
+
+/// Whether the model has the mixer, and the mixer the quantity.
+fn answerable(session: &Session, site: &Site) -> bool {
+    let (layer, part) = (site.layer as usize, site.part as usize);
+    let model = session.model();
+    layer < model.layer_count() && part < model.parts(layer) && exists(model.mixer(layer, part), site.point)
+}
+
+/// What takes turns while tokens are being made.
+fn is_expensive(probe: &Probe) -> bool {
+    probe.cadence == Cadence::Latest && matches!(probe.site.point, Point::Mixing(_) | Point::Reach)
 }
 
 /// The token a `Latest` probe speaks of, if it is processed.
 fn position_of(probe: &Probe, session: &Session) -> Option<usize> {
-    let recorded = session.tape().layer(probe.site.layer as usize).positions().end;
+    let recorded = session.tape().part(probe.site.layer as usize, probe.site.part as usize).positions().end;
     let last = session.position().checked_sub(1)?;
     match probe.select.positions {
         Positions::At(position) => {
@@ -361,7 +396,7 @@ fn reduce_norms(norms: &[f32], probe: &Probe, out: &mut Vec<f32>) {
 }
 
 fn state_reading(session: &Session, probe: Probe, position: usize, state: &[f32]) -> Reading {
-    let geometry = session.model().mixer(probe.site.layer as usize).geometry();
+    let geometry = place(session, &probe.site).0.geometry();
     let (p, n) = (geometry.head_dim, geometry.state_dim);
     let (heads, state) = match probe.select.heads {
         Span::All => (geometry.heads, state),

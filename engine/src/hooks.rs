@@ -9,14 +9,15 @@ use crate::protocol::Point;
 pub trait Observer {
     /// Whether `observe` should be called for this layer at all.
     fn wants(&self, layer: usize) -> bool;
-    /// `values` `[rows, …]`: the rows of consecutive tokens, the first at absolute position `first`.
-    fn observe(&mut self, layer: usize, point: Point, first: usize, rows: usize, values: &[f32]);
+    /// `values` `[rows, …]` of the mixer `part` of a layer: the rows of consecutive tokens, the first at absolute position `first`. What
+    /// belongs to the layer as a whole comes under part 0.
+    fn observe(&mut self, layer: usize, part: usize, point: Point, first: usize, rows: usize, values: &[f32]);
 }
 
 /// Changes quantities of a forward pass.
 pub trait Editor {
     /// As [`Observer::observe`], on the values that the pass goes on with.
-    fn edit(&mut self, layer: usize, point: Point, first: usize, rows: usize, values: &mut [f32]);
+    fn edit(&mut self, layer: usize, part: usize, point: Point, first: usize, rows: usize, values: &mut [f32]);
 }
 
 /// Observer and editor of one pass over `rows` tokens from position `first`.
@@ -26,12 +27,13 @@ pub struct Hooks<'a> {
     first: usize,
     rows: usize,
     layer: usize,
+    part: usize,
 }
 
 impl<'a> Hooks<'a> {
     /// Nobody looks, nobody edits.
     pub fn none() -> Self {
-        Self { observer: None, editor: None, first: 0, rows: 0, layer: 0 }
+        Self { observer: None, editor: None, first: 0, rows: 0, layer: 0, part: 0 }
     }
 
     pub fn observing(observer: &'a mut dyn Observer) -> Self {
@@ -47,9 +49,9 @@ impl<'a> Hooks<'a> {
         (self.first, self.rows) = (first, rows);
     }
 
-    /// Called by the model before a layer.
-    pub(crate) fn enter(&mut self, layer: usize) {
-        self.layer = layer;
+    /// Called by the model before a layer, and before each of its mixers.
+    pub(crate) fn enter(&mut self, layer: usize, part: usize) {
+        (self.layer, self.part) = (layer, part);
     }
 
     /// Whether the current layer is looked at, for quantities that cost something to make.
@@ -60,7 +62,7 @@ impl<'a> Hooks<'a> {
     /// Lets the editor change `values`, then shows them to the observer.
     pub fn pass(&mut self, point: Point, values: &mut [f32]) {
         if let Some(editor) = &mut self.editor {
-            editor.edit(self.layer, point, self.first, self.rows, values);
+            editor.edit(self.layer, self.part, point, self.first, self.rows, values);
         }
         self.show(point, values);
     }
@@ -70,7 +72,7 @@ impl<'a> Hooks<'a> {
         if let Some(observer) = &mut self.observer
             && observer.wants(self.layer)
         {
-            observer.observe(self.layer, point, self.first, self.rows, values);
+            observer.observe(self.layer, self.part, point, self.first, self.rows, values);
         }
     }
 }

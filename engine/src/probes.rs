@@ -3,11 +3,13 @@
 use std::ops::Range;
 
 use statescope_kernels::activation::sigmoid;
-use statescope_kernels::mixing::{Strided, extend_row_over_conv};
+use statescope_kernels::mixing::{Strided, apply_row, extend_row_over_conv};
 use statescope_kernels::reduce::{abs_max, l2_norm, mean};
 
 use crate::mixer::Mixer;
-use crate::protocol::{Fold, MixingView, Point, Probe, Reduction, Scale, Select, Span, Stage};
+use crate::protocol::{
+    Fold, MixerKind, MixingView, Point, Probe, REACH_HEADS, Reach, Reduction, Scale, Select, Span, Stage,
+};
 use crate::tape::LayerTape;
 
 /// Tokens that a matrix covers at most: the newest ones.
@@ -16,12 +18,20 @@ pub const MATRIX_TOKENS: usize = 2048;
 /// Whether a layer has a quantity at all.
 pub fn exists(mixer: &dyn Mixer, point: Point) -> bool {
     let geometry = mixer.geometry();
+    let kind = geometry.kind;
     match point {
-        Point::Delta | Point::Decay | Point::State | Point::Gate => geometry.kind.is_recurrent(),
+        Point::Resid | Point::Out => true,
+        _ if !kind.mixes() => false,
+        Point::Delta => kind.has_delta(),
+        Point::Beta | Point::LogDecay => kind == MixerKind::DeltaRule,
+        Point::Decay => kind.decays(),
+        Point::State => kind.is_recurrent(),
+        Point::Gate => geometry.gated,
         Point::Conv | Point::ConvIn => geometry.conv_taps > 0,
         Point::Mixing(view) => view.stage == Stage::Core || geometry.conv_taps > 0,
-        Point::Entropy => !geometry.kind.is_recurrent(),
-        _ => true,
+        Point::Entropy => kind == MixerKind::Attention,
+        Point::Key | Point::Query | Point::Value | Point::Core | Point::Write | Point::Read => true,
+        Point::MixingError | Point::Reach => true,
     }
 }
 
@@ -71,13 +81,21 @@ fn parts(mixer: &dyn Mixer, point: Point) -> usize {
 /// Appends the reduced row of the token at `position`; false if it is not known. Not for states and matrices.
 pub fn series_row(mixer: &dyn Mixer, tape: &LayerTape, probe: &Probe, position: usize, out: &mut Vec<f32>) -> bool {
     let (point, heads) = (probe.site.point, mixer.geometry().heads);
-    let mut derived = Vec::new();
-    let row = match tape.row(point, position) {
-        Some(row) => row,
-        None if mixer.derive(point, tape, position, &mut derived) => &derived,
-        None => return false,
+    if let Some(row) = tape.row(point, position) {
+        reduce_row(row, heads, parts(mixer, point), &probe.select, probe.reduction, out);
+        return true;
+    }
+    // What is derived is derived of the chosen heads alone.
+    let chosen = match probe.select.heads {
+        Span::All => 0..heads,
+        Span::One(head) => (head as usize).min(heads - 1)..(head as usize).min(heads - 1) + 1,
     };
-    reduce_row(row, heads, parts(mixer, point), &probe.select, probe.reduction, out);
+    let mut derived = Vec::new();
+    if !mixer.derive(point, tape, position, chosen.clone(), &mut derived) {
+        return false;
+    }
+    let select = Select { heads: Span::All, ..probe.select };
+    reduce_row(&derived, chosen.len(), chosen.len(), &select, probe.reduction, out);
     true
 }
 
@@ -234,6 +252,38 @@ fn extended(
     sum
 }
 
+/// [`Point::Reach`] of the token at a recorded `position`, `[heads, 3]`.
+pub fn reach(mixer: &dyn Mixer, tape: &LayerTape, position: usize) -> Vec<f32> {
+    let heads = mixer.geometry().heads;
+    let count = heads.min(REACH_HEADS);
+    let local = position - tape.positions().start;
+    let mut row = vec![0.0; local + 1];
+    let mut values = Vec::with_capacity(count * 3);
+    for index in 0..count {
+        mixer.lower(tape, index * heads / count, &mut |lowered| lowered.row(local, &mut row));
+        let Reach { mean_distance, entropy_bits, field } = reach_of_row(&row);
+        values.extend([mean_distance, entropy_bits, field]);
+    }
+    values
+}
+
+/// NaN where a row is empty.
+fn reach_of_row(row: &[f32]) -> Reach {
+    let total: f64 = row.iter().map(|m| f64::from(m.abs())).sum();
+    let (mut distance, mut entropy, mut held, mut field) = (0.0, 0.0, 0.0, 0.0);
+    for (back, m) in row.iter().rev().enumerate() {
+        let share = f64::from(m.abs()) / total;
+        distance += back as f64 * share;
+        entropy -= if share > 0.0 { share * share.log2() } else { 0.0 };
+        held += share;
+        if field == 0.0 && held >= 0.9 {
+            field = back as f64 + 1.0;
+        }
+    }
+    let known = |x: f64| if total > 0.0 { x as f32 } else { f32::NAN };
+    Reach { mean_distance: known(distance), entropy_bits: known(entropy), field: known(field) }
+}
+
 /// max_p |Σ_s M_ts v_s[p] − y_t[p]| and max_p |y_t[p]| of one head at a recorded `position`: the truth test of the picture.
 pub fn mixing_error(mixer: &dyn Mixer, tape: &LayerTape, head: usize, position: usize) -> (f32, f32) {
     let local = position - tape.positions().start;
@@ -246,11 +296,26 @@ pub fn mixing_error(mixer: &dyn Mixer, tape: &LayerTape, head: usize, position: 
 pub fn row_error(mixer: &dyn Mixer, tape: &LayerTape, head: usize, position: usize, row: &[f32]) -> (f32, f32) {
     let values = values(mixer, tape, Point::Value, head, Span::All);
     let mut product = vec![0.0; values.width];
-    for (s, m) in row.iter().enumerate() {
-        product.iter_mut().zip(values.row(s)).for_each(|(p, v)| *p += m * v);
+    apply_row(row, values, &mut product);
+    for (channel, product) in product.iter_mut().enumerate() {
+        *product += mixer.offset(tape, position, head, channel);
     }
     let width = mixer.geometry().head_dim;
     let y = tape.row(Point::Core, position).map_or(&[][..], |y| &y[head * width..(head + 1) * width]);
     let error = product.iter().zip(y).map(|(p, y)| (p - y).abs()).fold(0.0, f32::max);
     (error, abs_max(y))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reach_of_simple_rows() {
+        let newest = reach_of_row(&[0.0, 0.0, 0.0, -2.0]);
+        assert_eq!((newest.mean_distance, newest.entropy_bits, newest.field), (0.0, 0.0, 1.0));
+        let even = reach_of_row(&[1.0, -1.0, 1.0, 1.0]);
+        assert_eq!((even.mean_distance, even.entropy_bits, even.field), (1.5, 2.0, 4.0));
+        assert!(reach_of_row(&[0.0]).mean_distance.is_nan());
+    }
 }

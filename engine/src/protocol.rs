@@ -51,8 +51,14 @@ pub enum MixerKind {
     Mamba1,
     /// State-space duality (SSD): one scalar decay per head.
     Mamba2,
+    /// Gated delta rule: a state that corrects what it holds under a key.
+    DeltaRule,
+    /// Double-gated short convolution: the last few tokens and nothing else.
+    ShortConv,
     /// Causal softmax attention with a KV cache.
     Attention,
+    /// No mixer: a layer that is feed-forward alone.
+    FeedForward,
 }
 
 impl MixerKind {
@@ -61,20 +67,38 @@ impl MixerKind {
         match self {
             Self::Mamba1 => "Mamba-1",
             Self::Mamba2 => "Mamba-2",
+            Self::DeltaRule => "gated delta rule",
+            Self::ShortConv => "short convolution",
             Self::Attention => "attention",
+            Self::FeedForward => "feed-forward",
         }
     }
 
     /// Whether the mixer carries a state of fixed size instead of a growing KV cache.
     pub fn is_recurrent(self) -> bool {
-        !matches!(self, Self::Attention)
+        matches!(self, Self::Mamba1 | Self::Mamba2 | Self::DeltaRule | Self::ShortConv)
+    }
+
+    /// Whether tokens are mixed at all, so that there are a matrix, strengths, keys and values.
+    pub fn mixes(self) -> bool {
+        self != Self::FeedForward
+    }
+
+    /// Whether the state fades by a factor, [`Point::Decay`].
+    pub fn decays(self) -> bool {
+        matches!(self, Self::Mamba1 | Self::Mamba2 | Self::DeltaRule)
+    }
+
+    /// Whether a step size is selected, [`Point::Delta`].
+    pub fn has_delta(self) -> bool {
+        matches!(self, Self::Mamba1 | Self::Mamba2)
     }
 
     /// What one row of [`Geometry::heads`] is called.
     pub fn head_noun(self) -> &'static str {
         match self {
-            Self::Mamba1 => "channel",
-            Self::Mamba2 | Self::Attention => "head",
+            Self::Mamba1 | Self::ShortConv => "channel",
+            Self::Mamba2 | Self::DeltaRule | Self::Attention | Self::FeedForward => "head",
         }
     }
 }
@@ -83,18 +107,22 @@ impl MixerKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     pub kind: MixerKind,
-    /// Independent mixing matrices H (Mamba-1: channels E).
+    /// Independent mixing matrices H (Mamba-1: channels E, short convolution: channels d; 1 without a mixer).
     pub heads: usize,
-    /// Values each head mixes, P (Mamba-1: 1).
+    /// Values each head mixes, P (Mamba-1 and short convolution: 1).
     pub head_dim: usize,
     /// State entries per value, N; for attention the width of a key.
     pub state_dim: usize,
     /// Heads that share one key and one query (B and C groups; attention: KV heads own the keys).
     pub groups: usize,
-    /// Decay factors per head: 1, or N for Mamba-1; 0 for attention, which forgets nothing.
+    /// Decay factors per head: 1, or N for Mamba-1; 0 where nothing fades by a factor.
     pub decay_dim: usize,
-    /// Taps of the short convolution, 0 without one.
+    /// Taps of the short convolution in front of the mixer, 0 without one.
     pub conv_taps: usize,
+    /// Whether an output gate follows the mixer, [`Point::Gate`].
+    pub gated: bool,
+    /// Tokens in sight, the current one included; none for all of them.
+    pub window: Option<usize>,
     /// Bytes of the recurrent state, convolution history included; constant in the context length.
     pub state_bytes: usize,
     /// Bytes that the KV cache grows by per token; 0 for recurrent mixers.
@@ -104,11 +132,21 @@ pub struct Geometry {
 /// One block of the model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LayerInfo {
-    /// Parallel mixers of the layer; one in every model supported so far.
+    /// The mixers of the layer, at least one: side by side in Falcon-H1; in Zamba the layer's own and the shared attention.
     pub parts: Vec<Geometry>,
-    /// Width of the gated MLP that follows the mixer, if any.
-    pub mlp_dim: Option<usize>,
+    /// What follows the mixer, or is the whole layer.
+    pub feed_forward: Option<FeedForwardInfo>,
+    /// Numbers stored for this layer alone; a shared block counts where it is stored.
     pub parameters: u64,
+}
+
+/// A layer's feed-forward network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FeedForwardInfo {
+    /// Width of the MLP, or of one expert.
+    pub width: usize,
+    /// Routed experts and how many of them a token goes to; none for a plain MLP.
+    pub experts: Option<(usize, usize)>,
 }
 
 impl LayerInfo {
@@ -155,15 +193,19 @@ pub enum Point {
     Conv,
     /// Step size Δ after softplus and clamp, `[H]`.
     Delta,
+    /// Delta rule: share β by which what is stored under a key is replaced, `[H]`.
+    Beta,
+    /// Delta rule: logarithm of the decay, `[H]`.
+    LogDecay,
     /// Factor by which the state is kept, exp(ΔA), `[H]` (Mamba-1 `[H, N]`).
     Decay,
-    /// Write direction: B, or the key, `[G, N]`.
+    /// Write direction: B, or the key, `[G, N]`; of a short convolution the gate before it, `[H]`.
     Key,
-    /// Read direction: C, or the query, `[G, N]` (attention `[H, N]`).
+    /// Read direction: C, or the query, `[G, N]` (attention `[H, N]`); of a short convolution the gate after it, `[H]`.
     Query,
     /// What is mixed: x after convolution and SiLU, or the value vector, `[H, P]` (attention `[G, P]`).
     Value,
-    /// Write strength ‖Δ B xᵀ‖_F, for attention ‖k‖‖v‖, `[H]`.
+    /// Write strength ‖Δ B xᵀ‖_F, for the delta rule β‖k‖‖v‖, for attention ‖k‖‖v‖, `[H]`.
     Write,
     /// Read strength: norm of what is read out of state or cache, skip D·x excluded, `[H]`.
     Read,
@@ -173,7 +215,7 @@ pub enum Point {
     Mixing(MixingView),
     /// max |M·v − y| of the row, relative to the largest |y| of the head so far, `[1]`: how true the picture is.
     MixingError,
-    /// Output gate z before its SiLU, `[H, P]`.
+    /// Output gate z before its activation (SiLU; σ for gated attention), `[H, P]`.
     Gate,
     /// Mixer output y before gate and norm, D·x included, `[H, P]`.
     Core,
@@ -181,6 +223,23 @@ pub enum Point {
     Out,
     /// Entropy of a softmax row in bits, `[H]`; attention only.
     Entropy,
+    /// How far back a token looks, [`Reach`], `[heads, 3]`, of up to [`REACH_HEADS`] heads spread over the mixer: one axis for state
+    /// spaces and attention.
+    Reach,
+}
+
+/// Heads of which [`Point::Reach`] speaks at most.
+pub const REACH_HEADS: usize = 16;
+
+/// What a row of |M| says of the distance, with p_j = |M_ij| / Σ|M_i·|.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Reach {
+    /// Σ_j (i − j) p_j, in tokens (DeciMamba, Ben-Kish et al. 2024).
+    pub mean_distance: f32,
+    /// −Σ_j p_j log₂ p_j, in bits.
+    pub entropy_bits: f32,
+    /// Effective receptive field: the fewest newest tokens that hold nine tenths of the row.
+    pub field: f32,
 }
 
 /// Which mixing matrix is drawn.

@@ -11,7 +11,7 @@ use crate::mixer::StateSlot;
 use crate::model::{Logits, Model};
 use crate::protocol::{Prediction, TokenId, TokenSource};
 use crate::sampler::Sampling;
-use crate::tape::{LayerTape, Refill, Tape};
+use crate::tape::{Refill, Tape};
 
 /// What a session may keep in memory besides weights and live state.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +33,10 @@ pub enum SessionError {
     EmptyPrompt,
     #[error("token {token} at position {position} is outside the vocabulary of {vocab_size}; use ids from 0 to {}", vocab_size - 1)]
     OutOfVocabulary { token: TokenId, position: usize, vocab_size: usize },
+    #[error(
+        "the model has learned {limit} positions and knows no others, so the text cannot be longer; give a shorter prompt or fewer tokens"
+    )]
+    TooLong { limit: usize },
     #[error("position {position} does not exist; the text has {length} tokens")]
     NoSuchPosition { position: usize, length: usize },
     #[error(
@@ -86,7 +90,7 @@ impl Session {
         let sampling_limit = tokenizer_size.unwrap_or(usize::MAX).clamp(1, model.spec().vocab_size);
         Self {
             history: History::new(budgets.snapshot_bytes),
-            tape: Tape::new(model.layer_count(), budgets.tape_bytes),
+            tape: Tape::new(&model.part_counts(), budgets.tape_bytes),
             slots: model.slots(),
             position: 0,
             goal: 0,
@@ -154,6 +158,7 @@ impl Session {
             return Err(SessionError::EmptyPrompt);
         }
         prompt.iter().enumerate().try_for_each(|(position, token)| self.check(*token, position))?;
+        self.check_length(prompt.len())?;
         self.history.start(prompt);
         self.tape.truncate(0);
         self.expectations.clear();
@@ -168,6 +173,14 @@ impl Session {
             Ok(())
         } else {
             Err(SessionError::OutOfVocabulary { token, position, vocab_size })
+        }
+    }
+
+    /// That a text of `length` tokens has positions.
+    fn check_length(&self, length: usize) -> Result<(), SessionError> {
+        match self.model.spec().learned_positions {
+            Some(limit) if length > limit => Err(SessionError::TooLong { limit }),
+            _ => Ok(()),
         }
     }
 
@@ -254,6 +267,7 @@ impl Session {
             return Ok(self.history.token(self.position).0);
         }
         let Some(last) = self.position.checked_sub(1) else { return Err(SessionError::EmptyPrompt) };
+        self.check_length(self.position + 1)?;
         let logits = &self.logits[..self.sampling_limit];
         if !logits.iter().any(|l| l.is_finite()) {
             return Err(SessionError::NotFinite { position: last });
@@ -282,6 +296,7 @@ impl Session {
             return Err(SessionError::NoSuchPosition { position, length: self.history.len() });
         }
         self.check(token, position)?;
+        self.check_length(position + 1)?;
         self.history.truncate(position);
         self.tape.truncate(position);
         self.expectations.truncate(position);
@@ -331,16 +346,17 @@ impl Session {
         (replay.position, self.position)
     }
 
-    /// The recurrent state `[H, P, N]` of `layer` after the token at `position`; none if it is not known (any more) or the layer has none.
-    pub fn state_at(&self, layer: usize, position: usize) -> Option<Vec<f32>> {
+    /// The recurrent state `[H, P, N]` of a mixer after the token at `position`; none if it is not known (any more) or the mixer has none.
+    pub fn state_at(&self, layer: usize, part: usize, position: usize) -> Option<Vec<f32>> {
+        let slot = self.model.slot_index(layer, part);
         if position + 1 == self.position {
-            let state = &self.slots[layer].state;
+            let state = &self.slots[slot].state;
             return (!state.is_empty()).then(|| state.clone());
         }
-        let tape: &LayerTape = self.tape.layer(layer);
+        let (mixer, tape) = (self.model.mixer(layer, part), self.tape.part(layer, part));
         let (mut state, from) = match self.history.snapshot_before(position + 1) {
-            Some(snapshot) => (snapshot.slots[layer].state.clone(), snapshot.position),
-            None => (self.model.mixer(layer).slot().state, 0),
+            Some(snapshot) => (snapshot.slots[slot].state.clone(), snapshot.position),
+            None => (mixer.slot().state, 0),
         };
         let recorded = tape.positions();
         if state.is_empty() || position >= self.history.len() {
@@ -350,7 +366,7 @@ impl Session {
             if recorded.start > from || recorded.end <= position {
                 return None;
             }
-            self.model.mixer(layer).fold(tape, from..position + 1, &mut state);
+            mixer.fold(tape, from..position + 1, &mut state);
         }
         Some(state)
     }

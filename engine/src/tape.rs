@@ -18,7 +18,7 @@ struct Column {
     values: Vec<f32>,
 }
 
-/// What is recorded of one layer: consecutive tokens from `first`.
+/// What is recorded of one mixer, and with a layer's first one of the layer itself: consecutive tokens from `first`.
 #[derive(Clone, Debug, Default)]
 pub struct LayerTape {
     first: usize,
@@ -28,8 +28,9 @@ pub struct LayerTape {
 impl LayerTape {
     /// Absolute positions recorded.
     pub fn positions(&self) -> Range<usize> {
-        // Resid is the last quantity that a layer shows, so a token counts once all of it is there.
-        let rows = self.column(Point::Resid).map_or(0, |c| c.values.len() / c.width.max(1));
+        // The last quantity that a layer shows is Resid, and its further mixers Out, so a token counts once all of it is there.
+        let last = self.column(Point::Resid).or_else(|| self.column(Point::Out));
+        let rows = last.map_or(0, |c| c.values.len() / c.width.max(1));
         self.first..self.first + rows
     }
 
@@ -102,7 +103,8 @@ impl LayerTape {
 /// The tapes of all layers, under one budget.
 #[derive(Clone, Debug)]
 pub struct Tape {
-    layers: Vec<LayerTape>,
+    /// By layer and part; at least one part.
+    layers: Vec<Vec<LayerTape>>,
     /// Layers in sight, which are kept longest.
     observed: Vec<bool>,
     /// Layers given up to stay in the budget, until they are observed.
@@ -111,21 +113,28 @@ pub struct Tape {
 }
 
 impl Tape {
-    pub fn new(layers: usize, budget: usize) -> Self {
+    /// `parts`: the number of mixers of each layer.
+    pub fn new(parts: &[usize], budget: usize) -> Self {
         Self {
-            layers: vec![LayerTape::default(); layers],
-            observed: vec![false; layers],
-            dropped: vec![false; layers],
+            layers: parts.iter().map(|&parts| vec![LayerTape::default(); parts.max(1)]).collect(),
+            observed: vec![false; parts.len()],
+            dropped: vec![false; parts.len()],
             budget,
         }
     }
 
-    pub fn layer(&self, layer: usize) -> &LayerTape {
-        &self.layers[layer]
+    /// The record of mixer `part`; part 0 also holds what belongs to the layer as a whole.
+    pub fn part(&self, layer: usize, part: usize) -> &LayerTape {
+        &self.layers[layer][part]
+    }
+
+    /// Bytes of a layer.
+    pub fn layer_bytes(&self, layer: usize) -> usize {
+        self.layers[layer].iter().map(LayerTape::bytes).sum()
     }
 
     pub fn bytes(&self) -> usize {
-        self.layers.iter().map(LayerTape::bytes).sum()
+        self.layers.iter().flatten().map(LayerTape::bytes).sum()
     }
 
     /// Sets which layers are in sight. What `missing` then names must be refilled by replay.
@@ -147,32 +156,33 @@ impl Tape {
 
     /// Empties one layer and stops recording it until a replay has refilled it.
     pub fn give_up(&mut self, layer: usize) {
-        self.layers[layer] = LayerTape::default();
+        self.layers[layer].fill(LayerTape::default());
         self.dropped[layer] = true;
     }
 
     /// Forgets all tokens from `length` on.
     pub fn truncate(&mut self, length: usize) {
-        self.layers.iter_mut().for_each(|l| l.truncate(length));
+        self.layers.iter_mut().flatten().for_each(|l| l.truncate(length));
     }
 
     /// Layers not recorded, and the first token still known of the others.
     pub fn bounds(&self) -> (usize, usize) {
-        let first = self.layers.iter().zip(&self.dropped).filter(|(_, d)| !**d).map(|(l, _)| l.first).max();
+        let first = self.layers.iter().zip(&self.dropped).filter(|(_, d)| !**d).map(|(l, _)| l[0].first).max();
         (self.dropped.iter().filter(|d| **d).count(), first.unwrap_or(0))
     }
 
     /// Gives up recordings until the rest fits.
     pub fn enforce_budget(&mut self) {
         while self.bytes() > self.budget {
-            let unseen = (0..self.layers.len()).find(|&l| !self.observed[l] && self.layers[l].bytes() > 0);
+            let unseen = (0..self.layers.len()).find(|&l| !self.observed[l] && self.layer_bytes(l) > 0);
             if let Some(layer) = unseen {
                 self.give_up(layer);
                 continue;
             }
-            let half = self.layers.iter().map(|l| l.positions().start + l.positions().len() / 2).max().unwrap_or(0);
+            let half =
+                self.layers.iter().flatten().map(|l| l.positions().start + l.positions().len() / 2).max().unwrap_or(0);
             let before = self.bytes();
-            self.layers.iter_mut().for_each(|l| l.drop_before(half));
+            self.layers.iter_mut().flatten().for_each(|l| l.drop_before(half));
             if self.bytes() == before {
                 break;
             }
@@ -185,8 +195,8 @@ impl Observer for Tape {
         !self.dropped[layer]
     }
 
-    fn observe(&mut self, layer: usize, point: Point, first: usize, rows: usize, values: &[f32]) {
-        self.layers[layer].append(point, first, rows, values);
+    fn observe(&mut self, layer: usize, part: usize, point: Point, first: usize, rows: usize, values: &[f32]) {
+        self.layers[layer][part].append(point, first, rows, values);
     }
 }
 
@@ -201,8 +211,8 @@ impl Observer for Refill<'_> {
         self.layers.contains(&layer)
     }
 
-    fn observe(&mut self, layer: usize, point: Point, first: usize, rows: usize, values: &[f32]) {
-        self.tape.layers[layer].append(point, first, rows, values);
+    fn observe(&mut self, layer: usize, part: usize, point: Point, first: usize, rows: usize, values: &[f32]) {
+        self.tape.layers[layer][part].append(point, first, rows, values);
     }
 }
 
@@ -212,25 +222,25 @@ mod tests {
 
     fn record(tape: &mut Tape, layer: usize, first: usize, rows: usize) {
         let values: Vec<f32> = (first..first + rows).flat_map(|t| [t as f32, layer as f32]).collect();
-        tape.observe(layer, Point::Delta, first, rows, &values);
-        tape.observe(layer, Point::Resid, first, rows, &values);
+        tape.observe(layer, 0, Point::Delta, first, rows, &values);
+        tape.observe(layer, 0, Point::Resid, first, rows, &values);
     }
 
     #[test]
     fn rows_are_found_by_absolute_position() {
-        let mut tape = Tape::new(1, usize::MAX);
+        let mut tape = Tape::new(&[1], usize::MAX);
         record(&mut tape, 0, 0, 3);
         record(&mut tape, 0, 2, 3);
-        assert_eq!(tape.layer(0).positions(), 0..5);
-        assert_eq!(tape.layer(0).row(Point::Delta, 4), Some(&[4.0, 0.0][..]));
+        assert_eq!(tape.part(0, 0).positions(), 0..5);
+        assert_eq!(tape.part(0, 0).row(Point::Delta, 4), Some(&[4.0, 0.0][..]));
         tape.truncate(2);
-        assert_eq!(tape.layer(0).row(Point::Delta, 2), None);
-        assert_eq!(tape.layer(0).positions(), 0..2);
+        assert_eq!(tape.part(0, 0).row(Point::Delta, 2), None);
+        assert_eq!(tape.part(0, 0).positions(), 0..2);
     }
 
     #[test]
     fn unseen_layers_go_first_and_come_back_when_seen() {
-        let mut tape = Tape::new(2, 10 * 16);
+        let mut tape = Tape::new(&[1, 1], 10 * 16);
         tape.look_at(|l| l == 0);
         for t in 0..8 {
             record(&mut tape, 0, t, 1);
@@ -239,7 +249,7 @@ mod tests {
             }
             tape.enforce_budget();
         }
-        assert_eq!(tape.layer(0).positions(), 0..8);
+        assert_eq!(tape.part(0, 0).positions(), 0..8);
         assert!(!tape.wants(1));
         tape.look_at(|l| l == 1);
         assert_eq!(tape.missing(), vec![1]);
@@ -247,15 +257,15 @@ mod tests {
 
     #[test]
     fn the_oldest_tokens_go_when_nothing_else_can() {
-        let mut tape = Tape::new(1, 10 * 16);
+        let mut tape = Tape::new(&[1], 10 * 16);
         tape.look_at(|_| true);
         for t in 0..25 {
             record(&mut tape, 0, t, 1);
             tape.enforce_budget();
         }
-        let positions = tape.layer(0).positions();
+        let positions = tape.part(0, 0).positions();
         assert_eq!(positions.end, 25);
         assert!(positions.start > 0 && tape.bytes() <= 10 * 16);
-        assert_eq!(tape.layer(0).row(Point::Delta, 24), Some(&[24.0, 0.0][..]));
+        assert_eq!(tape.part(0, 0).row(Point::Delta, 24), Some(&[24.0, 0.0][..]));
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-use super::config::SUPPORTED_MODEL_TYPES;
+use super::config::supported_model_types;
 
 /// Why a model could not be opened. The message is one sentence that names the file, what was expected and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -25,14 +25,14 @@ pub enum LoadError {
     #[error("{} has no *.safetensors file: the weights are missing, download them too", path.display())]
     NoWeights { path: PathBuf },
     #[error(
-        "{} holds its weights only as {found}, which runs code when read; convert it to safetensors \
+        "{} holds its weights only as {found}; convert it to safetensors \
          (transformers: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder))",
         path.display()
     )]
     OnlyPickle { path: PathBuf, found: String },
     #[error("{named_by} expects the file {shard}, which is not there: download it too")]
     MissingShard { named_by: String, shard: String },
-    #[error("{file} cannot be read as safetensors: {problem}")]
+    #[error("{file} cannot be read: {problem}")]
     Malformed { file: String, problem: String },
     #[error("tensor {tensor} is in both {first} and {second}: leave only one set of weights in the folder")]
     DuplicateTensor { tensor: String, first: String, second: String },
@@ -71,7 +71,7 @@ pub enum LoadError {
 pub enum ConfigError {
     #[error("the top level must be an object, found {found}")]
     NotAnObject { found: String },
-    #[error("`model_type` {found:?} is not supported: supported are {} and the original state-spaces files", SUPPORTED_MODEL_TYPES.join(", "))]
+    #[error("`model_type` {found:?} is not supported: supported are {} and the original state-spaces files", supported_model_types().collect::<Vec<_>>().join(", "))]
     UnknownModelType { found: String },
     #[error(
         "there is neither `model_type` nor the `d_model` and `n_layer` of original state-spaces files, so the architecture is unknown"

@@ -1,4 +1,4 @@
-//! Which safetensors files of a folder hold the weights.
+//! Which files of a folder hold the weights.
 
 use std::path::{Path, PathBuf};
 
@@ -6,8 +6,8 @@ use serde_json::Value;
 
 use super::error::LoadError;
 
-/// The weight files of `folder`, in order: `model.safetensors`, or the shards that an index names, or all unindexed `*.safetensors`
-/// (only the `model*` ones if there are such, never `consolidated*` beside others).
+/// The weight files of `folder`, in order: `model.safetensors`, or the shards that an index names, or all `model*.safetensors`, or
+/// `pytorch_model.bin` or its shards, or all other `*.safetensors` (never `consolidated*` beside others, unless params.json asks for it).
 ///
 /// # Errors
 /// No such file, a shard that is missing, an unreadable index or folder.
@@ -25,8 +25,12 @@ pub fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, LoadError> {
     let mut found: Vec<&String> = names.iter().filter(|name| name.ends_with(".safetensors")).collect();
     if found.iter().any(|name| name.starts_with("model")) {
         found.retain(|name| name.starts_with("model"));
-    } else if found.iter().any(|name| !name.starts_with("consolidated")) {
+    } else if let Some(pickled) = pickled(folder, &names)? {
+        return Ok(pickled);
+    } else if found.iter().any(|name| !name.starts_with("consolidated")) && !folder.join("params.json").is_file() {
         found.retain(|name| !name.starts_with("consolidated"));
+    } else if found.iter().any(|name| name.starts_with("consolidated")) {
+        found.retain(|name| name.starts_with("consolidated"));
     }
     if found.is_empty() {
         let pickle = |name: &&String| [".bin", ".pt", ".pth", ".ckpt"].iter().any(|end| name.ends_with(end));
@@ -39,6 +43,15 @@ pub fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, LoadError> {
         return Err(LoadError::MissingShard { named_by: folder.join(named_by).display().to_string(), shard });
     }
     Ok(found.into_iter().map(|name| folder.join(name)).collect())
+}
+
+/// `pytorch_model.bin`, or its shards.
+fn pickled(folder: &Path, names: &[String]) -> Result<Option<Vec<PathBuf>>, LoadError> {
+    if names.iter().any(|name| name == "pytorch_model.bin") {
+        return Ok(Some(vec![folder.join("pytorch_model.bin")]));
+    }
+    let index = "pytorch_model.bin.index.json";
+    names.iter().find(|name| *name == index).map(|index| indexed_shards(folder, index)).transpose()
 }
 
 /// Names of the files in `folder`, sorted, hidden ones left out.

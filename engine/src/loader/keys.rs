@@ -1,5 +1,8 @@
 //! Typed access to the keys of a JSON object that Python wrote.
 
+use std::cell::RefCell;
+use std::collections::HashSet;
+
 use serde_json::{Map, Value};
 
 use super::error::ConfigError;
@@ -38,21 +41,31 @@ pub fn json_from_python(text: &str) -> String {
 pub struct Keys<'a> {
     map: &'a Map<String, Value>,
     within: &'static str,
+    /// Which keys were asked for: what a family reads it takes care of.
+    read: Option<&'a RefCell<HashSet<String>>>,
 }
 
 impl<'a> Keys<'a> {
     pub fn new(map: &'a Map<String, Value>, within: &'static str) -> Self {
-        Self { map, within }
+        Self { map, within, read: None }
+    }
+
+    /// Notes in `read` every key that is asked for.
+    pub fn noting(self, read: &'a RefCell<HashSet<String>>) -> Self {
+        Self { read: Some(read), ..self }
     }
 
     /// The value as it stands; `null` is a value.
     pub fn raw(&self, key: &str) -> Option<&'a Value> {
+        if let Some(read) = self.read {
+            read.borrow_mut().insert(key.to_owned());
+        }
         self.map.get(key)
     }
 
     /// The value, if there is one and it is not `null`.
     pub fn get(&self, key: &str) -> Option<&'a Value> {
-        self.map.get(key).filter(|value| !value.is_null())
+        self.raw(key).filter(|value| !value.is_null())
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&'a String, &'a Value)> {
@@ -86,6 +99,22 @@ impl<'a> Keys<'a> {
     pub fn number(&self, key: &str, default: f64) -> Result<f64, ConfigError> {
         let Some(value) = self.get(key) else { return Ok(default) };
         float(value).filter(|x| x.is_finite()).ok_or_else(|| self.invalid(key, value, "a finite number"))
+    }
+
+    /// A finite factor, as f32.
+    pub fn factor(&self, key: &str, default: f64) -> Result<f32, ConfigError> {
+        Ok(self.number(key, default)? as f32)
+    }
+
+    /// `count` finite factors; ones without the key.
+    pub fn factors<const N: usize>(&self, key: &str) -> Result<[f32; N], ConfigError> {
+        let Some(value) = self.get(key) else { return Ok([1.0; N]) };
+        let numbers: Option<Vec<f64>> = value.as_array().and_then(|list| list.iter().map(float).collect());
+        let finite = numbers.filter(|numbers| numbers.iter().all(|x| x.is_finite()));
+        let factors = finite.and_then(|numbers| <[f64; N]>::try_from(numbers).ok());
+        factors
+            .map(|factors| factors.map(|x| x as f32))
+            .ok_or_else(|| self.invalid(key, value, &format!("{N} numbers")))
     }
 
     /// A finite number ≥ 0: the epsilon of a norm.

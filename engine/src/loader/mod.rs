@@ -8,6 +8,7 @@ mod error;
 mod files;
 mod keys;
 pub mod names;
+mod pickle;
 mod rope;
 pub mod tokenizer;
 pub mod weights;
@@ -70,12 +71,18 @@ fn open_folder(folder: &Path, dtype: Option<Dtype>) -> Result<Loaded, LoadError>
     if !folder.exists() {
         return Err(LoadError::NoSuchPath { path: folder.to_owned() });
     }
-    let config_path = folder.join("config.json");
-    if !config_path.is_file() {
+    let (config_path, params_path) = (folder.join("config.json"), folder.join("params.json"));
+    let text = |path: &Path| Ok::<_, LoadError>(String::from_utf8_lossy(&read(path)?).into_owned());
+    let (spec, weights) = if config_path.is_file() {
+        let spec = config::parse(&text(&config_path)?, &config_path.display().to_string())?;
+        (spec, Weights::open(folder, dtype)?)
+    } else if params_path.is_file() {
+        let (text, weights) = (text(&params_path)?, Weights::open(folder, dtype)?);
+        let shape = |name: &str| weights.shape(name).map(<[usize]>::to_vec);
+        (config::parse_params(&text, &params_path.display().to_string(), shape)?, weights)
+    } else {
         return Err(LoadError::NoConfig { path: folder.to_owned() });
-    }
-    let spec = config::parse(&String::from_utf8_lossy(&read(&config_path)?), &config_path.display().to_string())?;
-    let weights = Weights::open(folder, dtype)?;
+    };
     let tokenizer_path = folder.join("tokenizer.json");
     let tokenizer = match tokenizer_path.is_file() {
         true => Some(tokenizer(&read(&tokenizer_path)?, tokenizer_path.display().to_string())?),

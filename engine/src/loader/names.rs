@@ -3,27 +3,45 @@
 use super::error::{ConfigError, LoadError};
 use crate::model::spec::MixerSpec;
 
-/// Tensor names of one model type. Prefixes have no dot at the end; the tensors inside a mixer are its own business.
+/// Tensor names of one model type. Prefixes have no dot at the end. Norms are prefixes too: of `weight`, and of a layer norm's `bias`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Names {
     /// Token embedding, `[V, d]`.
     pub embeddings: &'static str,
-    /// Scale of the final norm, `[d]`.
+    /// Learned positions, `[P, d]`.
+    pub positions: &'static str,
+    /// Final norm, `[d]`.
     pub final_norm: &'static str,
     /// Output head, `[V, d]`; may be missing where it is tied to the embedding.
     pub head: &'static str,
-    /// Prefix of all layers; layer i is `{layers}.{i}`.
+    /// Prefix of all layers; layer i is `{layers}.{i}`. All that follows is within a layer.
     pub layers: &'static str,
-    /// Within a layer: scale of the norm before the mixer, `[d]`.
+    /// The norm before the mixer, `[d]`.
     pub mixer_norm: &'static str,
-    /// Within a layer: scale of the norm before the MLP, `[d]`.
+    /// The norm before the MLP, `[d]`.
     pub mlp_norm: &'static str,
-    /// Within a layer: prefix of a state-space mixer.
+    /// A state-space mixer.
     pub mamba: &'static str,
-    /// Within a layer: prefix of an attention mixer.
+    /// Attention; within a shared block too.
     pub attention: &'static str,
-    /// Within a layer: prefix of the gated MLP (`gate_proj`, `up_proj`, `down_proj`).
+    /// A gated delta rule.
+    pub delta_rule: &'static str,
+    /// A short convolution.
+    pub short_conv: &'static str,
+    /// The MLP; within a shared block too.
     pub mlp: &'static str,
+    /// Router and experts.
+    pub moe: &'static str,
+    /// The expert that every token goes to.
+    pub shared_expert: &'static str,
+    /// The shared transformer block, in the layer that stores it.
+    pub shared: &'static str,
+    /// The layer's own mixer and norm where a shared block stands before them.
+    pub beside_shared: &'static str,
+    /// First parts of names inside mixers and MLPs that this family spells differently: (ours, stored).
+    pub renames: &'static [(&'static str, &'static str)],
+    /// Whether the matrices of a layer are stored `[in, out]`.
+    pub transposed: bool,
 }
 
 impl Names {
@@ -37,7 +55,18 @@ impl Names {
         match spec {
             MixerSpec::Mamba1(_) | MixerSpec::Mamba2(_) => self.mamba,
             MixerSpec::Attention(_) => self.attention,
+            MixerSpec::DeltaRule(_) => self.delta_rule,
+            MixerSpec::ShortConv(_) => self.short_conv,
         }
+    }
+
+    /// This family's spelling of a name inside a layer.
+    pub fn stored(&self, name: &str) -> String {
+        let spelled = self.renames.iter().find_map(|(ours, stored)| {
+            let rest = name.strip_prefix(ours)?;
+            (rest.is_empty() || rest.starts_with('.')).then(|| format!("{stored}{rest}"))
+        });
+        spelled.unwrap_or_else(|| name.to_owned())
     }
 
     /// The map of a model type.
@@ -46,9 +75,19 @@ impl Names {
     /// [`ConfigError::UnknownModelType`] for one that the loader does not accept.
     pub fn of(model_type: &str) -> Result<&'static Names, LoadError> {
         match model_type {
-            "mamba" | "mamba2" => Ok(&BACKBONE),
-            "llama" => Ok(&LLAMA),
-            "bamba" => Ok(&BAMBA),
+            "mamba" | "mamba2" | "falcon_mamba" => Ok(&BACKBONE),
+            "llama" | "mistral" | "qwen2" | "qwen3" => Ok(&LLAMA),
+            "bamba" | "falcon_h1" => Ok(&BAMBA),
+            "jamba" => Ok(&JAMBA),
+            "zamba" => Ok(&ZAMBA),
+            "zamba2" => Ok(&ZAMBA2),
+            "granitemoehybrid" => Ok(&GRANITE),
+            "nemotron_h" => Ok(&NEMOTRON),
+            "qwen3_next" => Ok(&QWEN3_NEXT),
+            "lfm2" => Ok(&LFM2),
+            "samba" => Ok(&SAMBA),
+            "gpt_neox" => Ok(&GPT_NEOX),
+            "gpt2" => Ok(&GPT2),
             other => {
                 let problem = ConfigError::UnknownModelType { found: other.to_owned() };
                 Err(LoadError::Config { file: "config.json".to_owned(), problem })
@@ -57,44 +96,123 @@ impl Names {
     }
 }
 
-/// `mamba`, `mamba2` and the original state-spaces files (their `embedding` is read under its newer name).
-const BACKBONE: Names = Names {
-    embeddings: "backbone.embeddings.weight",
-    final_norm: "backbone.norm_f.weight",
-    head: "lm_head.weight",
-    layers: "backbone.layers",
-    mixer_norm: "norm.weight",
-    mlp_norm: "norm2.weight",
-    mamba: "mixer",
-    attention: "mixer",
-    mlp: "mlp",
-};
-
 const LLAMA: Names = Names {
     embeddings: "model.embed_tokens.weight",
-    final_norm: "model.norm.weight",
+    positions: "",
+    final_norm: "model.norm",
     head: "lm_head.weight",
     layers: "model.layers",
-    mixer_norm: "input_layernorm.weight",
-    mlp_norm: "post_attention_layernorm.weight",
+    mixer_norm: "input_layernorm",
+    mlp_norm: "post_attention_layernorm",
     mamba: "mamba",
     attention: "self_attn",
+    delta_rule: "linear_attn",
+    short_conv: "conv",
     mlp: "mlp",
+    moe: "mlp",
+    shared_expert: "mlp.shared_expert",
+    shared: "",
+    beside_shared: "",
+    renames: &[],
+    transposed: false,
 };
 
-const BAMBA: Names = Names {
-    final_norm: "model.final_layernorm.weight",
-    mlp_norm: "pre_ff_layernorm.weight",
-    mlp: "feed_forward",
+/// `mamba`, `mamba2`, `falcon_mamba` and the original state-spaces files (their `embedding` is read under its newer name).
+const BACKBONE: Names = Names {
+    embeddings: "backbone.embeddings.weight",
+    final_norm: "backbone.norm_f",
+    layers: "backbone.layers",
+    mixer_norm: "norm",
+    mlp_norm: "norm2",
+    mamba: "mixer",
+    attention: "mixer",
     ..LLAMA
 };
 
-/// Other spellings of the same tensor: original state-spaces files and Codestral's consolidated file.
+const BAMBA: Names =
+    Names { final_norm: "model.final_layernorm", mlp_norm: "pre_ff_layernorm", mlp: "feed_forward", ..LLAMA };
+
+const JAMBA: Names = Names { moe: "feed_forward", ..BAMBA };
+
+const ZAMBA: Names = Names { shared: "shared_transf", beside_shared: "mamba_decoder", ..BAMBA };
+
+const ZAMBA2: Names = Names { shared: "shared_transformer", ..ZAMBA };
+
+const GRANITE: Names = Names {
+    mlp: "shared_mlp",
+    moe: "block_sparse_moe",
+    shared_expert: "shared_mlp",
+    renames: &[("gate_up_proj", "input_linear"), ("down_proj", "output_linear"), ("router", "router.layer")],
+    ..LLAMA
+};
+
+/// Every layer has one norm and one `mixer`, be it an MLP.
+const NEMOTRON: Names = Names {
+    mlp_norm: "norm",
+    mlp: "mixer",
+    moe: "mixer",
+    shared_expert: "mixer.shared_experts",
+    renames: &[("router", "gate")],
+    ..BACKBONE
+};
+
+const QWEN3_NEXT: Names = Names { renames: &[("router", "gate")], ..LLAMA };
+
+const LFM2: Names = Names {
+    final_norm: "model.embedding_norm",
+    mixer_norm: "operator_norm",
+    mlp_norm: "ffn_norm",
+    mlp: "feed_forward",
+    renames: &[
+        ("gate_proj", "w1"),
+        ("up_proj", "w3"),
+        ("down_proj", "w2"),
+        ("o_proj", "out_proj"),
+        ("q_norm", "q_layernorm"),
+        ("k_norm", "k_layernorm"),
+        ("conv1d", "conv"),
+    ],
+    ..LLAMA
+};
+
+const SAMBA: Names = Names { mixer_norm: "mixer_norm", mlp_norm: "mlp_norm", ..BACKBONE };
+
+const GPT_NEOX: Names = Names {
+    embeddings: "gpt_neox.embed_in.weight",
+    final_norm: "gpt_neox.final_layer_norm",
+    layers: "gpt_neox.layers",
+    attention: "attention",
+    renames: &[
+        ("qkv_proj", "query_key_value"),
+        ("o_proj", "dense"),
+        ("up_proj", "dense_h_to_4h"),
+        ("down_proj", "dense_4h_to_h"),
+    ],
+    ..LLAMA
+};
+
+const GPT2: Names = Names {
+    embeddings: "transformer.wte.weight",
+    positions: "transformer.wpe.weight",
+    final_norm: "transformer.ln_f",
+    layers: "transformer.h",
+    mixer_norm: "ln_1",
+    mlp_norm: "ln_2",
+    attention: "attn",
+    renames: &[("qkv_proj", "c_attn"), ("o_proj", "c_proj"), ("up_proj", "c_fc"), ("down_proj", "c_proj")],
+    transposed: true,
+    ..LLAMA
+};
+
+/// Other spellings of the same tensor: original state-spaces files, Codestral's consolidated file, GPT-NeoX's head.
 pub fn canonical(stored: &str) -> String {
     let name = match stored.strip_prefix("model.") {
         Some(rest) if rest.starts_with("backbone.") || rest.starts_with("lm_head.") => rest,
         _ => stored,
     };
+    if let Some(rest) = name.strip_prefix("embed_out.") {
+        return format!("lm_head.{rest}");
+    }
     match name.strip_prefix("backbone.embedding.") {
         Some(rest) => format!("backbone.embeddings.{rest}"),
         None => name.to_owned(),
@@ -103,7 +221,10 @@ pub fn canonical(stored: &str) -> String {
 
 /// Whether a tensor is a buffer that old files carry along and no model reads.
 pub fn is_known_buffer(name: &str) -> bool {
-    ["rotary_emb.inv_freq", "attention.bias", "attention.masked_bias"].iter().any(|end| name.ends_with(end))
+    let buffers =
+        ["rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias", ".attn.bias", ".attn.masked_bias"];
+    // Heads for several tokens at once (`mtp.`) are for training and speculation.
+    name.starts_with("mtp.") || buffers.iter().any(|end| name.ends_with(end))
 }
 
 #[cfg(test)]
@@ -112,7 +233,7 @@ mod tests {
 
     #[test]
     fn every_supported_type_has_names() {
-        for model_type in super::super::config::SUPPORTED_MODEL_TYPES {
+        for model_type in super::super::config::supported_model_types() {
             assert!(Names::of(model_type).is_ok(), "{model_type}");
         }
         assert_eq!(Names::of("bamba").unwrap().layer(3), "model.layers.3");

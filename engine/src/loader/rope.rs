@@ -31,7 +31,11 @@ pub fn inverse_frequencies(
         return Err(rope.unsupported(key, value, "one set of rotary parameters for all layers"));
     }
 
-    let theta = rope.number("rope_theta", config.number("rope_theta", 10_000.0)?)?;
+    let theta = rope.number(
+        "rope_theta",
+        config
+            .number(if config.get("rotary_emb_base").is_some() { "rotary_emb_base" } else { "rope_theta" }, 10_000.0)?,
+    )?;
     if theta <= 0.0 {
         return Err(rope.invalid("rope_theta", &theta.into(), "a number above 0"));
     }
@@ -50,12 +54,7 @@ pub fn inverse_frequencies(
              expected an even number from 2 to {head_dim}"
         )));
     }
-    let mut frequencies: Vec<f32> = (0..rotary_dim / 2)
-        .map(|j| {
-            let exponent = (2 * j) as f32 / rotary_dim as f32;
-            1.0 / (f64::from(theta as f32).powf(f64::from(exponent)) as f32)
-        })
-        .collect();
+    let mut frequencies = plain(theta, rotary_dim);
 
     let type_key = if rope.get("rope_type").is_some() { "rope_type" } else { "type" };
     match rope.text(type_key)?.unwrap_or("default") {
@@ -68,6 +67,15 @@ pub fn inverse_frequencies(
         other => return Err(rope.unsupported(type_key, &other.into(), "\"default\", \"linear\" or \"llama3\"")),
     }
     Ok(frequencies)
+}
+
+/// θ^{−2j/r}, `[r/2]`.
+pub fn plain(theta: f64, rotary_dim: usize) -> Vec<f32> {
+    let frequency = |j: usize| {
+        let exponent = (2 * j) as f32 / rotary_dim as f32;
+        1.0 / (f64::from(theta as f32).powf(f64::from(exponent)) as f32)
+    };
+    (0..rotary_dim / 2).map(frequency).collect()
 }
 
 /// Stretches long waves by `factor`, leaves short ones, and blends in between (Llama 3.1).

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::ops::{Deref, Range};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 use half::{bf16, f16};
@@ -12,7 +13,11 @@ use statescope_kernels::mmap::MappedFile;
 
 use super::error::{LoadError, Shape};
 use super::files::weight_files;
-use super::names::{canonical, is_known_buffer};
+use super::names::{Names, canonical, is_known_buffer};
+use super::pickle::{self, Located};
+
+/// Models from this size on stay in their files.
+const MAPPED_FROM: usize = 1 << 30;
 
 /// Named tensors over one or several safetensors files, mapped rather than read.
 ///
@@ -32,7 +37,7 @@ struct WeightFile {
 }
 
 enum Bytes {
-    Mapped(MappedFile),
+    Mapped(Arc<MappedFile>),
     Embedded(&'static [u8]),
 }
 
@@ -75,7 +80,10 @@ impl Weights {
         let mut weights = Self { files: Vec::new(), entries: HashMap::new(), dtype };
         for path in weight_files(folder)? {
             let file = MappedFile::open(&path).map_err(|source| LoadError::Read { path: path.clone(), source })?;
-            weights.add(path.display().to_string(), Bytes::Mapped(file))?;
+            match path.extension().is_some_and(|end| end == "bin") {
+                true => weights.add_pickle(&path, file)?,
+                false => weights.add(path.display().to_string(), Bytes::Mapped(Arc::new(file)))?,
+            }
         }
         Ok(weights)
     }
@@ -102,21 +110,36 @@ impl Weights {
         let file = self.files.len();
         for (stored, info) in metadata.tensors() {
             let (start, end) = info.data_offsets;
-            let entry = Entry {
-                file,
-                dtype: info.dtype,
-                shape: info.shape.clone(),
-                range: data_start + start..data_start + end,
-                known: AtomicBool::new(false),
-                held: AtomicUsize::new(0),
-            };
-            if let Some(other) = self.entries.insert(canonical(&stored), entry) {
-                let first = self.files.get(other.file).map_or_else(|| label.clone(), |file| file.label.clone());
-                return Err(LoadError::DuplicateTensor { tensor: stored, first, second: label });
-            }
+            let (name, range) = (stored.clone(), data_start + start..data_start + end);
+            self.insert(&label, file, Located { name, dtype: info.dtype, shape: info.shape.clone(), range })?;
         }
         self.files.push(WeightFile { label, bytes });
         Ok(())
+    }
+
+    /// Finds the tensors of a pickled file.
+    fn add_pickle(&mut self, path: &Path, bytes: MappedFile) -> Result<(), LoadError> {
+        let label = path.display().to_string();
+        let malformed = |problem: String| LoadError::Malformed { file: label.clone(), problem };
+        if !pickle::is_little_endian(&bytes) {
+            return Err(malformed("it was written on a big-endian machine; convert it to safetensors".to_owned()));
+        }
+        for tensor in pickle::tensors(path, &bytes).map_err(malformed)? {
+            self.insert(&label, self.files.len(), tensor)?;
+        }
+        self.files.push(WeightFile { label, bytes: Bytes::Mapped(Arc::new(bytes)) });
+        Ok(())
+    }
+
+    fn insert(&mut self, label: &str, file: usize, tensor: Located) -> Result<(), LoadError> {
+        let Located { name, dtype, shape, range } = tensor;
+        let (known, held) = (AtomicBool::new(false), AtomicUsize::new(0));
+        let Some(other) = self.entries.insert(canonical(&name), Entry { file, dtype, shape, range, known, held })
+        else {
+            return Ok(());
+        };
+        let first = self.files.get(other.file).map_or_else(|| label.to_owned(), |file| file.label.clone());
+        Err(LoadError::DuplicateTensor { tensor: name, first, second: label.to_owned() })
     }
 
     /// Whether there is a tensor `name`.
@@ -190,18 +213,47 @@ impl Weights {
     /// # Errors
     /// Missing, of another shape, of an element type that is no float, or not finite.
     pub fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix, LoadError> {
-        let (entry, elements) = self.elements(name, &[rows, cols])?;
-        let mut matrix = Matrix::new(rows, cols, elements).expect("the shape was checked");
+        self.matrix_of(name, &[rows, cols], rows, cols)
+    }
+
+    /// `count` matrices in one tensor `[count, rows, cols]`, as one matrix `[count·rows, cols]`. Errors as [`Weights::matrix`].
+    pub fn stacked_matrix(&self, name: &str, count: usize, rows: usize, cols: usize) -> Result<Matrix, LoadError> {
+        self.matrix_of(name, &[count, rows, cols], count * rows, cols)
+    }
+
+    fn matrix_of(&self, name: &str, shape: &[usize], rows: usize, cols: usize) -> Result<Matrix, LoadError> {
+        let entry = self.entry(name, shape)?;
+        if let Some(matrix) = self.in_its_file(entry, rows, cols) {
+            entry.mark_read(matrix.bytes());
+            return Ok(matrix);
+        }
+        let mut matrix = Matrix::new(rows, cols, self.elements(entry, name)?).expect("the shape was checked");
         if let Some(dtype) = self.dtype.filter(|&dtype| dtype != matrix.dtype()) {
-            matrix = matrix.to_dtype(dtype);
-            if let Some((index, _)) = first_not_finite(matrix.elements()) {
-                let value = element(&self.elements(name, &[rows, cols])?.1, index);
-                let (file, tensor) = (self.label(entry), name.to_owned());
+            let converted = matrix.clone().to_dtype(dtype);
+            if let Some(index) = converted.values().first_not_finite() {
+                let (file, tensor, value) = (self.label(entry), name.to_owned(), matrix.values().at(index));
                 return Err(LoadError::DoesNotFit { file, tensor, index, value, dtype });
             }
+            matrix = converted;
         }
         entry.mark_read(matrix.bytes());
         Ok(matrix)
+    }
+
+    /// The matrix without a copy, for models so large that reading them would take long and twice the memory. Its numbers are not looked
+    /// at; one that is not finite shows in the logits.
+    fn in_its_file(&self, entry: &Entry, rows: usize, cols: usize) -> Option<Matrix> {
+        let Bytes::Mapped(file) = &self.files[entry.file].bytes else { return None };
+        let dtype = match entry.dtype {
+            StoredDtype::F32 => Dtype::F32,
+            StoredDtype::BF16 => Dtype::Bf16,
+            StoredDtype::F16 => Dtype::F16,
+            _ => return None,
+        };
+        if self.total_bytes() < MAPPED_FROM || self.dtype.is_some_and(|wanted| wanted != dtype) {
+            return None;
+        }
+        Matrix::mapped(rows, cols, dtype, file, entry.range.clone()).ok().flatten()
     }
 
     /// The vector `name`, `[len]`, as f32. Errors as [`Weights::matrix`].
@@ -216,8 +268,8 @@ impl Weights {
 
     /// The tensor `name` of the given shape, row-major, as f32. Errors as [`Weights::matrix`].
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
-        let (entry, elements) = self.elements(name, shape)?;
-        let values = match elements {
+        let entry = self.entry(name, shape)?;
+        let values = match self.elements(entry, name)? {
             Elements::F32(elements) => elements,
             Elements::Bf16(elements) => elements.into_iter().map(bf16::to_f32).collect(),
             Elements::F16(elements) => elements.into_iter().map(f16::to_f32).collect(),
@@ -228,11 +280,12 @@ impl Weights {
 
     /// The tensors whose names begin with `prefix` and a dot; all with an empty one.
     pub fn scope(&self, prefix: impl Into<String>) -> Scope<'_> {
-        Scope { weights: self, prefix: prefix.into() }
+        Scope { weights: self, prefix: prefix.into(), names: None }
     }
 
     fn find(&self, name: &str) -> Option<&Entry> {
-        let headless = || name.strip_prefix("backbone.").or_else(|| name.strip_prefix("model."));
+        let headless =
+            || ["backbone.", "model.", "transformer.", "gpt_neox."].iter().find_map(|p| name.strip_prefix(p));
         self.entries.get(name).or_else(|| self.entries.get(headless()?))
     }
 
@@ -240,12 +293,17 @@ impl Weights {
         self.files[entry.file].label.clone()
     }
 
-    fn elements(&self, name: &str, shape: &[usize]) -> Result<(&Entry, Elements), LoadError> {
+    fn entry(&self, name: &str, shape: &[usize]) -> Result<&Entry, LoadError> {
         let entry = self.find(name).ok_or_else(|| self.missing(name, Some(shape)))?;
-        if entry.shape != shape {
-            let (expected, found) = (Shape(shape.to_vec()), Shape(entry.shape.clone()));
-            return Err(LoadError::WrongShape { file: self.label(entry), tensor: name.to_owned(), expected, found });
+        if entry.shape == shape {
+            return Ok(entry);
         }
+        let (expected, found) = (Shape(shape.to_vec()), Shape(entry.shape.clone()));
+        Err(LoadError::WrongShape { file: self.label(entry), tensor: name.to_owned(), expected, found })
+    }
+
+    /// A copy of the numbers, each of which is looked at.
+    fn elements(&self, entry: &Entry, name: &str) -> Result<Elements, LoadError> {
         let bytes = &self.files[entry.file].bytes[entry.range.clone()];
         let elements = match entry.dtype {
             StoredDtype::F32 => Elements::F32(decode(bytes, f32::from_le_bytes)),
@@ -256,10 +314,11 @@ impl Weights {
                 return Err(LoadError::UnsupportedDtype { file: self.label(entry), tensor: name.to_owned(), found });
             }
         };
-        if let Some((index, value)) = first_not_finite(&elements) {
-            return Err(LoadError::NotFinite { file: self.label(entry), tensor: name.to_owned(), index, value });
+        if let Some(index) = elements.values().first_not_finite() {
+            let (file, tensor, value) = (self.label(entry), name.to_owned(), elements.values().at(index));
+            return Err(LoadError::NotFinite { file, tensor, index, value });
         }
-        Ok((entry, elements))
+        Ok(elements)
     }
 
     fn missing(&self, name: &str, expected: Option<&[usize]>) -> LoadError {
@@ -278,17 +337,24 @@ impl Weights {
 pub struct Scope<'a> {
     weights: &'a Weights,
     prefix: String,
+    names: Option<&'static Names>,
 }
 
 impl<'a> Scope<'a> {
     /// The whole name of a tensor in this scope; an empty prefix adds nothing.
     pub fn name(&self, name: &str) -> String {
-        if self.prefix.is_empty() { name.to_owned() } else { format!("{}.{name}", self.prefix) }
+        let name = self.names.map_or_else(|| name.to_owned(), |names| names.stored(name));
+        if self.prefix.is_empty() { name } else { format!("{}.{name}", self.prefix) }
+    }
+
+    /// This scope with a family's own spellings.
+    pub fn renamed(self, names: &'static Names) -> Self {
+        Self { names: Some(names), ..self }
     }
 
     /// A scope within this one.
     pub fn scope(&self, prefix: &str) -> Scope<'a> {
-        Scope { weights: self.weights, prefix: self.name(prefix) }
+        Scope { prefix: self.name(prefix), ..self.clone() }
     }
 
     /// As [`Weights::has`].
@@ -298,7 +364,15 @@ impl<'a> Scope<'a> {
 
     /// As [`Weights::matrix`].
     pub fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix, LoadError> {
+        if self.names.is_some_and(|names| names.transposed) {
+            return Ok(self.weights.matrix(&self.name(name), cols, rows)?.transposed());
+        }
         self.weights.matrix(&self.name(name), rows, cols)
+    }
+
+    /// As [`Weights::stacked_matrix`].
+    pub fn stacked_matrix(&self, name: &str, count: usize, rows: usize, cols: usize) -> Result<Matrix, LoadError> {
+        self.weights.stacked_matrix(&self.name(name), count, rows, cols)
     }
 
     /// As [`Weights::vector`].
@@ -324,31 +398,6 @@ impl<'a> Scope<'a> {
 
 fn decode<const SIZE: usize, T>(bytes: &[u8], from_le_bytes: fn([u8; SIZE]) -> T) -> Vec<T> {
     bytes.as_chunks::<SIZE>().0.iter().map(|&chunk| from_le_bytes(chunk)).collect()
-}
-
-fn element(elements: &Elements, index: usize) -> f32 {
-    match elements {
-        Elements::F32(e) => e[index],
-        Elements::Bf16(e) => e[index].to_f32(),
-        Elements::F16(e) => e[index].to_f32(),
-    }
-}
-
-fn first_not_finite(elements: &Elements) -> Option<(usize, f32)> {
-    let index = match elements {
-        Elements::F32(e) => first_where(e, |x| !x.is_finite()),
-        Elements::Bf16(e) => first_where(e, |x| !x.is_finite()),
-        Elements::F16(e) => first_where(e, |x| !x.is_finite()),
-    }?;
-    Some((index, element(elements, index)))
-}
-
-/// Like `position`, in blocks without an early exit, which the compiler vectorises: this sees every weight of a model.
-fn first_where<T: Copy>(elements: &[T], wanted: impl Fn(T) -> bool) -> Option<usize> {
-    const BLOCK: usize = 1024;
-    let found = |block: &[T]| block.iter().fold(false, |any, &x| any | wanted(x));
-    let block = elements.chunks(BLOCK).position(found)?;
-    Some(block * BLOCK + elements[block * BLOCK..].iter().position(|&x| wanted(x))?)
 }
 
 /// What is wrong with a file, in words that say what to do.

@@ -5,7 +5,10 @@
 //! h_t[c,n] = exp(Δ_t[c] A[c,n]) h_{t−1}[c,n] + Δ_t[c] B_t[n] x_t[c]      y_t[c] = Σ_n C_t[n] h_t[c,n] + D[c] x_t[c]
 //! out = W_out (y ⊙ silu(z))
 //! ```
+//!
+//! Falcon-Mamba and Jamba norm δ, B and C; Zamba computes them per head of channels, from that head's x alone.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use statescope_kernels::activation::{exp_slice, silu, silu_mul, silu_slice, softplus_slice};
@@ -13,6 +16,7 @@ use statescope_kernels::conv::causal_conv;
 use statescope_kernels::linear::linear;
 use statescope_kernels::matrix::Matrix;
 use statescope_kernels::mixing::{Decay, Lowered, Recurrent};
+use statescope_kernels::norm::rms_norm;
 use statescope_kernels::reduce::l2_norm;
 use statescope_kernels::selective_scan::SelectiveScan;
 
@@ -20,7 +24,7 @@ use super::{Mixer, StateSlot, Surroundings, columns, negative_exp};
 use crate::hooks::Hooks;
 use crate::loader::LoadError;
 use crate::loader::weights::Scope;
-use crate::model::spec::Mamba1Spec;
+use crate::model::spec::{DbcNorm, Mamba1Spec};
 use crate::protocol::{Geometry, MixerKind, Point};
 use crate::tape::LayerTape;
 
@@ -33,11 +37,9 @@ pub struct Mamba1 {
     /// `[E, K]`.
     conv_weight: Vec<f32>,
     conv_bias: Option<Vec<f32>>,
-    /// `[R + 2N, E]`: δ, B, C.
-    x_proj: Matrix,
-    /// `[E, R]`.
-    dt_proj: Matrix,
-    dt_bias: Vec<f32>,
+    /// By head of channels; one in all models but Zamba.
+    heads: Vec<Selector>,
+    dbc_norm: Option<DbcNorms>,
     /// `[E, N]`, negative.
     a: Vec<f32>,
     /// `[E]`.
@@ -47,29 +49,171 @@ pub struct Mamba1 {
     out_bias: Option<Vec<f32>>,
 }
 
-impl Mamba1 {
-    pub fn load(spec: &Mamba1Spec, hidden_size: usize, scope: &Scope<'_>) -> Result<Self, LoadError> {
-        let (e, n, r, k) = (spec.channels, spec.state_dim, spec.dt_rank, spec.conv_taps);
-        let bias = |name: &str, present: bool, len: usize| present.then(|| scope.vector(name, len)).transpose();
-        Ok(Self {
-            in_proj: scope.matrix("in_proj.weight", 2 * e, hidden_size)?,
-            in_bias: bias("in_proj.bias", spec.proj_bias, 2 * e)?,
-            conv_weight: scope.tensor("conv1d.weight", &[e, 1, k])?,
-            conv_bias: bias("conv1d.bias", spec.conv_bias, e)?,
+/// What selects: from the x of its channels to their Δ, B and C. Of Zamba's several heads each has E/heads channels.
+struct Selector {
+    /// `[R + 2N, channels]`: δ, B, C.
+    x_proj: Matrix,
+    /// `[channels, R]`.
+    dt_proj: Matrix,
+    /// `[channels]`.
+    dt_bias: Vec<f32>,
+}
+
+/// RMS norms of δ, B and C.
+struct DbcNorms {
+    eps: f32,
+    /// Scales `[R]`, `[N]`, `[N]`; ones where the file has none.
+    scales: [Vec<f32>; 3],
+}
+
+impl DbcNorms {
+    fn load(norm: DbcNorm, spec: &Mamba1Spec, scope: &Scope<'_>) -> Result<Self, LoadError> {
+        let scale = |name: &str, len: usize| match norm.learned {
+            true => scope.vector(&format!("{name}_layernorm.weight"), len),
+            false => Ok(vec![1.0; len]),
+        };
+        let scales = [scale("dt", spec.dt_rank)?, scale("b", spec.state_dim)?, scale("c", spec.state_dim)?];
+        Ok(Self { eps: norm.eps, scales })
+    }
+
+    fn apply(&self, index: usize, xs: &mut [f32]) {
+        rms_norm(&xs.to_vec(), &self.scales[index], self.eps, xs);
+    }
+}
+
+impl Selector {
+    /// The only head of all channels.
+    fn load(spec: &Mamba1Spec, scope: &Scope<'_>) -> Result<Vec<Self>, LoadError> {
+        let (e, n, r) = (spec.channels, spec.state_dim, spec.dt_rank);
+        Ok(vec![Self {
             x_proj: scope.matrix("x_proj.weight", r + 2 * n, e)?,
             dt_proj: scope.matrix("dt_proj.weight", e, r)?,
             dt_bias: scope.vector("dt_proj.bias", e)?,
-            a: negative_exp(scope.tensor("A_log", &[e, n])?),
-            d: scope.vector("D", e)?,
+        }])
+    }
+
+    /// Zamba's heads, stacked.
+    fn load_heads(spec: &Mamba1Spec, heads: usize, scope: &Scope<'_>) -> Result<Vec<Self>, LoadError> {
+        let (e, n, r) = (spec.channels / heads, spec.state_dim, spec.dt_rank);
+        let x_proj = scope.stacked_matrix("x_proj_weight", heads, r + 2 * n, e)?;
+        let dt_proj = scope.stacked_matrix("dt_proj_weight", heads, e, r)?;
+        let dt_bias = scope.tensor("dt_proj_bias", &[heads, e])?;
+        let rows = |matrix: &Matrix, head: usize, len: usize| {
+            matrix.pick_rows(std::slice::from_ref(&(head * len..(head + 1) * len)))
+        };
+        let head = |head: usize| Self {
+            x_proj: rows(&x_proj, head, r + 2 * n),
+            dt_proj: rows(&dt_proj, head, e),
+            dt_bias: dt_bias[head * e..(head + 1) * e].to_vec(),
+        };
+        Ok((0..heads).map(head).collect())
+    }
+}
+
+impl Mamba1 {
+    pub fn load(spec: &Mamba1Spec, hidden_size: usize, scope: &Scope<'_>) -> Result<Self, LoadError> {
+        let (e, n, k) = (spec.channels, spec.state_dim, spec.conv_taps);
+        let mut in_proj = scope.matrix("in_proj.weight", 2 * e, hidden_size)?;
+        let mut in_bias = scope.vector_if(spec.proj_bias, "in_proj.bias", 2 * e)?;
+        let (heads, a, d) = match spec.heads {
+            None => (Selector::load(spec, scope)?, scope.tensor("A_log", &[e, n])?, scope.vector("D", e)?),
+            Some(heads) => {
+                // Its in_proj alternates rows of x̂ and z.
+                in_proj = in_proj.pick_rows(&alternate(e));
+                in_bias = in_bias.map(|bias| alternate(e).into_iter().flatten().map(|row| bias[row]).collect());
+                let (selectors, per_head) = (Selector::load_heads(spec, heads, scope)?, e / heads);
+                (selectors, scope.tensor("A_log", &[heads, per_head, n])?, scope.tensor("D", &[heads, per_head])?)
+            }
+        };
+        Ok(Self {
+            in_proj,
+            in_bias,
+            conv_weight: scope.tensor("conv1d.weight", &[e, 1, k])?,
+            conv_bias: scope.vector_if(spec.conv_bias, "conv1d.bias", e)?,
+            heads,
+            dbc_norm: spec.dbc_norm.map(|norm| DbcNorms::load(norm, spec, scope)).transpose()?,
+            a: negative_exp(a),
+            d,
             out_proj: scope.matrix("out_proj.weight", hidden_size, e)?,
-            out_bias: bias("out_proj.bias", spec.proj_bias, hidden_size)?,
+            out_bias: scope.vector_if(spec.proj_bias, "out_proj.bias", hidden_size)?,
             spec: spec.clone(),
         })
+    }
+
+    /// Channels of a head.
+    fn head_width(&self) -> usize {
+        self.spec.channels / self.heads.len()
+    }
+
+    /// Δ `[T, E]`, B and C `[T, heads, N]` from x `[T, E]`.
+    fn select(&self, x: &[f32]) -> [Vec<f32>; 3] {
+        let (e, n, r, width) = (self.spec.channels, self.spec.state_dim, self.spec.dt_rank, self.head_width());
+        let (rows, count) = (x.len() / e, self.heads.len());
+        let mut made = [vec![0.0; rows * e], vec![0.0; rows * count * n], vec![0.0; rows * count * n]];
+        for (index, head) in self.heads.iter().enumerate() {
+            let own = self.own_columns(x, index);
+            let mut dbc = vec![0.0; rows * (r + 2 * n)];
+            linear(&head.x_proj, None, &own, &mut dbc);
+            let mut parts = [(0, r), (r, n), (r + n, n)].map(|(from, len)| columns(&dbc, r + 2 * n, from, len));
+            if let Some(norms) = &self.dbc_norm {
+                parts.iter_mut().enumerate().for_each(|(i, part)| norms.apply(i, part));
+            }
+            let mut delta = vec![0.0; rows * width];
+            linear(&head.dt_proj, Some(&head.dt_bias), &parts[0], &mut delta);
+            softplus_slice(&mut delta);
+            parts[0] = delta;
+            for ((part, made), len) in parts.iter().zip(&mut made).zip([width, n, n]) {
+                for (from, to) in part.chunks_exact(len).zip(made.chunks_exact_mut(count * len)) {
+                    to[index * len..(index + 1) * len].copy_from_slice(from);
+                }
+            }
+        }
+        made
+    }
+
+    /// The columns of head `index` of xs `[T, E]`.
+    fn own_columns<'a>(&self, xs: &'a [f32], index: usize) -> Cow<'a, [f32]> {
+        match self.heads.len() {
+            1 => Cow::Borrowed(xs),
+            _ => Cow::Owned(columns(xs, self.spec.channels, index * self.head_width(), self.head_width())),
+        }
+    }
+
+    /// Scans Δ, x `[T, E]`, B, C `[T, heads, N]` head by head; `y` `[T, E]` where it is wanted.
+    fn scan(&self, delta: &[f32], b: &[f32], c: &[f32], x: &[f32], state: &mut [f32], mut y: Option<&mut [f32]>) {
+        let (e, n, width, count) = (self.spec.channels, self.spec.state_dim, self.head_width(), self.heads.len());
+        for (index, state) in state.chunks_exact_mut(width * n).enumerate() {
+            let (delta, x) = (self.own_columns(delta, index), self.own_columns(x, index));
+            let own_keys = |keys| match count {
+                1 => Cow::Borrowed(keys),
+                _ => Cow::Owned(columns(keys, count * n, index * n, n)),
+            };
+            let (b, c) = (own_keys(b), own_keys(c));
+            let channels = index * width..(index + 1) * width;
+            let a = &self.a[channels.start * n..channels.end * n];
+            let scan = SelectiveScan { delta: &delta, a, b: &b, c: &c, x: &x, d: &self.d[channels.clone()] };
+            match &mut y {
+                None => scan.fold(state),
+                Some(y) if count == 1 => scan.forward(state, y, None),
+                Some(y) => {
+                    let mut own = vec![0.0; x.len()];
+                    scan.forward(state, &mut own, None);
+                    for (from, to) in own.chunks_exact(width).zip(y.chunks_exact_mut(e)) {
+                        to[channels.clone()].copy_from_slice(from);
+                    }
+                }
+            }
+        }
     }
 
     fn rates(&self, channel: usize) -> &[f32] {
         &self.a[channel * self.spec.state_dim..(channel + 1) * self.spec.state_dim]
     }
+}
+
+/// Even rows, then odd rows, of 2E.
+fn alternate(channels: usize) -> Vec<Range<usize>> {
+    (0..2).flat_map(|first| (0..channels).map(move |c| 2 * c + first..2 * c + first + 1)).collect()
 }
 
 impl Mixer for Mamba1 {
@@ -80,9 +224,11 @@ impl Mixer for Mamba1 {
             heads: spec.channels,
             head_dim: 1,
             state_dim: spec.state_dim,
-            groups: 1,
+            groups: self.heads.len(),
             decay_dim: spec.state_dim,
             conv_taps: spec.conv_taps,
+            gated: true,
+            window: None,
             state_bytes: spec.channels * (spec.state_dim + spec.conv_taps - 1) * size_of::<f32>(),
             kv_bytes_per_token: 0,
         }
@@ -98,7 +244,7 @@ impl Mixer for Mamba1 {
     }
 
     fn prefill(&self, xs: &[f32], slot: &mut StateSlot, hooks: &mut Hooks<'_>, out: &mut [f32]) {
-        let (e, n, r) = (self.spec.channels, self.spec.state_dim, self.spec.dt_rank);
+        let e = self.spec.channels;
         let rows = xs.len() / self.in_proj.cols();
 
         let mut projected = vec![0.0; rows * 2 * e];
@@ -114,24 +260,13 @@ impl Mixer for Mamba1 {
         silu_slice(&mut x);
         hooks.pass(Point::Value, &mut x);
 
-        let mut dbc = vec![0.0; rows * (r + 2 * n)];
-        linear(&self.x_proj, None, &x, &mut dbc);
-        let low_rank = columns(&dbc, r + 2 * n, 0, r);
-        let mut b = columns(&dbc, r + 2 * n, r, n);
-        let mut c = columns(&dbc, r + 2 * n, r + n, n);
+        let [mut delta, mut b, mut c] = self.select(&x);
         hooks.pass(Point::Key, &mut b);
         hooks.pass(Point::Query, &mut c);
-        let mut delta = vec![0.0; rows * e];
-        linear(&self.dt_proj, Some(&self.dt_bias), &low_rank, &mut delta);
-        softplus_slice(&mut delta);
         hooks.pass(Point::Delta, &mut delta);
 
         let mut y = vec![0.0; rows * e];
-        SelectiveScan { delta: &delta, a: &self.a, b: &b, c: &c, x: &x, d: &self.d }.forward(
-            &mut slot.state,
-            &mut y,
-            None,
-        );
+        self.scan(&delta, &b, &c, &x, &mut slot.state, Some(&mut y));
         hooks.pass(Point::Core, &mut y);
         let mut gated = vec![0.0; rows * e];
         silu_mul(&gate, &y, &mut gated);
@@ -140,25 +275,25 @@ impl Mixer for Mamba1 {
 
     fn lower(&self, tape: &LayerTape, head: usize, draw: &mut dyn FnMut(&Lowered<'_>)) {
         let n = self.spec.state_dim;
-        let delta = tape.strided(Point::Delta, head, 1);
+        let (delta, offset) = (tape.strided(Point::Delta, head, 1), head / self.head_width() * n);
         draw(&Lowered::Recurrent(Recurrent {
             tokens: tape.positions().len(),
-            query: tape.strided(Point::Query, 0, n),
-            key: tape.strided(Point::Key, 0, n),
+            query: tape.strided(Point::Query, offset, n),
+            key: tape.strided(Point::Key, offset, n),
             weight: Some(delta),
             decay: Decay::Diagonal { log: delta, rates: self.rates(head) },
             diagonal: self.d[head],
         }));
     }
 
-    fn derive(&self, point: Point, tape: &LayerTape, position: usize, out: &mut Vec<f32>) -> bool {
+    fn derive(&self, point: Point, tape: &LayerTape, position: usize, heads: Range<usize>, out: &mut Vec<f32>) -> bool {
         let row = |p| tape.row(p, position);
         match point {
             Point::Decay => {
                 let Some(delta) = row(Point::Delta) else { return false };
                 let start = out.len();
-                for (channel, delta) in delta.iter().enumerate() {
-                    out.extend(self.rates(channel).iter().map(|a| delta * a));
+                for channel in heads {
+                    out.extend(self.rates(channel).iter().map(|a| delta[channel] * a));
                 }
                 exp_slice(&mut out[start..]);
             }
@@ -166,12 +301,12 @@ impl Mixer for Mamba1 {
                 let (Some(delta), Some(b), Some(x)) = (row(Point::Delta), row(Point::Key), row(Point::Value)) else {
                     return false;
                 };
-                let key_norm = l2_norm(b);
-                out.extend(delta.iter().zip(x).map(|(delta, x)| delta * key_norm * x.abs()));
+                let key_norms: Vec<f32> = b.chunks_exact(self.spec.state_dim).map(l2_norm).collect();
+                out.extend(heads.map(|c| delta[c] * key_norms[c / self.head_width()] * x[c].abs()));
             }
             Point::Read => {
                 let (Some(y), Some(x)) = (row(Point::Core), row(Point::Value)) else { return false };
-                out.extend(y.iter().zip(x).zip(&self.d).map(|((y, x), d)| (y - d * x).abs()));
+                out.extend(heads.map(|c| (y[c] - self.d[c] * x[c]).abs()));
             }
             _ => return false,
         }
@@ -181,7 +316,7 @@ impl Mixer for Mamba1 {
     fn fold(&self, tape: &LayerTape, positions: Range<usize>, state: &mut [f32]) {
         let rows = |p| tape.rows(p, positions.clone()).unwrap_or_default();
         let (delta, b, c, x) = (rows(Point::Delta), rows(Point::Key), rows(Point::Query), rows(Point::Value));
-        SelectiveScan { delta, a: &self.a, b, c, x, d: &self.d }.fold(state);
+        self.scan(delta, b, c, x, state, None);
     }
 
     fn surroundings(&self, head: usize, _channel: usize) -> Option<Surroundings<'_>> {

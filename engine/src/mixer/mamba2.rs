@@ -5,15 +5,17 @@
 //! S_t = exp(Δ_t A) S_{t−1} + Δ_t x_t ⊗ B_t          y_t = S_t C_t + D x_t          per head, S ∈ ℝ^{P×N}
 //! out = W_out (w ⊙ RMSgroup(y ⊙ silu(z)))
 //! ```
+//!
+//! Falcon-H1 scales the five parts of W_in u, and may norm before the gate, or not at all.
 
 use std::ops::Range;
 
-use statescope_kernels::activation::{exp_slice, silu, silu_slice, softplus_slice};
+use statescope_kernels::activation::{exp_slice, silu, silu_mul, silu_slice, softplus_slice};
 use statescope_kernels::conv::causal_conv;
 use statescope_kernels::linear::linear;
 use statescope_kernels::matrix::Matrix;
 use statescope_kernels::mixing::{Decay, Lowered, Recurrent};
-use statescope_kernels::norm::gated_group_rms_norm;
+use statescope_kernels::norm::{gated_group_rms_norm, group_rms_norm_gated};
 use statescope_kernels::reduce::l2_norm;
 use statescope_kernels::ssd::Ssd;
 
@@ -21,7 +23,7 @@ use super::{Mixer, StateSlot, Surroundings, columns, negative_exp};
 use crate::hooks::Hooks;
 use crate::loader::LoadError;
 use crate::loader::weights::Scope;
-use crate::model::spec::Mamba2Spec;
+use crate::model::spec::{GateNorm, Mamba2Spec};
 use crate::protocol::{Geometry, MixerKind, Point};
 use crate::tape::LayerTape;
 
@@ -40,7 +42,7 @@ pub struct Mamba2 {
     a: Vec<f32>,
     /// `[H]`.
     d: Vec<f32>,
-    /// `[E]`.
+    /// `[E]`; empty without a norm.
     norm: Vec<f32>,
     /// `[d, E]`.
     out_proj: Matrix,
@@ -50,25 +52,41 @@ pub struct Mamba2 {
 impl Mamba2 {
     pub fn load(spec: &Mamba2Spec, hidden_size: usize, scope: &Scope<'_>) -> Result<Self, LoadError> {
         let (inner, conv_dim) = (inner(spec), conv_dim(spec));
-        let bias = |name: &str, present: bool, len: usize| present.then(|| scope.vector(name, len)).transpose();
         let projected = inner + conv_dim + spec.heads;
         Ok(Self {
             in_proj: scope.matrix("in_proj.weight", projected, hidden_size)?,
-            in_bias: bias("in_proj.bias", spec.proj_bias, projected)?,
+            in_bias: scope.vector_if(spec.proj_bias, "in_proj.bias", projected)?,
             conv_weight: scope.tensor("conv1d.weight", &[conv_dim, 1, spec.conv_taps])?,
-            conv_bias: bias("conv1d.bias", spec.conv_bias, conv_dim)?,
+            conv_bias: scope.vector_if(spec.conv_bias, "conv1d.bias", conv_dim)?,
             dt_bias: scope.vector("dt_bias", spec.heads)?,
             a: negative_exp(scope.vector("A_log", spec.heads)?),
             d: scope.vector("D", spec.heads)?,
-            norm: scope.vector("norm.weight", inner)?,
+            norm: scope.vector_if(spec.norm != GateNorm::GateOnly, "norm.weight", inner)?.unwrap_or_default(),
             out_proj: scope.matrix("out_proj.weight", hidden_size, inner)?,
-            out_bias: bias("out_proj.bias", spec.proj_bias, hidden_size)?,
+            out_bias: scope.vector_if(spec.out_bias, "out_proj.bias", hidden_size)?,
             spec: spec.clone(),
         })
     }
 
     fn group(&self, head: usize) -> usize {
         head * self.spec.groups / self.spec.heads
+    }
+
+    /// Scales z, x, B, C and dt.
+    fn multiply(&self, projected: &mut [f32]) {
+        let spec = &self.spec;
+        if spec.multipliers == [1.0; 5] {
+            return;
+        }
+        let keys = spec.groups * spec.state_dim;
+        for row in projected.chunks_exact_mut(self.in_proj.rows()) {
+            let mut rest = row;
+            for (factor, width) in spec.multipliers.iter().zip([inner(spec), inner(spec), keys, keys, spec.heads]) {
+                let (part, after) = rest.split_at_mut(width);
+                part.iter_mut().for_each(|x| *x *= factor);
+                rest = after;
+            }
+        }
     }
 
     fn ssd<'a>(&'a self, delta: &'a [f32], b: &'a [f32], c: &'a [f32], x: &'a [f32]) -> Ssd<'a> {
@@ -109,6 +127,8 @@ impl Mixer for Mamba2 {
             groups: spec.groups,
             decay_dim: 1,
             conv_taps: spec.conv_taps,
+            gated: true,
+            window: None,
             state_bytes: (inner(spec) * spec.state_dim + (spec.conv_taps - 1) * conv_dim(spec)) * size_of::<f32>(),
             kv_bytes_per_token: 0,
         }
@@ -130,6 +150,7 @@ impl Mixer for Mamba2 {
 
         let mut projected = vec![0.0; rows * stride];
         linear(&self.in_proj, self.in_bias.as_deref(), xs, &mut projected);
+        self.multiply(&mut projected);
         let mut gate = columns(&projected, stride, 0, inner);
         let conv_in = columns(&projected, stride, inner, conv_dim);
         let mut delta = columns(&projected, stride, inner + conv_dim, spec.heads);
@@ -163,7 +184,15 @@ impl Mixer for Mamba2 {
         self.ssd(&delta, &b, &c, &x).forward(&mut slot.state, &mut y);
         hooks.pass(Point::Core, &mut y);
         let mut normed = vec![0.0; rows * inner];
-        gated_group_rms_norm(&y, &gate, &self.norm, spec.groups, spec.norm_eps, &mut normed, None);
+        match spec.norm {
+            GateNorm::GateFirst => {
+                gated_group_rms_norm(&y, &gate, &self.norm, spec.groups, spec.norm_eps, &mut normed, None)
+            }
+            GateNorm::NormFirst => {
+                group_rms_norm_gated(&y, &gate, &self.norm, spec.groups, spec.norm_eps, &mut normed, None)
+            }
+            GateNorm::GateOnly => silu_mul(&gate, &y, &mut normed),
+        }
         linear(&self.out_proj, self.out_bias.as_deref(), &normed, out);
     }
 
@@ -180,33 +209,31 @@ impl Mixer for Mamba2 {
         }));
     }
 
-    fn derive(&self, point: Point, tape: &LayerTape, position: usize, out: &mut Vec<f32>) -> bool {
+    fn derive(&self, point: Point, tape: &LayerTape, position: usize, heads: Range<usize>, out: &mut Vec<f32>) -> bool {
         let (p, n) = (self.spec.head_dim, self.spec.state_dim);
         let row = |point| tape.row(point, position);
         match point {
             Point::Decay => {
                 let Some(delta) = row(Point::Delta) else { return false };
                 let start = out.len();
-                out.extend(delta.iter().zip(&self.a).map(|(delta, a)| delta * a));
+                out.extend(delta[heads.clone()].iter().zip(&self.a[heads]).map(|(delta, a)| delta * a));
                 exp_slice(&mut out[start..]);
             }
             Point::Write => {
                 let (Some(delta), Some(b), Some(x)) = (row(Point::Delta), row(Point::Key), row(Point::Value)) else {
                     return false;
                 };
-                out.extend(delta.iter().zip(x.chunks_exact(p)).enumerate().map(|(head, (delta, x))| {
+                out.extend(heads.map(|head| {
                     let group = self.group(head);
-                    delta * l2_norm(&b[group * n..(group + 1) * n]) * l2_norm(x)
+                    delta[head] * l2_norm(&b[group * n..(group + 1) * n]) * l2_norm(&x[head * p..(head + 1) * p])
                 }));
             }
             Point::Read => {
                 let (Some(y), Some(x)) = (row(Point::Core), row(Point::Value)) else { return false };
-                out.extend(
-                    y.chunks_exact(p)
-                        .zip(x.chunks_exact(p))
-                        .zip(&self.d)
-                        .map(|((y, x), d)| y.iter().zip(x).map(|(y, x)| (y - d * x).powi(2)).sum::<f32>().sqrt()),
-                );
+                out.extend(heads.map(|head| {
+                    let (d, at) = (self.d[head], head * p..(head + 1) * p);
+                    y[at.clone()].iter().zip(&x[at]).map(|(y, x)| (y - d * x).powi(2)).sum::<f32>().sqrt()
+                }));
             }
             _ => return false,
         }
@@ -232,7 +259,11 @@ impl Mixer for Mamba2 {
         };
         let (c, width) = (head * self.spec.head_dim + channel, inner(&self.spec) / self.spec.groups);
         let group = c / width * width..(c / width + 1) * width;
-        let square: f32 = y[group.clone()].iter().zip(&z[group]).map(|(y, z)| (y * silu(*z)).powi(2)).sum();
+        let square: f32 = match self.spec.norm {
+            GateNorm::GateFirst => y[group.clone()].iter().zip(&z[group]).map(|(y, z)| (y * silu(*z)).powi(2)).sum(),
+            GateNorm::NormFirst => y[group].iter().map(|y| y * y).sum(),
+            GateNorm::GateOnly => return silu(z[c]),
+        };
         let scale = (square / width as f32 + self.spec.norm_eps).sqrt().recip();
         silu(z[c]) * scale * self.norm[c]
     }

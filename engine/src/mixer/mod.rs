@@ -5,9 +5,14 @@
 //! looking costs nothing while nobody looks, and the picture comes from the numbers of the run itself.
 
 pub mod attention;
+pub mod delta_rule;
 pub mod mamba1;
 pub mod mamba2;
+pub mod none;
+pub mod short_conv;
 pub mod slot;
+
+use std::ops::Range;
 
 use statescope_kernels::mixing::Lowered;
 
@@ -37,15 +42,21 @@ pub trait Mixer: Send + Sync {
     /// Calls `draw` with the matrix of one head over the recorded tokens, ready to be drawn row by row.
     fn lower(&self, tape: &LayerTape, head: usize, draw: &mut dyn FnMut(&Lowered<'_>));
 
-    /// Appends a quantity of the token at `position` that is not recorded but follows from what is; false if it has none.
-    fn derive(&self, point: Point, tape: &LayerTape, position: usize, out: &mut Vec<f32>) -> bool;
+    /// Appends what `heads` have of a quantity of the token at `position` that is not recorded but follows from what is; false if
+    /// there is none.
+    fn derive(&self, point: Point, tape: &LayerTape, position: usize, heads: Range<usize>, out: &mut Vec<f32>) -> bool;
 
     /// Advances a recurrent state `[H, P, N]` over recorded tokens. Attention has none and does nothing.
-    fn fold(&self, tape: &LayerTape, positions: std::ops::Range<usize>, state: &mut [f32]);
+    fn fold(&self, tape: &LayerTape, positions: Range<usize>, state: &mut [f32]);
 
     /// What surrounds the matrix of one channel, for the extended matrices; none without a convolution.
     fn surroundings(&self, _head: usize, _channel: usize) -> Option<Surroundings<'_>> {
         None
+    }
+
+    /// What the core output of (head, channel) at `position` holds besides M·v: a constant input.
+    fn offset(&self, _tape: &LayerTape, _position: usize, _head: usize, _channel: usize) -> f32 {
+        0.0
     }
 
     /// Factor from the core output of (head, channel) at `position` to what enters the output projection.
@@ -66,7 +77,11 @@ pub fn load(spec: &MixerSpec, hidden_size: usize, scope: &Scope<'_>) -> Result<B
     Ok(match spec {
         MixerSpec::Mamba1(spec) => Box::new(mamba1::Mamba1::load(spec, hidden_size, scope)?),
         MixerSpec::Mamba2(spec) => Box::new(mamba2::Mamba2::load(spec, hidden_size, scope)?),
-        MixerSpec::Attention(spec) => Box::new(attention::SoftmaxAttention::load(spec, hidden_size, scope)?),
+        MixerSpec::Attention(spec) => {
+            Box::new(attention::SoftmaxAttention::load(spec, hidden_size, hidden_size, scope)?)
+        }
+        MixerSpec::DeltaRule(spec) => Box::new(delta_rule::GatedDeltaRule::load(spec, hidden_size, scope)?),
+        MixerSpec::ShortConv(spec) => Box::new(short_conv::ShortConv::load(spec, hidden_size, scope)?),
     })
 }
 

@@ -39,6 +39,8 @@ pub struct KvCache {
     /// kv_heads · head_dim.
     width: usize,
     length: usize,
+    /// Tokens given up, a multiple of [`PAGE`].
+    forgotten: usize,
 }
 
 impl KvCache {
@@ -46,7 +48,7 @@ impl KvCache {
         Self { width, ..Self::default() }
     }
 
-    /// Tokens held.
+    /// Tokens appended so far.
     pub fn len(&self) -> usize {
         self.length
     }
@@ -56,7 +58,16 @@ impl KvCache {
     }
 
     pub fn bytes(&self) -> usize {
-        2 * self.length * self.width * size_of::<f32>()
+        2 * (self.length - self.forgotten) * self.width * size_of::<f32>()
+    }
+
+    /// Gives up the pages that hold nothing from `position` on; they stay in the list as empty ones.
+    pub fn forget_before(&mut self, position: usize) {
+        for page in self.forgotten / PAGE..position.min(self.length) / PAGE {
+            self.keys[page] = Arc::default();
+            self.values[page] = Arc::default();
+            self.forgotten = (page + 1) * PAGE;
+        }
     }
 
     /// Appends keys and values `[T, width]`.
@@ -100,5 +111,15 @@ mod tests {
         branch.restore(&snapshot);
         branch.kv.append(&[9.0, 9.0], &[9.0, 9.0]);
         assert_eq!(slot.kv.key_pages()[0][2..4], [5.0, 6.0]);
+    }
+
+    #[test]
+    fn what_left_the_window_is_given_up_by_the_page() {
+        let mut cache = KvCache::new(1);
+        cache.append(&[1.0; 3 * PAGE], &[1.0; 3 * PAGE]);
+        cache.forget_before(2 * PAGE - 1);
+        assert_eq!(cache.len(), 3 * PAGE);
+        assert_eq!(cache.bytes(), 2 * 2 * PAGE * size_of::<f32>());
+        assert!(cache.key_pages()[0].is_empty() && !cache.key_pages()[1].is_empty());
     }
 }

@@ -1,48 +1,40 @@
-//! The only model: embed → blocks → norm → head. What differs between architectures is the mixer of a block and the names of its
-//! tensors.
+//! The only model: embed → blocks → norm → head. What differs between architectures is the mixers and the feed-forward of a block, and
+//! the names of their tensors.
 
+mod block;
+pub mod feed_forward;
+pub mod moe;
+pub mod norm;
+pub mod shared;
 pub mod spec;
 
-use statescope_kernels::activation::silu_mul;
 use statescope_kernels::linear::linear;
 use statescope_kernels::matrix::Matrix;
-use statescope_kernels::norm::rms_norm;
 
 use crate::hooks::Hooks;
 use crate::loader::LoadError;
 use crate::loader::names::Names;
-use crate::loader::weights::{Scope, Weights};
-use crate::mixer::{self, Mixer, StateSlot};
-use crate::protocol::{LayerInfo, Point, TokenId};
-use spec::{MlpSpec, ModelSpec};
+use crate::loader::weights::Weights;
+use crate::mixer::{Mixer, StateSlot};
+use crate::protocol::{LayerInfo, TokenId};
+use block::{Block, Pass};
+use feed_forward::{add, scale};
+use norm::Norm;
+use spec::ModelSpec;
 
-/// A model's weights, ready to run. Its memory is outside, in one [`StateSlot`] a layer.
+/// A model's weights, ready to run. Its memory is outside, in one [`StateSlot`] a mixer.
 pub struct Model {
     spec: ModelSpec,
     /// `[V, d]`.
     embeddings: Matrix,
+    /// `[P, d]`, added by position.
+    positions: Option<Matrix>,
     blocks: Vec<Block>,
-    final_norm: Vec<f32>,
+    /// By layer: index of its first mixer among all mixers.
+    first_slots: Vec<usize>,
+    final_norm: Norm,
     /// `[V, d]`; none when tied to the embeddings.
     head: Option<Matrix>,
-}
-
-/// x ← x + mixer(norm(x)); with an MLP also x ← x + mlp(norm(x)).
-struct Block {
-    norm: Vec<f32>,
-    mixer: Box<dyn Mixer>,
-    mlp: Option<(Vec<f32>, Mlp)>,
-    parameters: u64,
-}
-
-/// SwiGLU (Shazeer 2020): down(silu(gate x) ⊙ up x).
-struct Mlp {
-    gate: Matrix,
-    up: Matrix,
-    down: Matrix,
-    gate_bias: Option<Vec<f32>>,
-    up_bias: Option<Vec<f32>>,
-    down_bias: Option<Vec<f32>>,
 }
 
 /// Which logits a pass should make.
@@ -66,30 +58,26 @@ impl Model {
         let mut done = |layers: usize| if progress(layers as f32 / steps) { Ok(()) } else { Err(LoadError::Cancelled) };
         done(0)?;
         let embeddings = root.matrix(names.embeddings, vocab, d)?;
-        let mut blocks = Vec::with_capacity(spec.layers.len());
-        for (index, layer) in spec.layers.iter().enumerate() {
+        let positions = match spec.learned_positions {
+            Some(count) => Some(root.matrix(names.positions, count, d)?),
+            None => None,
+        };
+        let (mut blocks, mut first_slots, mut slots) = (Vec::with_capacity(spec.layers.len()), Vec::new(), 0);
+        for index in 0..spec.layers.len() {
             done(index + 1)?;
-            let before = weights.parameters_read();
-            let scope = weights.scope(names.layer(index));
-            let mlp = match &layer.mlp {
-                Some(mlp) => Some((scope.vector(names.mlp_norm, d)?, Mlp::load(mlp, d, &scope.scope(names.mlp))?)),
-                None => None,
-            };
-            blocks.push(Block {
-                norm: scope.vector(names.mixer_norm, d)?,
-                mixer: mixer::load(&layer.mixer, d, &scope.scope(names.mixer(&layer.mixer)))?,
-                mlp,
-                parameters: weights.parameters_read() - before,
-            });
+            let block = Block::load(&spec, index, weights, names)?;
+            first_slots.push(slots);
+            slots += block.parts();
+            blocks.push(block);
         }
         done(spec.layers.len() + 1)?;
-        let final_norm = root.vector(names.final_norm, d)?;
+        let final_norm = Norm::load(spec.norm, names.final_norm, d, &root)?;
         // A head in the file counts even where the config says tied.
         let head =
             (!spec.tied_embeddings || root.has(names.head)).then(|| root.matrix(names.head, vocab, d)).transpose()?;
         done(spec.layers.len() + 2)?;
         weights.require_all_read()?;
-        Ok(Self { spec, embeddings, blocks, final_norm, head })
+        Ok(Self { spec, embeddings, positions, blocks, first_slots, final_norm, head })
     }
 
     pub fn spec(&self) -> &ModelSpec {
@@ -100,20 +88,35 @@ impl Model {
         self.blocks.len()
     }
 
-    pub fn mixer(&self, layer: usize) -> &dyn Mixer {
-        self.blocks[layer].mixer.as_ref()
+    /// Mixers of a layer, at least one: what stands for none has kind [`crate::protocol::MixerKind::FeedForward`].
+    pub fn parts(&self, layer: usize) -> usize {
+        self.blocks[layer].parts()
+    }
+
+    /// [`Model::parts`] of all layers.
+    pub fn part_counts(&self) -> Vec<usize> {
+        self.blocks.iter().map(Block::parts).collect()
+    }
+
+    pub fn mixer(&self, layer: usize, part: usize) -> &dyn Mixer {
+        self.blocks[layer].mixer(part)
+    }
+
+    /// Where the memory of a mixer stands among [`Model::slots`].
+    pub fn slot_index(&self, layer: usize, part: usize) -> usize {
+        self.first_slots[layer] + part
     }
 
     pub fn layer_info(&self) -> Vec<LayerInfo> {
-        let mlp_dim = |index: usize| self.spec.layers[index].mlp.as_ref().map(|m| m.intermediate_size);
-        self.blocks
-            .iter()
-            .enumerate()
-            .map(|(i, b)| LayerInfo { parts: vec![b.mixer.geometry()], mlp_dim: mlp_dim(i), parameters: b.parameters })
-            .collect()
+        let info = |(block, spec): (&Block, &spec::LayerSpec)| LayerInfo {
+            parts: (0..block.parts()).map(|part| block.mixer(part).geometry()).collect(),
+            feed_forward: spec.feed_forward.as_ref().map(Into::into),
+            parameters: block.parameters(),
+        };
+        self.blocks.iter().zip(&self.spec.layers).map(info).collect()
     }
 
-    /// The dtype and the bytes of the largest part, the matrices.
+    /// The dtype of the largest part, the matrices.
     pub fn dtype(&self) -> statescope_kernels::matrix::Dtype {
         self.embeddings.dtype()
     }
@@ -123,15 +126,15 @@ impl Model {
         self.head.is_none()
     }
 
-    /// Empty memory for one sequence.
+    /// Empty memory for one sequence: one slot a mixer.
     pub fn slots(&self) -> Vec<StateSlot> {
-        self.blocks.iter().map(|b| b.mixer.slot()).collect()
+        self.blocks.iter().flat_map(|block| (0..block.parts()).map(|part| block.mixer(part).slot())).collect()
     }
 
     /// Reads `tokens`, of which the first stands at absolute position `first`, and advances `slots` by them.
     ///
     /// # Panics
-    /// A token is outside the vocabulary; the session checks before.
+    /// A token is outside the vocabulary, or stands beyond the learned positions; the session checks before.
     pub fn forward(
         &self,
         tokens: &[TokenId],
@@ -142,63 +145,39 @@ impl Model {
     ) {
         let (d, rows) = (self.spec.hidden_size, tokens.len());
         hooks.begin(first, rows);
-        let mut x = vec![0.0; rows * d];
-        for (row, token) in x.chunks_exact_mut(d).zip(tokens) {
-            self.embeddings.copy_row(*token as usize, row);
-        }
-        let (mut normed, mut added) = (vec![0.0; rows * d], vec![0.0; rows * d]);
-        for (layer, (block, slot)) in self.blocks.iter().zip(slots).enumerate() {
-            hooks.enter(layer);
-            rms_norm(&x, &block.norm, self.spec.norm_eps, &mut normed);
-            if rows == 1 {
-                block.mixer.step(&normed, slot, hooks, &mut added);
-            } else {
-                block.mixer.prefill(&normed, slot, hooks, &mut added);
-            }
-            hooks.pass(Point::Out, &mut added);
-            add(&mut x, &added);
-            if let Some((norm, mlp)) = &block.mlp {
-                rms_norm(&x, norm, self.spec.norm_eps, &mut normed);
-                mlp.forward(&normed, &mut added);
-                add(&mut x, &added);
-            }
-            hooks.pass(Point::Resid, &mut x);
+        let mut x = self.embed(tokens, first);
+        let embedding = if self.spec.layers.iter().any(|l| l.shared.is_some()) { x.clone() } else { Vec::new() };
+        let mut pass = Pass::new(&embedding, self.spec.residual_scale, rows, d);
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let slots = &mut slots[self.first_slots[layer]..][..block.parts()];
+            block.forward(&mut x, layer, slots, hooks, &mut pass);
         }
         let (from, out) = match logits {
             Logits::Last(out) => ((rows - 1) * d, out),
             Logits::All(out) => (0, out),
         };
-        rms_norm(&x[from..], &self.final_norm, self.spec.norm_eps, &mut normed[from..]);
-        out.resize((rows * d - from) / d * self.spec.vocab_size, 0.0);
-        linear(self.head.as_ref().unwrap_or(&self.embeddings), None, &normed[from..], out);
-    }
-}
-
-impl Mlp {
-    fn load(spec: &MlpSpec, hidden_size: usize, scope: &Scope<'_>) -> Result<Self, LoadError> {
-        let (d, inner) = (hidden_size, spec.intermediate_size);
-        let bias = |name: &str, len: usize| spec.bias.then(|| scope.vector(name, len)).transpose();
-        Ok(Self {
-            gate: scope.matrix("gate_proj.weight", inner, d)?,
-            up: scope.matrix("up_proj.weight", inner, d)?,
-            down: scope.matrix("down_proj.weight", d, inner)?,
-            gate_bias: bias("gate_proj.bias", inner)?,
-            up_bias: bias("up_proj.bias", inner)?,
-            down_bias: bias("down_proj.bias", d)?,
-        })
+        let mut normed = vec![0.0; x.len() - from];
+        self.final_norm.forward(&x[from..], &mut normed);
+        out.resize(normed.len() / d * self.spec.vocab_size, 0.0);
+        linear(self.head.as_ref().unwrap_or(&self.embeddings), None, &normed, out);
+        scale(out, self.spec.logits_scale);
     }
 
-    /// xs `[T, d]` → out `[T, d]`.
-    fn forward(&self, xs: &[f32], out: &mut [f32]) {
-        let len = xs.len() / self.gate.cols() * self.gate.rows();
-        let (mut gate, mut up, mut product) = (vec![0.0; len], vec![0.0; len], vec![0.0; len]);
-        linear(&self.gate, self.gate_bias.as_deref(), xs, &mut gate);
-        linear(&self.up, self.up_bias.as_deref(), xs, &mut up);
-        silu_mul(&gate, &up, &mut product);
-        linear(&self.down, self.down_bias.as_deref(), &product, out);
+    /// `[T, d]`.
+    fn embed(&self, tokens: &[TokenId], first: usize) -> Vec<f32> {
+        let d = self.spec.hidden_size;
+        let mut x = vec![0.0; tokens.len() * d];
+        for (row, token) in x.chunks_exact_mut(d).zip(tokens) {
+            self.embeddings.copy_row(*token as usize, row);
+        }
+        scale(&mut x, self.spec.embedding_scale);
+        if let Some(table) = &self.positions {
+            let mut position = vec![0.0; d];
+            for (t, row) in x.chunks_exact_mut(d).enumerate() {
+                table.copy_row(first + t, &mut position);
+                add(row, &position);
+            }
+        }
+        x
     }
-}
-
-fn add(x: &mut [f32], added: &[f32]) {
-    x.iter_mut().zip(added).for_each(|(x, a)| *x += a);
 }

@@ -1,12 +1,25 @@
-//! `mamba` and `mamba2`: one state-space mixer a layer, no MLP.
+//! `mamba`, `falcon_mamba` and `mamba2`: one state-space mixer a layer, no MLP.
 
-use super::{check_mamba2, elements, end_tokens, layer_count, require_silu, require_uniform_layers, trained_context};
+use super::parts::{Kind, check_mamba2, finish, require_silu, require_uniform_layers};
+use super::{elements, layer_count};
 use crate::loader::error::ConfigError;
 use crate::loader::keys::{Keys, MAX_SIZE};
-use crate::model::spec::{LayerSpec, Mamba1Spec, Mamba2Spec, MixerSpec, ModelSpec};
+use crate::model::spec::{DbcNorm, GateNorm, LayerSpec, Mamba1Spec, Mamba2Spec, MixerSpec, ModelSpec, NormSpec};
 
 /// As `MambaConfig` reads it.
 pub fn mamba1(keys: Keys) -> Result<ModelSpec, ConfigError> {
+    let mixer = mamba1_mixer(keys)?;
+    backbone(keys, "mamba", [768, 50_280, 32], (true, 0), MixerSpec::Mamba1(mixer))
+}
+
+/// As `FalconMambaConfig` reads it: Mamba-1 with norms of δ, B and C that have no scales.
+pub fn falcon_mamba(keys: Keys) -> Result<ModelSpec, ConfigError> {
+    let dbc_norm = Some(DbcNorm { eps: keys.epsilon("mixer_rms_eps", 1e-6)?, learned: false });
+    let mixer = Mamba1Spec { dbc_norm, ..mamba1_mixer(keys)? };
+    backbone(keys, "falcon_mamba", [768, 50_280, 32], (true, 0), MixerSpec::Mamba1(mixer))
+}
+
+fn mamba1_mixer(keys: Keys) -> Result<Mamba1Spec, ConfigError> {
     let hidden_size = keys.size("hidden_size", 768)?;
     let channels = match keys.optional_size("intermediate_size")? {
         Some(channels) => channels,
@@ -19,52 +32,51 @@ pub fn mamba1(keys: Keys) -> Result<ModelSpec, ConfigError> {
         conv_taps: keys.size("conv_kernel", 4)?,
         proj_bias: keys.flag("use_bias", false)?,
         conv_bias: keys.flag("use_conv_bias", true)?,
+        dbc_norm: None,
+        heads: None,
     };
     check_mamba1(&mixer, hidden_size)?;
-    backbone(keys, "mamba", hidden_size, [50_280, 32], (true, 0), MixerSpec::Mamba1(mixer))
+    Ok(mixer)
 }
 
 /// As `Mamba2Config` reads it.
 pub fn mamba2(keys: Keys) -> Result<ModelSpec, ConfigError> {
     let hidden_size = keys.size("hidden_size", 4096)?;
+    let bias = keys.flag("use_bias", false)?;
     let mixer = Mamba2Spec {
         heads: keys.size("num_heads", 128)?,
         head_dim: keys.size("head_dim", 64)?,
         state_dim: keys.size("state_size", 128)?,
         groups: keys.size("n_groups", 8)?,
         conv_taps: keys.size("conv_kernel", 4)?,
-        proj_bias: keys.flag("use_bias", false)?,
+        proj_bias: bias,
+        out_bias: bias,
         conv_bias: keys.flag("use_conv_bias", true)?,
+        multipliers: [1.0; 5],
+        norm: GateNorm::GateFirst,
         delta_limit: keys.interval("time_step_limit")?,
         norm_eps: keys.epsilon("layer_norm_epsilon", 1e-5)?,
     };
     let inner = inner_width(keys, "expand", hidden_size)?;
     check_mamba2(&mixer, hidden_size, inner, ["num_heads", "head_dim", "n_groups", "state_size"])?;
-    backbone(keys, "mamba2", hidden_size, [32_768, 64], (false, 2), MixerSpec::Mamba2(mixer))
+    backbone(keys, "mamba2", [4096, 32_768, 64], (false, 2), MixerSpec::Mamba2(mixer))
 }
 
-/// What both share. `sizes` are the default vocabulary and depth, `tied_end` the default tying and end token.
+/// What they share. `sizes` are the default width, vocabulary and depth, `tied_end` the default tying and end token.
 fn backbone(
     keys: Keys,
     model_type: &str,
-    hidden_size: usize,
-    sizes: [usize; 2],
+    sizes: [usize; 3],
     tied_end: (bool, u32),
     mixer: MixerSpec,
 ) -> Result<ModelSpec, ConfigError> {
-    require_silu(keys)?;
-    let layers = layer_count(keys, "num_hidden_layers", sizes[1])?;
-    require_uniform_layers(keys, layers, false)?;
-    Ok(ModelSpec {
-        model_type: model_type.to_owned(),
-        vocab_size: keys.size("vocab_size", sizes[0])?,
-        hidden_size,
-        norm_eps: keys.epsilon("layer_norm_epsilon", 1e-5)?,
-        tied_embeddings: keys.flag("tie_word_embeddings", tied_end.0)?,
-        layers: vec![LayerSpec { mixer, mlp: None }; layers],
-        trained_context: trained_context(keys)?,
-        end_tokens: end_tokens(keys, tied_end.1)?,
-    })
+    require_silu(keys, "hidden_act")?;
+    let layers = layer_count(keys, "num_hidden_layers", sizes[2])?;
+    require_uniform_layers(keys, layers, Kind::Linear)?;
+    let norm = NormSpec::rms(keys.epsilon("layer_norm_epsilon", 1e-5)?);
+    let (vocab_size, hidden_size) = (keys.size("vocab_size", sizes[1])?, keys.size("hidden_size", sizes[0])?);
+    let layers = vec![LayerSpec::new(mixer, None); layers];
+    finish(ModelSpec::new(model_type, vocab_size, hidden_size, norm, layers), keys, tied_end.0, Some(tied_end.1))
 }
 
 /// E = ⌊expand · hidden size⌋; `expand` may be a fraction.

@@ -3,10 +3,11 @@
 use serde_json::Value;
 
 use super::mamba::{check_mamba1, dt_rank, inner_width};
-use super::{check_mamba2, end_tokens, layer_count, trained_context};
+use super::parts::check_mamba2;
+use super::{end_tokens, layer_count, trained_context};
 use crate::loader::error::ConfigError;
 use crate::loader::keys::Keys;
-use crate::model::spec::{LayerSpec, Mamba1Spec, Mamba2Spec, MixerSpec, ModelSpec};
+use crate::model::spec::{GateNorm, LayerSpec, Mamba1Spec, Mamba2Spec, MixerSpec, ModelSpec, NormSpec};
 
 /// mamba_ssm builds all its norms with this.
 const NORM_EPS: f32 = 1e-5;
@@ -48,15 +49,13 @@ pub fn original(keys: Keys) -> Result<ModelSpec, ConfigError> {
         Some(0) => 1,
         _ => keys.size("pad_vocab_size_multiple", 8)?,
     };
+    let vocab_size = keys.size("vocab_size", 50_277)?.next_multiple_of(multiple);
+    let layers = vec![LayerSpec::new(mixer, None); layer_count(keys, "n_layer", 64)?];
     Ok(ModelSpec {
-        model_type: model_type.to_owned(),
-        vocab_size: keys.size("vocab_size", 50_277)?.next_multiple_of(multiple),
-        hidden_size,
-        norm_eps: NORM_EPS,
         tied_embeddings: keys.flag("tie_embeddings", true)?,
-        layers: vec![LayerSpec { mixer, mlp: None }; layer_count(keys, "n_layer", 64)?],
         trained_context: trained_context(keys)?,
-        end_tokens: end_tokens(keys, 0)?,
+        end_tokens: end_tokens(keys, Some(0))?,
+        ..ModelSpec::new(model_type, vocab_size, hidden_size, NormSpec::rms(NORM_EPS), layers)
     })
 }
 
@@ -69,6 +68,8 @@ fn mamba1(ssm: Keys, hidden_size: usize) -> Result<Mamba1Spec, ConfigError> {
         conv_taps: ssm.size("d_conv", 4)?,
         proj_bias: ssm.flag("bias", false)?,
         conv_bias: ssm.flag("conv_bias", true)?,
+        dbc_norm: None,
+        heads: None,
     };
     check_mamba1(&spec, hidden_size)?;
     Ok(spec)
@@ -77,7 +78,7 @@ fn mamba1(ssm: Keys, hidden_size: usize) -> Result<Mamba1Spec, ConfigError> {
 fn mamba2(ssm: Keys, hidden_size: usize) -> Result<Mamba2Spec, ConfigError> {
     refuse_others(ssm, &MAMBA2)?;
     let inner = inner_width(ssm, "expand", hidden_size)?;
-    let head_dim = ssm.size("headdim", 64)?;
+    let (head_dim, bias) = (ssm.size("headdim", 64)?, ssm.flag("bias", false)?);
     if !inner.is_multiple_of(head_dim) {
         return Err(ConfigError::Inconsistent(format!(
             "`ssm_cfg.headdim` is {head_dim}, which must divide the inner width {inner} (`ssm_cfg.expand` · `d_model`)"
@@ -89,8 +90,11 @@ fn mamba2(ssm: Keys, hidden_size: usize) -> Result<Mamba2Spec, ConfigError> {
         state_dim: ssm.size("d_state", 128)?,
         groups: ssm.size("ngroups", 1)?,
         conv_taps: ssm.size("d_conv", 4)?,
-        proj_bias: ssm.flag("bias", false)?,
+        proj_bias: bias,
+        out_bias: bias,
         conv_bias: ssm.flag("conv_bias", true)?,
+        multipliers: [1.0; 5],
+        norm: GateNorm::GateFirst,
         delta_limit: ssm.interval("dt_limit")?,
         norm_eps: NORM_EPS,
     };

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::model::spec::{LayerSpec, Mamba1Spec, MixerSpec, MlpSpec};
+use crate::model::spec::{AttentionSpec, FeedForwardSpec, LayerSpec, Mamba1Spec, Mamba2Spec, MixerSpec, MlpSpec};
 
 fn parsed(config: Value) -> ModelSpec {
     parse(&config.to_string(), "config.json").unwrap()
@@ -20,14 +20,14 @@ fn refusal(config: &Value, changes: &Value) -> String {
 }
 
 fn attention(layer: &LayerSpec) -> &AttentionSpec {
-    match &layer.mixer {
+    match &layer.parts[0].mixer {
         MixerSpec::Attention(spec) => spec,
         other => panic!("{other:?}"),
     }
 }
 
 fn mamba2(layer: &LayerSpec) -> &Mamba2Spec {
-    match &layer.mixer {
+    match &layer.parts[0].mixer {
         MixerSpec::Mamba2(spec) => spec,
         other => panic!("{other:?}"),
     }
@@ -37,11 +37,19 @@ fn mamba2(layer: &LayerSpec) -> &Mamba2Spec {
 fn mamba_defaults_are_those_of_the_class() {
     let spec = parsed(json!({"model_type": "mamba"}));
     assert_eq!((spec.vocab_size, spec.hidden_size, spec.layers.len()), (50_280, 768, 32));
-    assert_eq!((spec.norm_eps, spec.tied_embeddings, spec.trained_context), (1e-5, true, None));
+    assert_eq!((spec.norm.eps, spec.tied_embeddings, spec.trained_context), (1e-5, true, None));
     assert_eq!(spec.end_tokens, [0]);
-    let expected =
-        Mamba1Spec { channels: 1536, state_dim: 16, dt_rank: 48, conv_taps: 4, proj_bias: false, conv_bias: true };
-    assert_eq!(spec.layers[31], LayerSpec { mixer: MixerSpec::Mamba1(expected), mlp: None });
+    let expected = Mamba1Spec {
+        channels: 1536,
+        state_dim: 16,
+        dt_rank: 48,
+        conv_taps: 4,
+        proj_bias: false,
+        conv_bias: true,
+        dbc_norm: None,
+        heads: None,
+    };
+    assert_eq!(spec.layers[31], LayerSpec::new(MixerSpec::Mamba1(expected), None));
 }
 
 #[test]
@@ -59,12 +67,12 @@ fn mamba2_defaults_are_those_of_codestral() {
 fn llama_defaults_are_those_of_the_class() {
     let spec = parsed(json!({"model_type": "llama"}));
     assert_eq!((spec.vocab_size, spec.hidden_size, spec.layers.len()), (32_000, 4096, 32));
-    assert_eq!((spec.norm_eps, spec.tied_embeddings), (1e-6, false));
+    assert_eq!((spec.norm.eps, spec.tied_embeddings), (1e-6, false));
     let mixer = attention(&spec.layers[0]);
     assert_eq!((mixer.heads, mixer.kv_heads, mixer.head_dim), (32, 32, 128));
     assert_eq!((mixer.qkv_bias, mixer.out_bias), (false, false));
     assert_eq!(mixer.rope.as_ref().unwrap().len(), 64);
-    assert_eq!(spec.layers[0].mlp, Some(MlpSpec { intermediate_size: 11_008, bias: false }));
+    assert_eq!(spec.layers[0].feed_forward, Some(FeedForwardSpec::Mlp(MlpSpec::swiglu(11_008, false))));
 }
 
 #[test]
@@ -77,7 +85,7 @@ fn bamba_defaults_are_those_of_the_class() {
     assert_eq!((mixer.heads, mixer.kv_heads, mixer.head_dim), (32, 8, 128));
     assert_eq!(mixer.rope.as_ref().unwrap().len(), 32, "half of the head rotates");
     assert_eq!(mixer.scale, 128f32.powf(-0.5));
-    assert_eq!(spec.layers.iter().filter(|layer| matches!(layer.mixer, MixerSpec::Attention(_))).count(), 3);
+    assert_eq!(spec.layers.iter().filter(|layer| matches!(layer.parts[0].mixer, MixerSpec::Attention(_))).count(), 3);
     let spec = parsed(json!({"model_type": "bamba", "num_key_value_heads": null, "attn_layer_indices": [0]}));
     assert_eq!(attention(&spec.layers[0]).kv_heads, 32);
 }
@@ -114,10 +122,10 @@ fn end_tokens_and_context() {
 #[test]
 fn old_mamba_files_may_name_the_inner_width() {
     let spec = parsed(json!({"model_type": "mamba", "hidden_size": 20, "intermediate_size": 36, "time_step_rank": 3}));
-    let MixerSpec::Mamba1(mixer) = &spec.layers[0].mixer else { panic!() };
+    let MixerSpec::Mamba1(mixer) = &spec.layers[0].parts[0].mixer else { panic!() };
     assert_eq!((mixer.channels, mixer.dt_rank), (36, 3));
     let spec = parsed(json!({"model_type": "mamba", "hidden_size": 20, "time_step_rank": "auto"}));
-    let MixerSpec::Mamba1(mixer) = &spec.layers[0].mixer else { panic!() };
+    let MixerSpec::Mamba1(mixer) = &spec.layers[0].parts[0].mixer else { panic!() };
     assert_eq!((mixer.channels, mixer.dt_rank), (40, 2));
     // The -hf repositories carry the original keys along.
     let both = json!({"model_type": "mamba", "hidden_size": 20, "d_model": 20, "n_layer": 9, "num_hidden_layers": 2,
@@ -131,7 +139,7 @@ fn original_state_spaces_configs() {
     let spec = parsed(json!({"d_model": 768, "n_layer": 24, "vocab_size": 50_277, "ssm_cfg": {}, "rms_norm": true,
         "residual_in_fp32": true, "fused_add_norm": true, "pad_vocab_size_multiple": 8}));
     assert_eq!((spec.model_type.as_str(), spec.vocab_size, spec.tied_embeddings), ("mamba", 50_280, true));
-    let MixerSpec::Mamba1(mixer) = &spec.layers[23].mixer else { panic!() };
+    let MixerSpec::Mamba1(mixer) = &spec.layers[23].parts[0].mixer else { panic!() };
     assert_eq!((mixer.channels, mixer.state_dim, mixer.dt_rank), (1536, 16, 48));
 
     let mamba2_config = json!({"d_model": 768, "d_intermediate": 0, "n_layer": 24, "vocab_size": 50_277,
@@ -164,7 +172,7 @@ fn original_state_spaces_configs() {
 fn what_is_not_implemented_is_refused_by_name() {
     let llama = json!({"model_type": "llama"});
     for (changes, word) in [
-        (json!({"hidden_act": "gelu"}), "hidden_act"),
+        (json!({"hidden_act": "quick_gelu"}), "hidden_act"),
         (json!({"sliding_window": 4096}), "sliding_window"),
         (json!({"quantization_config": {"bits": 4}}), "quantization_config"),
         (json!({"pretraining_tp": 2}), "pretraining_tp"),
@@ -189,7 +197,7 @@ fn nonsense_is_refused_by_name() {
     for (config, word) in [
         (json!([1]), "object"),
         (json!({}), "model_type"),
-        (json!({"model_type": "rwkv7"}), "mamba, mamba2, llama, bamba"),
+        (json!({"model_type": "rwkv7"}), "mamba, mamba2, falcon_mamba, jamba"),
         (json!({"model_type": 3}), "model_type"),
         (json!({"model_type": "mamba", "hidden_size": 0}), "hidden_size"),
         (json!({"model_type": "mamba", "hidden_size": -4}), "hidden_size"),
