@@ -38,6 +38,8 @@ pub enum Action {
     // Looking
     Hover(Hover),
     SelectLayer(usize),
+    /// A mixer of a layer that has several.
+    SelectPart(usize),
     SelectHead(usize),
     SelectChannel(Option<usize>),
     /// Pins a token; None follows the newest.

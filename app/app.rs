@@ -16,7 +16,10 @@ use crate::settings::{self, Saved, Settings};
 use crate::store::Store;
 use crate::theme::{self, Theme};
 use crate::view::commands::Palette;
-use crate::view::{ViewContext, Views, banner, help, model_bar, timeline};
+use crate::view::{ViewContext, Views, banner, help, model_bar, strip, timeline};
+
+/// Frames that the time shown is averaged over.
+const FRAMES: f32 = 30.0;
 
 /// How the window starts.
 #[derive(Clone, Debug, Default)]
@@ -52,6 +55,8 @@ pub struct App {
     pub(crate) save_at: Option<Instant>,
     pub(crate) answers: (Sender<Action>, Receiver<Action>),
     pub(crate) observer: Observer,
+    /// Processor time of a frame, averaged over the last ones.
+    pub(crate) frame_ms: Option<f32>,
 }
 
 impl App {
@@ -83,6 +88,7 @@ impl App {
             save_at: None,
             answers: channel(),
             observer: Observer::default(),
+            frame_ms: None,
         };
         if app.settings.presentation {
             app.set_presentation(&cc.egui_ctx);
@@ -112,13 +118,15 @@ impl App {
             help,
             note,
             dtype,
+            frame_ms,
             ..
         } = self;
-        let cx = ViewContext { store, selection, hover, time, theme, settings };
+        let cx = ViewContext { store, selection, hover, time, theme, settings, frame_ms: *frame_ms };
         let bar = egui::Frame::new().fill(theme.panel).inner_margin(egui::Margin::symmetric(8, 5));
         Panel::top("model bar").frame(bar).show_separator_line(false).show(ui, |ui| {
             model_bar::model_bar(ui, &cx, layout, *dtype, &mut actions);
         });
+        strip::layer_strip(ui, &cx, &mut actions);
         banner::banner(ui, &cx, &mut actions);
         Panel::bottom("timeline").frame(bar).show_separator_line(false).show(ui, |ui| {
             timeline::timeline(ui, &cx, note.as_ref().map(|(text, _)| text.as_str()), &mut actions);
@@ -139,7 +147,11 @@ impl eframe::App for App {
         self.observe(ctx);
     }
 
-    fn ui(&mut self, ui: &mut egui::Ui, _frame: &mut eframe::Frame) {
+    fn ui(&mut self, ui: &mut egui::Ui, frame: &mut eframe::Frame) {
+        if let Some(seconds) = frame.info().cpu_usage {
+            let (ms, before) = (1000.0 * seconds, self.frame_ms.unwrap_or(1000.0 * seconds));
+            self.frame_ms = Some(before + (ms - before) / FRAMES);
+        }
         let ctx = ui.ctx().clone();
         if !self.palette.is_open() {
             for index in keymap::pressed(&ctx, &self.keys) {

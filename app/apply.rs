@@ -71,6 +71,7 @@ impl App {
             }
             Action::Hover(hover) => self.hover = hover,
             Action::SelectLayer(_)
+            | Action::SelectPart(_)
             | Action::SelectHead(_)
             | Action::SelectChannel(_)
             | Action::SelectToken(_)
@@ -201,6 +202,7 @@ impl App {
         let selection = &mut self.selection;
         match action {
             Action::SelectLayer(layer) => selection.layer = layer,
+            Action::SelectPart(part) => selection.part = part,
             Action::SelectHead(head) => selection.head = head,
             Action::SelectChannel(channel) => selection.channel = channel,
             Action::SelectToken(token) => {
@@ -243,9 +245,12 @@ impl App {
         let selection = &mut self.selection;
         if let Some(model) = &self.store.model {
             selection.layer = selection.layer.min(model.layers.len().saturating_sub(1));
-            if let Some(part) = model.layers.get(selection.layer).and_then(|layer| layer.parts.first()) {
-                selection.head = selection.head.min(part.heads.saturating_sub(1));
-                selection.channel = selection.channel.filter(|c| *c < part.head_dim);
+            if let Some(layer) = model.layers.get(selection.layer) {
+                selection.part = selection.part.min(layer.parts.len().saturating_sub(1));
+                if let Some(part) = layer.parts.get(selection.part) {
+                    selection.head = selection.head.min(part.heads.saturating_sub(1));
+                    selection.channel = selection.channel.filter(|c| *c < part.head_dim);
+                }
             }
         }
         // While a prompt is being read its tokens are known before they are processed, so length is the bound.

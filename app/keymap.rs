@@ -39,8 +39,14 @@ impl Now<'_> {
 
     fn head(&self, by: isize) -> Option<Action> {
         let layer = self.store.model.as_ref()?.layers.get(self.selection.layer)?;
-        let last = layer.parts.first()?.heads.checked_sub(1)?;
+        let last = layer.parts.get(self.selection.part).or(layer.parts.first())?.heads.checked_sub(1)?;
         Some(Action::SelectHead(self.selection.head.saturating_add_signed(by).min(last)))
+    }
+
+    /// The next mixer of a layer that has several, after the last the first.
+    fn part(&self) -> Option<Action> {
+        let parts = self.store.model.as_ref()?.layers.get(self.selection.layer)?.parts.len();
+        (parts > 1).then(|| Action::SelectPart((self.selection.part + 1) % parts))
     }
 }
 
@@ -65,7 +71,7 @@ const SHIFT: Modifiers = Modifiers::SHIFT;
 
 /// All commands, in the order of help.
 pub fn table() -> Vec<Entry> {
-    let fixed: [Line; 41] = [
+    let fixed: [Line; 42] = [
         ("Run", "Run or pause", "Space", Some((NONE, Key::Space)), |now| {
             Some(if now.store.run == RunState::Running { Action::Pause } else { Action::Run })
         }),
@@ -85,6 +91,7 @@ pub fn table() -> Vec<Entry> {
         ("Look", "Layer below", "]", Some((NONE, Key::CloseBracket)), |now| now.layer(1)),
         ("Look", "Layer above", "↑", Some((NONE, Key::ArrowUp)), |now| now.layer(-1)),
         ("Look", "Layer below", "↓", Some((NONE, Key::ArrowDown)), |now| now.layer(1)),
+        ("Look", "Next mixer of the layer", "M", Some((NONE, Key::M)), |now| now.part()),
         ("Look", "Head before", "{", Some((SHIFT, Key::OpenBracket)), |now| now.head(-1)),
         ("Look", "Head after", "}", Some((SHIFT, Key::CloseBracket)), |now| now.head(1)),
         ("Look", "Head before", "{", Some((NONE, Key::OpenCurlyBracket)), |now| now.head(-1)),
@@ -231,5 +238,6 @@ mod tests {
         let selection = Selection { query: Some(7), ..Selection::default() };
         let now = Now { store: &store, selection: &selection };
         assert_eq!((now.pin(-1), now.layer(1), now.head(1)), (None, None, None));
+        assert_eq!(now.part(), None);
     }
 }

@@ -45,6 +45,10 @@ fn default_tree() -> Tree<ViewKind> {
                     let pane = tiles.insert_pane(kind);
                     tiles.insert_tab_tile(vec![pane])
                 }
+                Part::Tabs(kinds) => {
+                    let panes = kinds.iter().map(|kind| tiles.insert_pane(*kind)).collect();
+                    tiles.insert_tab_tile(panes)
+                }
                 Part::Tile(id) => id,
             };
             ids.push((id, share));
@@ -58,19 +62,21 @@ fn default_tree() -> Tree<ViewKind> {
     let (across, down) = (LinearDir::Horizontal, LinearDir::Vertical);
     let left = split(down, vec![(Part::Pane(Prompt), 0.52), (Part::Pane(Performance), 0.48)]);
     let time = split(down, vec![(Part::Pane(Layers), 0.27), (Part::Pane(State), 0.35), (Part::Pane(Gates), 0.38)]);
-    let mixing = split(down, vec![(Part::Pane(Mixing), 0.62), (Part::Pane(Heads), 0.38)]);
+    let mixing = split(down, vec![(Part::Pane(Mixing), 0.62), (Part::Tabs(&[Heads, Reach]), 0.38)]);
     let data = split(across, vec![(time, 0.54), (mixing, 0.46)]);
     let middle = split(down, vec![(Part::Pane(Tokens), 0.18), (data, 0.82)]);
     let right = split(down, vec![(Part::Pane(Inspector), 0.58), (Part::Pane(Logits), 0.42)]);
     let root = match split(across, vec![(left, 0.165), (middle, 0.645), (right, 0.19)]) {
         Part::Tile(id) => id,
-        Part::Pane(kind) => tiles.insert_pane(kind),
+        _ => tiles.insert_pane(Layers),
     };
     Tree::new(eframe::egui::Id::unique("panels"), root, tiles)
 }
 
 enum Part {
     Pane(ViewKind),
+    /// One before the others.
+    Tabs(&'static [ViewKind]),
     Tile(TileId),
 }
 

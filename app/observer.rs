@@ -84,8 +84,8 @@ impl App {
         if self.store.model.is_none() {
             return;
         }
-        let Self { store, selection, hover, time, theme, settings, .. } = self;
-        let cx = ViewContext { store, selection, hover, time, theme, settings };
+        let Self { store, selection, hover, time, theme, settings, frame_ms, .. } = self;
+        let cx = ViewContext { store, selection, hover, time, theme, settings, frame_ms: *frame_ms };
         let mut probes = Vec::new();
         for view in self.layout.in_sight().iter().filter_map(|kind| self.views.get(kind)) {
             view.probes(&cx, &mut probes);

@@ -24,6 +24,8 @@ pub struct Selection {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Hover {
     pub layer: Option<usize>,
+    /// Parallel mixer inside the layer; without one, whichever is looked at.
+    pub part: Option<usize>,
     pub head: Option<usize>,
     /// Token, or matrix row.
     pub query: Option<usize>,

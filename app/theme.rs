@@ -121,7 +121,10 @@ impl Theme {
         let lightness = if self.is_dark() { 0.76 } else { 0.52 };
         match kind {
             MixerKind::Mamba1 | MixerKind::Mamba2 => oklch(lightness, 0.11, 190.0),
+            MixerKind::DeltaRule => oklch(lightness, 0.11, 150.0),
+            MixerKind::ShortConv => oklch(lightness, 0.11, 250.0),
             MixerKind::Attention => oklch(lightness, 0.13, 75.0),
+            MixerKind::FeedForward => oklch(lightness, 0.02, 260.0),
         }
     }
 
@@ -130,7 +133,10 @@ impl Theme {
         match kind {
             MixerKind::Mamba1 => "◇",
             MixerKind::Mamba2 => "◆",
+            MixerKind::DeltaRule => "■",
+            MixerKind::ShortConv => "▬",
             MixerKind::Attention => "▲",
+            MixerKind::FeedForward => "·",
         }
     }
 

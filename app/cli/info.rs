@@ -1,4 +1,4 @@
-//! `info`: what a model is made of.
+//! `info`: what a model is made of. `plan.rs` has its layers.
 
 use std::io::Write;
 
@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use statescope_engine::protocol::{Geometry, LayerInfo, MixerKind, ModelInfo};
 
 use super::common::Common;
+use super::plan;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -17,7 +18,7 @@ pub struct Args {
     json: bool,
 }
 
-/// Describes the model, which is opened completely, so that what is wrong with it is found.
+/// Describes the model, which is opened completely, so that what is wrong with it is found; a large one stays in its files.
 pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
     let info = args.common.open()?.info;
     if args.json {
@@ -45,17 +46,20 @@ fn describe(info: &ModelInfo) -> Value {
         "trained_context": info.trained_context,
         "tokenizer": info.has_tokenizer,
         "end_tokens": info.end_tokens,
+        "pattern": plan::pattern(&info.layers),
         "layers": info.layers.iter().map(layer).collect::<Vec<_>>(),
     })
 }
 
-/// A layer as JSON; a trace says the same in its metadata.
+/// A layer as JSON; a trace says the same in its metadata. What a layer says of its mixer is said of the first part.
 pub fn layer(layer: &LayerInfo) -> Value {
     let mut object = mixer(layer.mixer());
-    if layer.parts.len() > 1 {
-        object["parts"] = layer.parts.iter().map(mixer).collect();
-    }
-    object["mlp_dim"] = json!(layer.mlp_dim);
+    object["parts"] = layer.parts.iter().map(mixer).collect();
+    object["feed_forward"] = layer.feed_forward.map_or(Value::Null, |feed_forward| {
+        let (experts, chosen) = feed_forward.experts.unzip();
+        json!({ "width": feed_forward.width, "experts": experts, "experts_per_token": chosen })
+    });
+    object["mlp_dim"] = json!(layer.feed_forward.map(|feed_forward| feed_forward.width));
     object["parameters"] = json!(layer.parameters);
     object
 }
@@ -68,6 +72,8 @@ fn mixer(geometry: &Geometry) -> Value {
         "state_dim": geometry.state_dim,
         "groups": geometry.groups,
         "conv_taps": geometry.conv_taps,
+        "gated": geometry.gated,
+        "window": geometry.window,
         "state_bytes": geometry.state_bytes,
         "kv_bytes_per_token": geometry.kv_bytes_per_token,
     })
@@ -78,7 +84,10 @@ pub fn kind(kind: MixerKind) -> &'static str {
     match kind {
         MixerKind::Mamba1 => "mamba1",
         MixerKind::Mamba2 => "mamba2",
+        MixerKind::DeltaRule => "delta_rule",
+        MixerKind::ShortConv => "short_conv",
         MixerKind::Attention => "attention",
+        MixerKind::FeedForward => "feed_forward",
     }
 }
 
@@ -89,45 +98,42 @@ fn print(info: &ModelInfo, out: &mut impl Write) -> Result<()> {
         ("model", info.source.to_string()),
         ("architecture", info.model_type.clone()),
         ("layers", info.layers.len().to_string()),
-        ("parameters", format!("{} ({:.2} M)", info.parameters, info.parameters as f64 / 1e6)),
+        ("parameters", format!("{} ({})", info.parameters, count(info.parameters))),
         ("weights", format!("{}, {}", bytes(info.weights_bytes), info.dtype)),
         ("state", format!("{} whatever the length of the text", bytes(info.state_bytes))),
-        ("KV cache", format!("{} a token", bytes(info.kv_bytes_per_token))),
+        ("KV cache", cache(info)),
         ("hidden size", info.hidden_size.to_string()),
         ("vocabulary", format!("{} tokens", info.vocab_size)),
         ("output head", tied.to_owned()),
         ("trained on", context),
         ("tokenizer", if info.has_tokenizer { "yes" } else { "no: prompts are token ids" }.to_owned()),
+        ("pattern", plan::pattern(&info.layers)),
     ];
     for (name, value) in lines {
         writeln!(out, "{name:<12}  {value}")?;
     }
-    writeln!(
-        out,
-        "\n{:>5}  {:<9}  {:>5}  {:>5}  {:>5}  {:>6}  {:>4}  {:>6}  {:>10}",
-        "layer", "mixer", "heads", "P", "N", "groups", "conv", "MLP", "parameters"
-    )?;
-    for (index, layer) in info.layers.iter().enumerate() {
-        for mixer in &layer.parts {
-            let some = |n: usize| if n == 0 { "–".to_owned() } else { n.to_string() };
-            writeln!(
-                out,
-                "{index:>5}  {:<9}  {:>5}  {:>5}  {:>5}  {:>6}  {:>4}  {:>6}  {:>10}",
-                mixer.kind.label(),
-                mixer.heads,
-                mixer.head_dim,
-                mixer.state_dim,
-                mixer.groups,
-                some(mixer.conv_taps),
-                some(layer.mlp_dim.unwrap_or(0)),
-                layer.parameters,
-            )?;
-        }
+    writeln!(out)?;
+    plan::print(info, out)
+}
+
+/// How the cache grows, and what of it stops growing.
+fn cache(info: &ModelInfo) -> String {
+    let mut text = format!("{} a token", bytes(info.kv_bytes_per_token));
+    let parts = info.layers.iter().flat_map(|layer| &layer.parts);
+    let bounded: usize = parts.filter(|part| part.window.is_some()).map(|part| part.kv_bytes_per_token).sum();
+    if bounded > 0 {
+        text += &format!(", of which {} only up to the window", bytes(bounded));
     }
-    let mamba1 = info.layers.iter().flat_map(|layer| &layer.parts).any(|mixer| mixer.kind == MixerKind::Mamba1);
-    let heads = if mamba1 { "; in Mamba-1 every channel is a head" } else { "" };
-    writeln!(out, "\nP: values a head mixes; N: state entries a value, for attention the width of a key{heads}")?;
-    Ok(())
+    text
+}
+
+/// A number of parameters as a person reads it.
+pub fn count(parameters: u64) -> String {
+    match parameters as f64 {
+        few if few < 1e6 => format!("{:.1} K", few / 1e3),
+        some if some < 1e9 => format!("{:.2} M", some / 1e6),
+        many => format!("{:.2} B", many / 1e9),
+    }
 }
 
 /// Bytes as a person reads them.

@@ -92,7 +92,7 @@ impl Plan {
         heads: Option<&[usize]>,
         every: Option<usize>,
     ) -> Option<Self> {
-        let mixer = session.model().mixer(layer);
+        let mixer = session.model().mixer(layer, 0);
         let geometry = mixer.geometry();
         let exists = match quantity.what {
             What::Row(point) => probes::exists(mixer, point),
@@ -169,7 +169,7 @@ impl Plan {
     /// The session has not recorded what it takes.
     pub fn compute(&self, session: &Session) -> Result<Vec<f32>> {
         let (mixer, tape, tokens) =
-            (session.model().mixer(self.layer), session.tape().layer(self.layer), session.position());
+            (session.model().mixer(self.layer, 0), session.tape().part(self.layer, 0), session.position());
         let lost = || {
             anyhow!("{} cannot be computed: layer {} was not recorded from the first token on", self.name, self.layer)
         };
@@ -186,7 +186,7 @@ impl Plan {
             }
             What::State => {
                 for position in self.positions.clone().unwrap_or_else(|| vec![tokens - 1]) {
-                    values.extend(session.state_at(self.layer, position).ok_or_else(lost)?);
+                    values.extend(session.state_at(self.layer, 0, position).ok_or_else(lost)?);
                 }
             }
             What::StateNorm => {
@@ -207,7 +207,7 @@ impl Plan {
     }
 
     fn mixing_errors(&self, mixer: &dyn Mixer, session: &Session, tokens: usize) -> Vec<f32> {
-        let tape = session.tape().layer(self.layer);
+        let tape = session.tape().part(self.layer, 0);
         let mut peaks = vec![0.0f32; self.heads.len()];
         let mut values = Vec::with_capacity(tokens * self.heads.len());
         for token in 0..tokens {

@@ -230,7 +230,7 @@ fn read(
 
 /// Refuses a text whose record would not fit, as soon as that can be told.
 fn check_tape(session: &Session, layers: &[usize], tokens: usize) -> Result<()> {
-    let recorded: usize = layers.iter().map(|layer| session.tape().layer(*layer).bytes()).sum();
+    let recorded: usize = layers.iter().map(|layer| session.tape().layer_bytes(*layer)).sum();
     let expected = (recorded / session.position().max(1)).saturating_mul(tokens);
     if expected > LARGEST_TAPE {
         bail!(

@@ -1,15 +1,16 @@
 //! All heads: the mixing matrices of one layer as small maps, recurrent heads and softmax heads in the same form.
 
 use eframe::egui::{self, Rect, Sense, vec2};
-use statescope_engine::protocol::{MixingView as Matrix, Point, Probe, Reading, Reduction, Scale, Stage};
+use statescope_engine::protocol::{MixerKind, MixingView as Matrix, Point, Probe, Reading, Reduction, Scale, Stage};
 
 use crate::action::Action;
-use crate::selection::Hover;
 use crate::theme::ColourMap;
-use crate::view::gates::retention_probe;
+use crate::view::gates::order_probe;
 use crate::view::quantity::cells::PlaneCells;
-use crate::view::quantity::plate;
-use crate::view::quantity::{Subject, exact, half_life, percent, spread, tokens_words, typical_order};
+use crate::view::quantity::plate::{self, Place};
+use crate::view::quantity::{
+    Subject, exact, half_life, no_mixer, percent, spread, tokens_words, typical_order, window_words,
+};
 use crate::view::state::tiles;
 use crate::view::{View, ViewContext, ViewKind};
 use crate::widget::heatmap::{Heatmap, ValueScale, hatch};
@@ -43,12 +44,15 @@ pub struct HeadsView {
 impl View for HeadsView {
     fn title(&self, cx: &ViewContext<'_>) -> String {
         let Some(subject) = Subject::of(cx) else { return "All heads".into() };
+        if !subject.kind().mixes() {
+            return format!("All heads · {}", subject.layer_name());
+        }
         let which = match subject.mixer.heads {
             heads if heads <= MOST => format!("{heads} {}s", subject.kind().head_noun()),
             heads => format!("{} of {heads} {}s", CHANNELS + 1, subject.kind().head_noun()),
         };
         let scale = if self.settings.share { "row share" } else { "signed" };
-        format!("All heads · layer {} · {which} · core, {scale}", subject.layer)
+        format!("All heads · {} · {which} · core, {scale}", subject.layer_name())
     }
 
     fn explanation(&self, _: &ViewContext<'_>) -> String {
@@ -59,12 +63,8 @@ impl View for HeadsView {
     }
 
     fn probes(&self, cx: &ViewContext<'_>, probes: &mut Vec<Probe>) {
-        let Some(subject) = Subject::of(cx) else { return };
-        if subject.kind().is_recurrent() {
-            probes.push(retention_probe(&subject));
-        } else {
-            probes.push(subject.series(Point::Entropy, Reduction::Full));
-        }
+        let Some(subject) = Subject::of(cx).filter(|subject| subject.kind().mixes()) else { return };
+        probes.push(order_probe(&subject));
         if subject.mixer.heads <= MOST {
             probes.push(self.probe(&subject));
         } else {
@@ -78,6 +78,9 @@ impl View for HeadsView {
             panel::empty(ui, cx.theme, "No model is loaded. Choose one in the model bar.");
             return;
         };
+        if !subject.kind().mixes() {
+            return panel::empty(ui, cx.theme, &no_mixer(subject.layer, "heads"));
+        }
         if cx.store.length() == 0 {
             panel::empty(ui, cx.theme, "Press Space to read the prompt and run.");
             return;
@@ -89,14 +92,14 @@ impl View for HeadsView {
             }
             let scale =
                 if self.settings.share { "log, each map its own range" } else { "symlog, each map its own range" };
-            let scale = format!("{scale} · {}", reach_words(&subject));
+            let scale = [scale.to_owned(), reach_words(&subject)].join(" · ");
             let text = egui::RichText::new(scale).font(cx.theme.small()).color(cx.theme.text_muted);
             ui.add(egui::Label::new(text).truncate());
         });
         let all = subject.mixer.heads <= MOST;
         let heads = if all { (0..subject.mixer.heads).collect() } else { chosen_channels(cx, &subject) };
         if heads.is_empty() {
-            panel::empty(ui, cx.theme, "The channels' half-lives are not known yet.");
+            panel::empty(ui, cx.theme, "What the channels are chosen by is not known yet.");
             return;
         }
         let (area, _) = ui.allocate_exact_size(ui.available_size().max(vec2(32.0, 32.0)), Sense::hover());
@@ -117,9 +120,9 @@ impl View for HeadsView {
     }
 }
 
-/// Channels spread over the half-lives known, and the selected one. The choice is made anew only when the text has doubled.
+/// Channels spread over the half-lives (of a short convolution the writes) known, and the selected one. The choice is made anew only when the text has doubled.
 fn chosen_channels(cx: &ViewContext<'_>, subject: &Subject<'_>) -> Vec<usize> {
-    let series = cx.store.series(&retention_probe(subject)).filter(|series| !series.is_empty());
+    let series = cx.store.series(&order_probe(subject)).filter(|series| !series.is_empty());
     let Some(series) = series else { return Vec::new() };
     let end = (series.len() + 1).next_power_of_two() / 2;
     let order = typical_order(Some(series), subject.mixer.heads, end.max(1));
@@ -192,15 +195,10 @@ impl HeadsView {
             .label(format!("Mixing matrix of {}, layer {}", subject.head_name_of(head), subject.layer))
             .describe(&describe);
         let response = plate::inside(ui, rect, |ui| heatmap.show(ui, cx.theme));
-        plate::frame(ui, cx, response.rect, selected, cx.hover.head == Some(head));
+        plate::frame(ui, cx, response.rect, selected, plate::hovered_head(cx, subject) == Some(head));
         if let Some((row, col, _)) = response.hovered {
             let at = |cell| Some(cells.tokens_of(cell).start).filter(|_| cells.tokens <= rows);
-            actions.push(Action::Hover(Hover {
-                layer: Some(subject.layer),
-                head: Some(head),
-                query: at(row),
-                key: at(col),
-            }));
+            actions.push(Place::of(subject, Some(head)).hover(at(row), at(col)));
         }
         if response.clicked.is_some() {
             actions.push(Action::SelectHead(head));
@@ -228,8 +226,13 @@ fn plane(reading: &Reading, index: usize) -> Option<(usize, usize)> {
 }
 
 /// What the number at the right of a tile is.
-fn reach_words(subject: &Subject<'_>) -> &'static str {
-    if subject.kind().is_recurrent() { "right: half-life in tokens" } else { "right: tokens it spreads over" }
+fn reach_words(subject: &Subject<'_>) -> String {
+    match subject.kind() {
+        MixerKind::Attention => "right: tokens it spreads over".into(),
+        MixerKind::DeltaRule => "right: half-life of α in tokens".into(),
+        kind if kind.decays() => "right: half-life in tokens".into(),
+        _ => window_words(subject.mixer),
+    }
 }
 
 /// How far a head looks: its half-life at the cursor, or over how many tokens its softmax spreads.
@@ -237,16 +240,13 @@ fn reach(cx: &ViewContext<'_>, subject: &Subject<'_>, head: usize) -> String {
     let Some(token) = subject.cursor else { return String::new() };
     let short =
         |tokens: f32| tokens_words(tokens).replace(" tokens", "").replace(" token", "").replace("over 10,000", ">10k");
-    if subject.kind().is_recurrent() {
-        let retention = cx.store.series(&retention_probe(subject)).and_then(|series| series.value(token, head));
-        retention.and_then(half_life).map_or_else(String::new, short)
-    } else {
-        let entropy = cx
-            .store
-            .series(&subject.series(Point::Entropy, Reduction::Full))
-            .and_then(|series| series.value(token, head));
-        entropy.map_or_else(String::new, |bits| short(bits.exp2()))
-    }
+    let value = cx.store.series(&order_probe(subject)).and_then(|series| series.value(token, head));
+    let tokens = match subject.kind() {
+        MixerKind::Attention => value.map(f32::exp2),
+        kind if kind.decays() => value.and_then(half_life),
+        _ => None,
+    };
+    tokens.map_or_else(String::new, short)
 }
 
 /// A pooled causal matrix: blocks above the diagonal are empty.

@@ -1,12 +1,12 @@
 //! Layer map: one quantity of every layer over all tokens.
 
 use eframe::egui::{self, Align2, pos2};
-use statescope_engine::protocol::{ModelInfo, Probe};
+use statescope_engine::protocol::{MixerKind, ModelInfo, Probe};
 
 use crate::action::Action;
 use crate::theme::{ColourMap, Theme, space};
 use crate::view::quantity::cells::StackedCells;
-use crate::view::quantity::plate::{self, Colours};
+use crate::view::quantity::plate::{self, Colours, Place};
 use crate::view::quantity::{LayerQuantity, Subject, csv_text, exact, quoted, retention_words};
 use crate::view::{View, ViewContext, ViewKind};
 use crate::widget::heatmap::{Heatmap, ValueScale};
@@ -35,7 +35,7 @@ impl View for LayersView {
 
     fn explanation(&self, _: &ViewContext<'_>) -> String {
         format!(
-            "Each row is a layer, each column a token; the colour is the {} of that layer at that token ({}). \
+            "Each row is a layer (of a layer with several mixers, one row a mixer), each column a token; the colour is the {} at that token ({}). \
              {} Hatched cells are not known: not computed yet, or a quantity this kind of layer does not have.",
             self.quantity.label(),
             self.quantity.formula(),
@@ -49,11 +49,8 @@ impl View for LayersView {
 
     fn probes(&self, cx: &ViewContext<'_>, probes: &mut Vec<Probe>) {
         let Some(model) = cx.store.model.as_deref() else { return };
-        for (layer, info) in model.layers.iter().enumerate() {
-            if info.parts.first().is_some_and(|mixer| self.quantity.exists_in(mixer.kind)) {
-                probes.push(self.quantity.probe(layer));
-            }
-        }
+        let rows = self.rows(model).into_iter().filter(|row| self.exists(model, *row));
+        probes.extend(rows.map(|row| self.quantity.probe(row.layer, row.part)));
     }
 
     fn ui(&mut self, ui: &mut egui::Ui, cx: &ViewContext<'_>, actions: &mut Vec<Action>) {
@@ -66,25 +63,27 @@ impl View for LayersView {
             panel::empty(ui, cx.theme, "Press Space to read the prompt and run.");
             return;
         }
-        let cells = self.cells(cx, model);
+        let rows = self.rows(model);
+        let cells = self.cells(cx, &rows);
         let height = (ui.available_height() - space::ROW - space::XS).max(24.0);
-        let selected = Subject::of(cx).map(|subject| subject.layer);
+        let selected = Subject::of(cx).and_then(|s| row_of(&rows, Some(s.layer), Some(s.part)));
+        let pointed = row_of(&rows, cx.hover.layer, cx.hover.part);
         let unit_range = self.per_layer && self.colours.scale == ValueScale::Linear;
-        let describe = |layer: usize, token: usize, _: Option<f32>| self.words(cx, model, layer, token);
+        let describe = |row: usize, token: usize, _: Option<f32>| self.words(cx, model, &rows, row, token);
         let map = Heatmap::new("layer map", &cells)
             .map(ColourMap::Sequential)
             .scale(self.colours.scale)
             .range(self.colours.locked.or(unit_range.then_some((0.0, 1.0))))
-            .highlight_row(cx.hover.layer)
+            .highlight_row(pointed)
             .cursor_row(selected)
             .label(format!("Layer map, {}", self.quantity.label()))
             .describe(&describe);
         let response = plate::map_over_time(ui, cx, height, map, actions);
-        self.names(ui, cx, model, response.rect, selected);
+        self.names(ui, cx, model, &rows, response.rect, selected);
         let hovered = response.hovered.map(|(row, token, _)| (row, token));
-        plate::time_actions(ui, hovered, response.clicked, actions, |row, _| (Some(row), None));
-        let value = hovered.and_then(|(row, token)| cx.store.series(&self.quantity.probe(row))?.value(token, 0));
-        let csv = || self.csv(cx, model);
+        plate::time_actions(ui, hovered, response.clicked, actions, |row, _| rows[row].place());
+        let value = hovered.and_then(|(row, token)| self.value(cx, rows[row], token));
+        let csv = || self.csv(cx, model, &rows);
         plate::menu(&response.response, ViewKind::Layers, "layer-map", value, &csv, actions);
         let unit = if self.per_layer { "of the layer's largest" } else { self.quantity.unit() };
         self.colours.legend(ui, cx, ColourMap::Sequential, unit, &response);
@@ -104,7 +103,7 @@ impl View for LayersView {
 impl LayersView {
     fn toolbar(&mut self, ui: &mut egui::Ui, cx: &ViewContext<'_>) {
         ui.horizontal(|ui| {
-            let options = LayerQuantity::ALL.map(|quantity| (quantity, quantity.label()));
+            let options: Vec<_> = self.offered(cx).into_iter().map(|quantity| (quantity, quantity.label())).collect();
             if let Some(quantity) = panel::drop_down(ui, "Quantity of the layer map", self.quantity, &options) {
                 self.quantity = quantity;
                 self.colours.locked = None;
@@ -121,8 +120,41 @@ impl LayersView {
         });
     }
 
-    fn cells<'a>(&self, cx: &ViewContext<'a>, model: &ModelInfo) -> StackedCells<'a> {
-        let rows: Vec<_> = (0..model.layers.len()).map(|layer| cx.store.series(&self.quantity.probe(layer))).collect();
+    /// What some layer of the model has, and what is chosen.
+    fn offered(&self, cx: &ViewContext<'_>) -> Vec<LayerQuantity> {
+        let parts = || cx.store.model.iter().flat_map(|model| &model.layers).flat_map(|layer| &layer.parts);
+        let offered = |quantity: &LayerQuantity| {
+            *quantity == self.quantity
+                || parts().any(|mixer| quantity.exists_in(mixer.kind))
+                || cx.store.model.is_none()
+        };
+        LayerQuantity::ALL.into_iter().filter(offered).collect()
+    }
+
+    /// One for each mixer that has the quantity; a layer without any has one that says why.
+    fn rows(&self, model: &ModelInfo) -> Vec<MapRow> {
+        let mut rows = Vec::new();
+        for (layer, info) in model.layers.iter().enumerate() {
+            let parts = self.quantity.parts_of(info);
+            let whole = parts.is_empty() || self.quantity == LayerQuantity::Resid;
+            match parts.is_empty() {
+                true => rows.push(MapRow { layer, part: 0, whole }),
+                false => rows.extend(parts.into_iter().map(|part| MapRow { layer, part, whole })),
+            }
+        }
+        rows
+    }
+
+    fn exists(&self, model: &ModelInfo, row: MapRow) -> bool {
+        self.quantity.exists_in(model.layers[row.layer].parts[row.part].kind)
+    }
+
+    fn value(&self, cx: &ViewContext<'_>, row: MapRow, token: usize) -> Option<f32> {
+        cx.store.series(&self.quantity.probe(row.layer, row.part))?.value(token, 0)
+    }
+
+    fn cells<'a>(&self, cx: &ViewContext<'a>, rows: &[MapRow]) -> StackedCells<'a> {
+        let rows: Vec<_> = rows.iter().map(|row| cx.store.series(&self.quantity.probe(row.layer, row.part))).collect();
         let divisors = match self.per_layer {
             true => rows
                 .iter()
@@ -138,23 +170,31 @@ impl LayersView {
     }
 
     /// Layer number and kind beside each row; where the quantity does not exist, the reason across the row.
-    fn names(&self, ui: &egui::Ui, cx: &ViewContext<'_>, model: &ModelInfo, rect: egui::Rect, selected: Option<usize>) {
+    fn names(
+        &self,
+        ui: &egui::Ui,
+        cx: &ViewContext<'_>,
+        model: &ModelInfo,
+        rows: &[MapRow],
+        rect: egui::Rect,
+        selected: Option<usize>,
+    ) {
         let font = cx.theme.mono();
-        plate::row_names(ui, rect, model.layers.len(), &font, |layer| {
-            let kind = model.layers[layer].mixer().kind;
-            let colour = if selected == Some(layer) { cx.theme.accent } else { cx.theme.kind_colour(kind) };
-            (format!("{layer} {}", Theme::kind_glyph(kind)), colour)
+        plate::row_names(ui, rect, rows.len(), &font, |row| {
+            let kind = rows[row].kind(model);
+            let colour = if selected == Some(row) { cx.theme.accent } else { cx.theme.kind_colour(kind) };
+            (format!("{} {}", rows[row].layer, Theme::kind_glyph(kind)), colour)
         });
-        let height = rect.height() / model.layers.len() as f32;
+        let height = rect.height() / rows.len() as f32;
         if height < font.size + 1.0 {
             return;
         }
-        for (layer, info) in model.layers.iter().enumerate() {
-            let reason = self.quantity.absence(info.mixer().kind);
+        for (index, row) in rows.iter().enumerate() {
+            let reason = self.quantity.absence(row.kind(model));
             if reason.is_empty() {
                 continue;
             }
-            let y = rect.top() + height * (layer as f32 + 0.5);
+            let y = rect.top() + height * (index as f32 + 0.5);
             let at = pos2(rect.left() + space::S, y);
             let galley = ui.painter().layout_no_wrap(reason.to_owned(), cx.theme.small(), cx.theme.text_muted);
             let ground = Align2::LEFT_CENTER.anchor_size(at, galley.size());
@@ -163,15 +203,15 @@ impl LayersView {
         }
     }
 
-    fn words(&self, cx: &ViewContext<'_>, model: &ModelInfo, layer: usize, token: usize) -> String {
-        let Some(kind) = model.layers.get(layer).map(|info| info.mixer().kind) else { return String::new() };
-        let place = format!("layer {layer} ({}), token {token} {}", kind.label(), quoted(cx.store, token));
+    fn words(&self, cx: &ViewContext<'_>, model: &ModelInfo, rows: &[MapRow], row: usize, token: usize) -> String {
+        let Some(row) = rows.get(row).copied() else { return String::new() };
+        let kind = row.kind(model);
+        let place = format!("layer {} ({}), token {token} {}", row.layer, kind.label(), quoted(cx.store, token));
         let absence = self.quantity.absence(kind);
         if !absence.is_empty() {
             return format!("{place}\n{absence}");
         }
-        let value = cx.store.series(&self.quantity.probe(layer)).and_then(|series| series.value(token, 0));
-        match value {
+        match self.value(cx, row, token) {
             None => format!("{place}\n{}: not known yet", self.quantity.label()),
             Some(value) => {
                 let unit = self.quantity.unit();
@@ -184,17 +224,62 @@ impl LayersView {
         }
     }
 
-    /// One line per token: its position, its text, one column per layer.
-    fn csv(&self, cx: &ViewContext<'_>, model: &ModelInfo) -> String {
+    /// One line per token: its position, its text, one column per row of the map.
+    fn csv(&self, cx: &ViewContext<'_>, model: &ModelInfo, rows: &[MapRow]) -> String {
         let mut text = String::from("position,token");
-        (0..model.layers.len()).for_each(|layer| text.push_str(&format!(",layer {layer}")));
+        for row in rows {
+            let several = !row.whole && model.layers[row.layer].parts.len() > 1;
+            let kind = if several { format!(" {}", row.kind(model).label()) } else { String::new() };
+            text.push_str(&format!(",layer {}{kind}", row.layer));
+        }
         for t in 0..cx.store.length() {
             text.push_str(&format!("\n{t},{}", csv_text(&cx.store.token_text(t))));
-            for layer in 0..model.layers.len() {
-                let value = cx.store.series(&self.quantity.probe(layer)).and_then(|series| series.value(t, 0));
-                text.push_str(&format!(",{}", value.map(exact).unwrap_or_default()));
+            for row in rows {
+                text.push_str(&format!(",{}", self.value(cx, *row, t).map(exact).unwrap_or_default()));
             }
         }
         text
+    }
+}
+
+/// A mixer of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct MapRow {
+    layer: usize,
+    part: usize,
+    /// Stands for the layer, not for one of its mixers.
+    whole: bool,
+}
+
+impl MapRow {
+    fn kind(self, model: &ModelInfo) -> MixerKind {
+        model.layers[self.layer].parts[self.part].kind
+    }
+
+    /// A row that stands for the whole layer leaves the mixer looked at as it is.
+    fn place(self) -> Place {
+        Place { layer: Some(self.layer), part: (!self.whole).then_some(self.part), head: None }
+    }
+}
+
+/// The row of a mixer, else of its layer.
+fn row_of(rows: &[MapRow], layer: Option<usize>, part: Option<usize>) -> Option<usize> {
+    let of_layer = |row: &MapRow| Some(row.layer) == layer;
+    rows.iter().position(|row| of_layer(row) && Some(row.part) == part).or_else(|| rows.iter().position(of_layer))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_is_a_mixer_or_its_layer() {
+        let row = |layer, part, whole| MapRow { layer, part, whole };
+        let rows = [row(0, 0, true), row(1, 0, false), row(1, 1, false)];
+        assert_eq!(row_of(&rows, Some(1), Some(1)), Some(2));
+        assert_eq!(row_of(&rows, Some(0), Some(1)), Some(0));
+        assert_eq!((row_of(&rows, Some(1), None), row_of(&rows, None, None)), (Some(1), None));
+        assert_eq!(rows[2].place(), Place { layer: Some(1), part: Some(1), head: None });
+        assert_eq!(rows[0].place().part, None);
     }
 }

@@ -24,7 +24,9 @@ pub mod model_bar;
 pub mod performance;
 pub mod prompt;
 pub mod quantity;
+pub mod reach;
 pub mod state;
+pub mod strip;
 pub mod timeline;
 pub mod tokens;
 
@@ -42,11 +44,12 @@ pub enum ViewKind {
     Inspector,
     Performance,
     Timeline,
+    Reach,
 }
 
 impl ViewKind {
     /// The dockable panels; the first nine have the keys 1 to 9.
-    pub const DOCKED: [Self; 10] = [
+    pub const DOCKED: [Self; 11] = [
         Self::Prompt,
         Self::Tokens,
         Self::Layers,
@@ -57,6 +60,7 @@ impl ViewKind {
         Self::Logits,
         Self::Inspector,
         Self::Performance,
+        Self::Reach,
     ];
 
     /// What the panel is called where its full title does not fit.
@@ -73,6 +77,7 @@ impl ViewKind {
             Self::Inspector => "Inspector",
             Self::Performance => "Performance",
             Self::Timeline => "Timeline",
+            Self::Reach => "Reach",
         }
     }
 }
@@ -86,6 +91,8 @@ pub struct ViewContext<'a> {
     pub time: &'a TimeAxis,
     pub theme: &'a Theme,
     pub settings: &'a Settings,
+    /// What a frame of the window took of late.
+    pub frame_ms: Option<f32>,
 }
 
 impl ViewContext<'_> {
@@ -130,6 +137,7 @@ pub fn all() -> Views {
     views.insert(ViewKind::Heads, Box::<heads::HeadsView>::default());
     views.insert(ViewKind::Logits, Box::<logits::LogitsView>::default());
     views.insert(ViewKind::Inspector, Box::<inspector::InspectorView>::default());
+    views.insert(ViewKind::Reach, Box::<reach::ReachView>::default());
     views.insert(ViewKind::Performance, Box::<performance::PerformanceView>::default());
     views
 }

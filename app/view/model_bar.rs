@@ -1,7 +1,7 @@
 //! The top bar: which model, how fast, how large, at what cost; layout, theme, help.
 
 use eframe::egui::{self, RichText, Role, Sense, Ui, WidgetInfo};
-use statescope_engine::protocol::{Dtype, ModelInfo, ModelSource, RunState};
+use statescope_engine::protocol::{Dtype, ModelSource, RunState};
 
 use super::{ViewContext, ViewKind};
 use crate::action::Action;
@@ -108,35 +108,15 @@ fn progress(ui: &mut Ui, cx: &ViewContext<'_>, loading: &crate::store::Loading, 
     }
 }
 
-/// 4.5 M parameters, 6 layers: glyphs of their kinds.
+/// 4.5 M parameters, 6 layers; the strip beneath says of which kinds.
 fn facts(ui: &mut Ui, cx: &ViewContext<'_>) {
-    let Some(model) = cx.store.model.as_deref() else {
-        let text = RichText::new("Choose a built-in model or open a folder.").color(cx.theme.text_muted);
-        ui.add(egui::Label::new(text).truncate());
-        return;
-    };
-    let text =
-        format!("{} parameters · {}", format::count(model.parameters), format::plural(model.layers.len(), "layer"));
-    ui.add(egui::Label::new(RichText::new(text).color(cx.theme.text_muted)).truncate());
-    if ui.available_width() > 14.0 * model.layers.len() as f32 {
-        kinds(ui, cx.theme, model);
-    }
-}
-
-fn kinds(ui: &mut Ui, theme: &Theme, model: &ModelInfo) {
-    let mut job = egui::text::LayoutJob::default();
-    for layer in &model.layers {
-        let Some(part) = layer.parts.first() else { continue };
-        let format = egui::TextFormat::simple(theme.small(), theme.kind_colour(part.kind));
-        job.append(Theme::kind_glyph(part.kind), 0.0, format);
-    }
-    let mut words: Vec<String> = Vec::new();
-    for (l, layer) in model.layers.iter().enumerate() {
-        if let Some(part) = layer.parts.first() {
-            words.push(format!("Layer {l}: {}", part.kind.label()));
+    let text = match cx.store.model.as_deref() {
+        Some(model) => {
+            format!("{} parameters · {}", format::count(model.parameters), format::plural(model.layers.len(), "layer"))
         }
-    }
-    ui.label(job).on_hover_text(words.join("\n"));
+        None => "Choose a built-in model or open a folder.".into(),
+    };
+    ui.add(egui::Label::new(RichText::new(text).color(cx.theme.text_muted)).truncate());
 }
 
 /// Speed, memory and the cost of looking, from the right.

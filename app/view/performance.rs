@@ -21,7 +21,7 @@ impl View for PerformanceView {
     fn explanation(&self, _: &ViewContext<'_>) -> String {
         "Speed and memory as measured, averaged over the last tokens: time per token = model + probes + transfer. \
          A recurrent state has the same size after one token and after a million, so its curve is flat; a KV cache grows by the same \
-         number of bytes with each token. Only measured points are drawn."
+         number of bytes with each token. Only measured points are drawn. Frame is the processor time that the window takes to draw itself once."
             .into()
     }
 
@@ -54,6 +54,9 @@ impl View for PerformanceView {
             line(ui, cx, "KV cache", &format!("{}{grows}", format::bytes(p.kv_bytes)));
             memory_curve(ui, cx);
             ui.add_space(space::S);
+            if let Some(ms) = cx.frame_ms {
+                line(ui, cx, "frame", &format::milliseconds(ms));
+            }
             line(ui, cx, "record of past tokens", &format::bytes(p.tape_bytes));
             line(ui, cx, "snapshots for seeking", &format::bytes(p.snapshot_bytes));
             line(ui, cx, "held by the window", &format::bytes(cx.store.reading_bytes()));

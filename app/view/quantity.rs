@@ -1,14 +1,19 @@
 //! What the views talk about: the layer, head and token looked at, the quantities of a layer, and the words for their values.
 
 pub mod cells;
+mod layer;
 pub mod plate;
 pub mod pooled;
 
-use statescope_engine::protocol::{Fold, Geometry, MixerKind, ModelInfo, Point, Positions, Probe, Reduction};
+use statescope_engine::protocol::{
+    Fold, Geometry, LayerInfo, MixerKind, ModelInfo, Point, Positions, Probe, Reduction,
+};
 
 use crate::store::{Series, Store};
 use crate::view::ViewContext;
 use crate::widget::format;
+
+pub use layer::LayerQuantity;
 
 /// The selection made safe: clamped to the model that is loaded and to the tokens that exist.
 #[derive(Clone, Copy)]
@@ -49,6 +54,10 @@ impl<'a> Subject<'a> {
         self.mixer.kind
     }
 
+    pub fn info(&self) -> &'a LayerInfo {
+        &self.model.layers[self.layer]
+    }
+
     /// 'layer 4 · Mamba-2'.
     pub fn layer_name(&self) -> String {
         format!("layer {} · {}", self.layer, self.kind().label())
@@ -66,6 +75,11 @@ impl<'a> Subject<'a> {
     /// Which key and query (B and C) the head reads: consecutive heads share one.
     pub fn group(&self) -> usize {
         self.head * self.mixer.groups / self.mixer.heads.max(1)
+    }
+
+    /// Norm of the residual stream after the layer, which belongs to no single mixer.
+    pub fn residual(&self) -> Probe {
+        Probe::series(self.layer, Point::Resid, Reduction::Layer(Fold::Norm))
     }
 
     /// A lossless series of this mixer.
@@ -88,114 +102,25 @@ impl<'a> Subject<'a> {
     }
 }
 
-fn with_part(mut probe: Probe, part: usize) -> Probe {
+/// The probe for mixer `part` of its layer.
+pub fn with_part(mut probe: Probe, part: usize) -> Probe {
     probe.site.part = part as u8;
     probe
 }
 
-/// One number per layer and token: the choices of the layer map.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub enum LayerQuantity {
-    Write,
-    Resid,
-    State,
-    Delta,
-    Decay,
-    Read,
-    Entropy,
-    Out,
+/// What a panel about mixers says of a layer that has none.
+pub fn no_mixer(layer: usize, what: &str) -> String {
+    format!(
+        "Layer {layer} is feed-forward alone: it mixes no tokens, so it has no {what}. Choose another layer in the strip at the top, or with [ and ]."
+    )
 }
 
-impl LayerQuantity {
-    pub const ALL: [Self; 8] =
-        [Self::Write, Self::Resid, Self::State, Self::Delta, Self::Decay, Self::Read, Self::Entropy, Self::Out];
-
-    /// The name with its reduction over the layer.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Write => "write strength",
-            Self::Resid => "residual norm",
-            Self::State => "state norm",
-            Self::Delta => "mean Δ",
-            Self::Decay => "mean retention",
-            Self::Read => "read strength",
-            Self::Entropy => "attention entropy",
-            Self::Out => "mixer output norm",
-        }
-    }
-
-    pub fn unit(self) -> &'static str {
-        match self {
-            Self::Entropy => "bits",
-            _ => "",
-        }
-    }
-
-    /// How the numbers of the layer became one.
-    pub fn reduction(self) -> &'static str {
-        match self {
-            Self::Write | Self::Read => "norm over heads",
-            Self::State => "norm over all entries",
-            Self::Resid | Self::Out => "norm over the width",
-            Self::Delta => "mean over heads",
-            Self::Decay => "mean over heads and state entries",
-            Self::Entropy => "mean over heads",
-        }
-    }
-
-    pub fn formula(self) -> &'static str {
-        match self {
-            Self::Write => "√Σ_h ‖Δ_t B_t x_tᵀ‖²; for attention √Σ_h (‖k_t‖‖v_t‖)²",
-            Self::Resid => "‖r_t‖ of the residual stream after the layer",
-            Self::State => "‖S_t‖_F = √Σ S²",
-            Self::Delta => "mean of Δ_t = softplus(W_Δ u_t + b)",
-            Self::Decay => "mean of exp(Δ_t A): 1 keeps all, 0 forgets all",
-            Self::Read => "√Σ_h ‖S_tᵀ C_t‖², the skip D·x left out",
-            Self::Entropy => "mean of −Σ_j p_ij log₂ p_ij over the softmax rows",
-            Self::Out => "‖o_t‖, what the mixer adds to the residual stream",
-        }
-    }
-
-    pub fn point(self) -> Point {
-        match self {
-            Self::Write => Point::Write,
-            Self::Resid => Point::Resid,
-            Self::State => Point::State,
-            Self::Delta => Point::Delta,
-            Self::Decay => Point::Decay,
-            Self::Read => Point::Read,
-            Self::Entropy => Point::Entropy,
-            Self::Out => Point::Out,
-        }
-    }
-
-    pub fn probe(self, layer: usize) -> Probe {
-        let fold = match self {
-            Self::Delta | Self::Decay | Self::Entropy => Fold::Mean,
-            _ => Fold::Norm,
-        };
-        Probe::series(layer, self.point(), Reduction::Layer(fold))
-    }
-
-    pub fn exists_in(self, kind: MixerKind) -> bool {
-        match self {
-            Self::State | Self::Delta | Self::Decay => kind.is_recurrent(),
-            Self::Entropy => !kind.is_recurrent(),
-            _ => true,
-        }
-    }
-
-    /// Why a layer of this kind has no such number; empty where it has.
-    pub fn absence(self, kind: MixerKind) -> &'static str {
-        if self.exists_in(kind) {
-            return "";
-        }
-        match self {
-            Self::State => "attention keeps no state",
-            Self::Delta => "no Δ in attention",
-            Self::Decay => "attention forgets nothing",
-            _ => "no softmax here",
-        }
+/// 'sees the last 64 tokens' of a mixer whose sight ends; empty of others.
+pub fn window_words(mixer: &Geometry) -> String {
+    match (mixer.kind, mixer.window) {
+        (MixerKind::Attention, Some(window)) => format!("sliding window of {}", format::plural(window, "token")),
+        (_, Some(window)) => format!("window of {}", format::plural(window, "token")),
+        (_, None) => String::new(),
     }
 }
 

@@ -1,13 +1,14 @@
 //! The text as tokens, each coloured by a quantity.
 
 use eframe::egui::{self, Color32, Rect, Role, Sense, Stroke, Ui, WidgetInfo, pos2, vec2};
-use statescope_engine::protocol::{Fold, Point, Probe, Reduction, TokenSource};
+use statescope_engine::protocol::{Probe, TokenSource};
 
 use super::{View, ViewContext, ViewKind};
 use crate::action::Action;
 use crate::apply::{NO_TOKENIZER, token_ids};
 use crate::selection::Hover;
 use crate::theme::{ColourMap, Theme, space};
+use crate::view::quantity::{LayerQuantity, Subject};
 use crate::widget::legend::{Legend, LegendChange, legend};
 use crate::widget::scale::{Normaliser, ValueScale};
 use crate::widget::{format, panel};
@@ -31,6 +32,14 @@ impl Colouring {
         (Self::Delta, "mean Δ of the layer"),
         (Self::Write, "write strength of the layer"),
     ];
+
+    fn quantity(self) -> Option<LayerQuantity> {
+        match self {
+            Self::Surprisal | Self::Entropy => None,
+            Self::Delta => Some(LayerQuantity::Delta),
+            Self::Write => Some(LayerQuantity::Write),
+        }
+    }
 
     fn unit(self) -> &'static str {
         match self {
@@ -71,15 +80,14 @@ pub struct TokensView {
 
 impl TokensView {
     fn probe(&self, cx: &ViewContext<'_>) -> Option<Probe> {
-        let layer = cx.selection.layer;
-        let part = cx.store.model.as_ref()?.layers.get(layer)?.parts.first()?;
-        match self.settings.colouring {
-            Colouring::Delta if part.kind.is_recurrent() => {
-                Some(Probe::series(layer, Point::Delta, Reduction::Layer(Fold::Mean)))
-            }
-            Colouring::Write => Some(Probe::series(layer, Point::Write, Reduction::Layer(Fold::Norm))),
-            _ => None,
-        }
+        let (subject, quantity) = (Subject::of(cx)?, self.settings.colouring.quantity()?);
+        quantity.exists_in(subject.kind()).then(|| quantity.probe(subject.layer, subject.part))
+    }
+
+    /// Why the mixer looked at gives tokens no colour; empty where it does.
+    fn absence(&self, cx: &ViewContext<'_>) -> &'static str {
+        let quantity = self.settings.colouring.quantity();
+        Subject::of(cx).zip(quantity).map_or("", |(subject, quantity)| quantity.absence(subject.kind()))
     }
 
     fn value(&self, cx: &ViewContext<'_>, token: usize) -> Option<f32> {
@@ -91,12 +99,12 @@ impl TokensView {
     }
 
     fn name(&self, cx: &ViewContext<'_>) -> String {
-        let layer = cx.selection.layer;
-        match self.settings.colouring {
-            Colouring::Surprisal => "surprisal".into(),
-            Colouring::Entropy => "entropy of the next token".into(),
-            Colouring::Delta => format!("mean Δ of layer {layer}"),
-            Colouring::Write => format!("write strength of layer {layer}"),
+        match (self.settings.colouring, self.settings.colouring.quantity(), Subject::of(cx)) {
+            (_, Some(quantity), Some(subject)) => format!("{} of {}", quantity.label(), subject.layer_name()),
+            (Colouring::Surprisal, ..) => "surprisal".into(),
+            (Colouring::Entropy, ..) => "entropy of the next token".into(),
+            (Colouring::Delta, ..) => "mean Δ".into(),
+            (Colouring::Write, ..) => "write strength".into(),
         }
     }
 
@@ -132,10 +140,9 @@ impl TokensView {
                 Some(LegendChange::Scale(scale)) => self.settings.scale = scale,
                 None => {}
             }
-            let attention =
-                cx.store.model.as_ref().and_then(|m| m.layers.get(cx.selection.layer)).and_then(|l| l.parts.first());
-            if self.settings.colouring == Colouring::Delta && attention.is_some_and(|p| !p.kind.is_recurrent()) {
-                panel::caption(ui, cx.theme, "An attention layer has no Δ.");
+            let absence = self.absence(cx);
+            if !absence.is_empty() {
+                panel::caption(ui, cx.theme, absence);
             } else if ui.available_width() > 250.0 {
                 panel::caption(ui, cx.theme, "prompt underlined");
             }

@@ -7,17 +7,17 @@ use statescope_engine::protocol::{Point, Probe, Reduction};
 
 use crate::action::Action;
 use crate::theme::{Theme, space};
-use crate::view::quantity::plate::{self, Colours};
+use crate::view::quantity::plate::{self, Colours, Place};
 use crate::view::quantity::pooled::PooledSeries;
-use crate::view::quantity::{Subject, csv_text, exact, quoted, spread_of, typical_order};
+use crate::view::quantity::{Subject, csv_text, exact, no_mixer, quoted, spread_of, typical_order};
 use crate::view::{View, ViewContext, ViewKind};
 use crate::widget::heatmap::{Cells, Heatmap, HeatmapResponse};
 use crate::widget::scale::Normaliser;
 use crate::widget::series::{Lines, SeriesPlot};
 use crate::widget::{format, panel};
-use quantity::{Gate, half_lives};
+use quantity::{Gate, half_lives, order_words};
 
-pub use quantity::retention_probe;
+pub use quantity::{order_probe, retention_probe};
 
 /// A strip with its own row for caption and legend; lower ones carry the caption on the map.
 const STRIP: f32 = 92.0;
@@ -33,7 +33,7 @@ struct Settings {
     only: Option<Gate>,
     /// Heads from local to global memory instead of by number.
     sorted: bool,
-    colours: [Colours; 5],
+    colours: [Colours; Gate::ALL.len()],
 }
 
 impl Default for Settings {
@@ -45,7 +45,7 @@ impl Default for Settings {
 #[derive(Default)]
 pub struct GatesView {
     settings: Settings,
-    strips: [PooledSeries; 5],
+    strips: [PooledSeries; Gate::ALL.len()],
     /// The order of the heads and what it was made for; stays while the text grows to twice its length, so that rows do not jump.
     order: Option<((Probe, u64, usize), Vec<usize>)>,
 }
@@ -54,7 +54,11 @@ impl View for GatesView {
     fn title(&self, cx: &ViewContext<'_>) -> String {
         match Subject::of(cx) {
             Some(subject) => {
-                let names: Vec<&str> = Gate::of(subject.kind()).iter().map(|gate| gate.label()).collect();
+                let kind = subject.kind();
+                let names: Vec<&str> = Gate::of(subject.mixer).iter().map(|gate| gate.label(kind)).collect();
+                if names.is_empty() {
+                    return format!("Gates · {}", subject.layer_name());
+                }
                 let nouns = format!("{} {}s", subject.mixer.heads, subject.kind().head_noun());
                 format!("Gates · {} · {} · {nouns}", subject.layer_name(), names.join(", "))
             }
@@ -65,7 +69,8 @@ impl View for GatesView {
     fn explanation(&self, _: &ViewContext<'_>) -> String {
         "Each strip shows one quantity of every head (rows) at every token (columns), and the selected head as a line beneath. \
          Δ_t is the step the mixer takes, exp(Δ_t A) the share of its state that it keeps, ‖Δ B xᵀ‖ what it adds, ‖S C‖ what it reads out; \
-         for attention ‖k‖‖v‖, what is read, and the entropy of its weights. \
+         for attention ‖k‖‖v‖, what is read, and the entropy of its weights; for the delta rule the retention α and the share β it replaces; \
+         for a short convolution its two gates B and C. \
          A head that keeps a share r forgets half in ln 2 / −ln r tokens."
             .into()
     }
@@ -75,7 +80,7 @@ impl View for GatesView {
         for gate in self.shown(&subject) {
             probes.push(gate.probe(&subject));
         }
-        if self.settings.sorted {
+        if self.settings.sorted && subject.kind().mixes() {
             probes.push(order_probe(&subject));
         }
         if subject.mixer.decay_dim > 1 && self.shown(&subject).contains(&Gate::Decay) {
@@ -88,6 +93,9 @@ impl View for GatesView {
             panel::empty(ui, cx.theme, "No model is loaded. Choose one in the model bar.");
             return;
         };
+        if !subject.kind().mixes() {
+            return panel::empty(ui, cx.theme, &no_mixer(subject.layer, "gates"));
+        }
         self.toolbar(ui, cx, &subject);
         if cx.store.length() == 0 {
             panel::empty(ui, cx.theme, "Press Space to read the prompt and run.");
@@ -115,11 +123,6 @@ impl View for GatesView {
     }
 }
 
-/// What heads are sorted by: retention, or for attention the entropy of its rows.
-fn order_probe(subject: &Subject<'_>) -> Probe {
-    if subject.kind().is_recurrent() { retention_probe(subject) } else { Gate::Entropy.probe(subject) }
-}
-
 /// All N decays of the selected Mamba-1 channel.
 fn entries_probe(subject: &Subject<'_>) -> Probe {
     subject.series(Point::Decay, Reduction::Full).head(subject.head)
@@ -127,7 +130,7 @@ fn entries_probe(subject: &Subject<'_>) -> Probe {
 
 impl GatesView {
     fn shown(&self, subject: &Subject<'_>) -> Vec<Gate> {
-        let all = Gate::of(subject.kind());
+        let all = Gate::of(subject.mixer);
         match self.settings.only.filter(|gate| all.contains(gate)) {
             Some(gate) => vec![gate],
             None => all.to_vec(),
@@ -137,13 +140,14 @@ impl GatesView {
     fn toolbar(&mut self, ui: &mut egui::Ui, cx: &ViewContext<'_>, subject: &Subject<'_>) {
         ui.horizontal(|ui| {
             let mut options = vec![(None, "all")];
-            options.extend(Gate::of(subject.kind()).iter().map(|gate| (Some(*gate), gate.label())));
-            let current = self.settings.only.filter(|gate| Gate::of(subject.kind()).contains(gate));
+            let all = Gate::of(subject.mixer);
+            options.extend(all.iter().map(|gate| (Some(*gate), gate.label(subject.kind()))));
+            let current = self.settings.only.filter(|gate| all.contains(gate));
             if let Some(only) = panel::choice(ui, cx.theme, current, &options) {
                 self.settings.only = only;
             }
             ui.separator();
-            let by_memory = if subject.kind().is_recurrent() { "local to global" } else { "focused to broad" };
+            let by_memory = order_words(subject.kind());
             if let Some(sorted) =
                 panel::choice(ui, cx.theme, self.settings.sorted, &[(false, "by number"), (true, by_memory)])
             {
@@ -204,11 +208,11 @@ impl GatesView {
         let name = |row: usize| cells.group(row).first().map_or_else(String::new, |head| head.to_string());
         // The legend beside the caption needs what the map under them used, so their row is filled afterwards.
         let (header, _) = ui.allocate_exact_size(vec2(ui.available_width(), caption_height), egui::Sense::hover());
-        let map = Heatmap::new(("gate", gate.label()), cells)
+        let map = Heatmap::new(("gate", gate), cells)
             .map(gate.map())
             .scale(colours.scale)
             .range(colours.locked)
-            .highlight_row(hovered_head(cx, subject).and_then(|head| cells.row_of(head)))
+            .highlight_row(plate::hovered_head(cx, subject).and_then(|head| cells.row_of(head)))
             .label(format!("{} of every {} over tokens", gate.caption(subject.kind()), subject.kind().head_noun()))
             .describe(&describe);
         // Rows of a low strip are too thin to be framed or named: a mark in the gutter stands for the selected head.
@@ -216,7 +220,7 @@ impl GatesView {
         let response = plate::map_over_time(ui, cx, map_height, map, actions);
         let hovered = response.hovered.map(|(row, token, _)| (row, token));
         plate::time_actions(ui, hovered, response.clicked, actions, |row, token| {
-            (Some(subject.layer), strongest(row, token))
+            Place::of(subject, strongest(row, token))
         });
         let value = response.hovered.and_then(|(_, _, value)| value);
         let csv = || csv(cx, subject);
@@ -260,7 +264,7 @@ impl GatesView {
             }
             text
         };
-        let plot = SeriesPlot::new(("gate line", gate.label()), &values)
+        let plot = SeriesPlot::new(("gate line", gate), &values)
             .unit(gate.unit())
             .log(
                 gate == Gate::Delta
@@ -273,7 +277,7 @@ impl GatesView {
         let at = |cell: (usize, usize)| (cell.0, cell.1);
         let hovered = response.hovered.map(|(line, token, _)| (line, token));
         plate::time_actions(ui, hovered, response.clicked.map(at), actions, |_, _| {
-            (Some(subject.layer), Some(subject.head))
+            Place::of(subject, Some(subject.head))
         });
     }
 }
@@ -296,10 +300,6 @@ fn compact_caption(
     painter.text(rect.right_center(), egui::Align2::RIGHT_CENTER, text, cx.theme.small(), cx.theme.text_faint);
 }
 
-fn hovered_head(cx: &ViewContext<'_>, subject: &Subject<'_>) -> Option<usize> {
-    cx.hover.head.filter(|_| cx.hover.layer.is_none_or(|layer| layer == subject.layer))
-}
-
 fn tag(
     cx: &ViewContext<'_>,
     subject: &Subject<'_>,
@@ -312,9 +312,15 @@ fn tag(
     let place = format!("layer {}, {who}, token {token} {}", subject.layer, quoted(cx.store, token));
     match value {
         Some(value) => {
-            format!("{} = {} {}\n{place}\n{}", gate.label(), exact(value), gate.unit(), gate.words(&who, value))
+            format!(
+                "{} = {} {}\n{place}\n{}",
+                gate.label(subject.kind()),
+                exact(value),
+                gate.unit(),
+                gate.words(&who, value)
+            )
         }
-        None => format!("{} not known yet\n{place}", gate.label()),
+        None => format!("{} not known yet\n{place}", gate.label(subject.kind())),
     }
 }
 
@@ -394,8 +400,8 @@ fn spread_lines(cx: &ViewContext<'_>, subject: &Subject<'_>) -> Values {
 
 /// One line per token: the selected head's quantities.
 fn csv(cx: &ViewContext<'_>, subject: &Subject<'_>) -> String {
-    let gates = Gate::of(subject.kind());
-    let mut text = format!("position,token,{}", gates.iter().map(|g| g.label()).collect::<Vec<_>>().join(","));
+    let (gates, kind) = (Gate::of(subject.mixer), subject.kind());
+    let mut text = format!("position,token,{}", gates.iter().map(|g| g.label(kind)).collect::<Vec<_>>().join(","));
     for t in 0..cx.store.length() {
         text.push_str(&format!("\n{t},{}", csv_text(&cx.store.token_text(t))));
         for gate in gates {

@@ -1,33 +1,45 @@
 //! The update equation of one mixer with one step's numbers filled in, as lines of text.
 
-use statescope_engine::protocol::MixerKind;
+use statescope_engine::protocol::{FeedForwardInfo, MixerKind};
 
-use crate::view::quantity::{half_life, short, spread_of, tokens_words};
+use crate::view::quantity::{half_life, percent, short, spread_of, tokens_words};
+use crate::widget::format;
 
 /// What one head did at one token; what is not known yet is None.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Step {
-    pub kind: MixerKind,
+    pub kind: Option<MixerKind>,
     pub token: usize,
     pub delta: Option<f32>,
     /// One factor, or N of them for Mamba-1; empty while unknown and for attention.
     pub decay: Vec<f32>,
-    /// ‖B‖ or ‖k‖.
+    /// Share β that the delta rule replaces.
+    pub beta: Option<f32>,
+    /// ‖B‖ or ‖k‖; of a short convolution B itself.
     pub key: Option<f32>,
-    /// ‖C‖ or ‖q‖.
+    /// ‖C‖ or ‖q‖; of a short convolution C itself.
     pub query: Option<f32>,
-    /// ‖x‖ or ‖v‖.
+    /// ‖x‖ or ‖v‖; of a short convolution x itself.
     pub value: Option<f32>,
+    /// Of a short convolution: how far back, the input B x of then, and the weight it has.
+    pub taps: Vec<(usize, Option<f32>, Option<f32>)>,
     pub write: Option<f32>,
     pub read: Option<f32>,
     pub state_before: Option<f32>,
     pub state_after: Option<f32>,
-    /// ‖y‖, skip included.
+    /// ‖z‖ of the output gate before its activation.
+    pub gate: Option<f32>,
+    /// ‖o‖ that is added to the residual stream.
+    pub out: Option<f32>,
+    /// ‖y‖, skip included; of a short convolution y itself.
     pub core: Option<f32>,
     /// Bits of the softmax row.
     pub entropy: Option<f32>,
     /// Width of a key, for 1/√d.
     pub key_width: usize,
+    /// Tokens in sight.
+    pub window: Option<usize>,
+    pub feed_forward: Option<FeedForwardInfo>,
 }
 
 impl Step {
@@ -54,9 +66,13 @@ impl Step {
 /// The equation, top to bottom.
 pub fn lines(step: &Step) -> Vec<String> {
     match step.kind {
-        MixerKind::Mamba2 => mamba2(step),
-        MixerKind::Mamba1 => mamba1(step),
-        MixerKind::Attention => attention(step),
+        None => Vec::new(),
+        Some(MixerKind::Mamba2) => mamba2(step),
+        Some(MixerKind::Mamba1) => mamba1(step),
+        Some(MixerKind::DeltaRule) => delta_rule(step),
+        Some(MixerKind::ShortConv) => short_conv(step),
+        Some(MixerKind::Attention) => attention(step),
+        Some(MixerKind::FeedForward) => feed_forward(step),
     }
 }
 
@@ -108,14 +124,86 @@ fn write_lines(step: &Step, value: &str) -> [String; 2] {
 
 fn attention(step: &Step) -> Vec<String> {
     let at = sub(step.token);
-    vec![
+    let first = step.window.map_or(0, |window| (step.token + 1).saturating_sub(window));
+    let mut lines = vec![
         format!("p{at}ⱼ = softmaxⱼ(q{at}·kⱼ / √{})", step.key_width),
-        format!("  over j = 0 … {}, {} bits", step.token, show(step.entropy)),
+        format!("  over j = {first} … {}, {} bits", step.token, show(step.entropy)),
         format!("y{at} = Σⱼ p{at}ⱼ vⱼ,  ‖y‖ = {}", show(step.core.or(step.read))),
         format!("cache + (k{at}, v{at})"),
         format!("  ‖k‖ = {}, ‖v‖ = {}", show(step.key), show(step.value)),
-        "nothing is forgotten".into(),
-    ]
+    ];
+    if step.gate.is_some() {
+        lines.push(format!("out = W (σ(z{at}) ⊙ y{at}), ‖z‖ = {}", show(step.gate)));
+    }
+    lines.push(match step.window {
+        Some(window) => format!("sliding window: sees {window} tokens"),
+        None => "nothing is forgotten".into(),
+    });
+    lines
+}
+
+fn delta_rule(step: &Step) -> Vec<String> {
+    let at = sub(step.token);
+    let before = before(step.token);
+    let alpha = step.decay.first().copied();
+    let mut lines = vec![
+        format!("α = exp(−exp(A_log) Δ) = {}", show(alpha)),
+        format!("β = σ(b{at}) = {}", show(step.beta)),
+        "S ← α(I − βkkᵀ)S + βkvᵀ".to_owned(),
+        format!("S{at} = {}·(I − {}·k{at}k{at}ᵀ)S{before}", show(alpha), show(step.beta)),
+        format!("  + {}·k{at}v{at}ᵀ", show(step.beta)),
+        "write = β‖k‖‖v‖".to_owned(),
+        format!("  = {} · {} · {} = {}", show(step.beta), show(step.key), show(step.value), show(step.write)),
+        format!("  ‖S‖ {} → {}", show(step.state_before), show(step.state_after)),
+        format!("y{at} = S{at}ᵀq{at},  ‖y‖ = {}", show(step.core.or(step.read))),
+    ];
+    if let Some(beta) = step.beta {
+        lines.push(format!("{} of what k{at} held is replaced", percent(beta)));
+    }
+    if let Some(tokens) = alpha.and_then(half_life) {
+        lines.push("half-life of the rest, by α alone".into());
+        lines.push(format!("  = {}", tokens_words(tokens)));
+    }
+    lines
+}
+
+/// One channel; the weights are worked out from the matrix, M_ij / (C_i B_j).
+fn short_conv(step: &Step) -> Vec<String> {
+    let at = sub(step.token);
+    let mut lines = vec![
+        "y = C ⊙ (W ∗ (B ⊙ x))".to_owned(),
+        format!("(Bx){at} = {} · {} = {}", show(step.key), show(step.value), show(product(step.key, step.value))),
+        format!("y{at} = C{at} Σₖ Wₖ (Bx)ₜ₋ₖ"),
+        format!("  C{at} = {}", show(step.query)),
+    ];
+    for (back, written, weight) in &step.taps {
+        let then = step.token.checked_sub(*back).map_or_else(|| "₋".to_owned(), sub);
+        lines.push(format!("  k = {back}: {} · (Bx){then} = {}", show(*weight), show(product(*weight, *written))));
+    }
+    lines.push(format!("  y{at} = {}", show(step.core)));
+    let held = format::plural(step.taps.len().max(1) - 1, "token");
+    lines.push(format!("older than {held}: forgotten whole"));
+    lines
+}
+
+fn feed_forward(step: &Step) -> Vec<String> {
+    let at = sub(step.token);
+    let mut lines = vec![
+        format!("r{at} ← r{at} + FF(norm(r{at}))"),
+        format!("  ‖FF‖ = {}", show(step.out)),
+        "no token is mixed with another".to_owned(),
+    ];
+    if let Some(info) = step.feed_forward {
+        lines.push(format!("width {}", info.width));
+        if let Some((all, taken)) = info.experts {
+            lines.push(format!("{taken} of {all} experts a token"));
+        }
+    }
+    lines
+}
+
+fn product(a: Option<f32>, b: Option<f32>) -> Option<f32> {
+    Some(a? * b?)
 }
 
 /// Subscript of the token before.
@@ -138,7 +226,7 @@ mod tests {
 
     fn step(kind: MixerKind) -> Step {
         Step {
-            kind,
+            kind: Some(kind),
             token: 12,
             delta: Some(0.0431),
             decay: vec![0.9202],
@@ -152,6 +240,11 @@ mod tests {
             core: Some(0.7),
             entropy: Some(1.25),
             key_width: 64,
+            beta: Some(0.25),
+            out: Some(0.125),
+            taps: vec![(0, Some(0.5), Some(2.0)), (1, None, None)],
+            feed_forward: Some(FeedForwardInfo { width: 96, experts: Some((8, 2)) }),
+            ..Step::default()
         }
     }
 
@@ -182,6 +275,35 @@ mod tests {
         let text = lines(&step(MixerKind::Attention)).join("\n");
         assert!(text.contains("√64"), "{text}");
         assert!(text.contains("1.250 bits"), "{text}");
+    }
+
+    #[test]
+    fn the_delta_rule_says_what_it_replaces() {
+        let lines = lines(&step(MixerKind::DeltaRule));
+        let text = lines.join("\n");
+        assert!(text.contains("S₁₂ = 0.9202·(I − 0.2500·k₁₂k₁₂ᵀ)S₁₁"), "{text}");
+        assert!(text.contains("25 % of what k₁₂ held is replaced"), "{text}");
+        assert!(lines.iter().all(|line| line.chars().count() <= 40) && !text.contains('?'), "{text}");
+    }
+
+    #[test]
+    fn a_short_convolution_lists_its_taps() {
+        let text = lines(&step(MixerKind::ShortConv)).join("\n");
+        assert!(text.contains("(Bx)₁₂ = 2.000 · 3.000 = 6.000"), "{text}");
+        assert!(text.contains("k = 0: 2.000 · (Bx)₁₂ = 1.000") && text.contains("k = 1: ? · (Bx)₁₁ = ?"), "{text}");
+        assert!(text.contains("older than 1 token:"), "{text}");
+    }
+
+    #[test]
+    fn a_layer_without_a_mixer_says_so() {
+        let text = lines(&step(MixerKind::FeedForward)).join("\n");
+        assert!(text.contains("‖FF‖ = 0.1250") && text.contains("2 of 8 experts"), "{text}");
+    }
+
+    #[test]
+    fn a_window_begins_late() {
+        let text = lines(&Step { window: Some(4), ..step(MixerKind::Attention) }).join("\n");
+        assert!(text.contains("over j = 9 … 12") && text.contains("sees 4 tokens"), "{text}");
     }
 
     #[test]

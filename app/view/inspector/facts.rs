@@ -39,23 +39,48 @@ impl Fact {
     }
 }
 
-/// The series that `facts` and `step` read.
+/// One number a head, as `Step` wants it: a channel's own number, else a norm.
+fn of_head(subject: &Subject<'_>, point: Point) -> Probe {
+    if subject.kind() == MixerKind::ShortConv {
+        subject.series(point, Reduction::Full).head(subject.head)
+    } else {
+        subject.series(point, Reduction::Head(Fold::Norm))
+    }
+}
+
+/// What the mixer adds to the residual stream.
+fn out_probe(subject: &Subject<'_>) -> Probe {
+    subject.series(Point::Out, Reduction::Layer(Fold::Norm))
+}
+
+/// The series that `facts` and `step` read: only what this kind of mixer has.
 pub fn probes(subject: &Subject<'_>, probes: &mut Vec<Probe>) {
-    let norm = Reduction::Head(Fold::Norm);
+    let kind = subject.kind();
+    probes.push(subject.residual());
+    probes.push(out_probe(subject));
+    if !kind.mixes() {
+        return;
+    }
     probes.push(subject.series(Point::Write, Reduction::Full));
     probes.push(subject.series(Point::Read, Reduction::Full));
-    probes.push(subject.series(Point::Key, norm));
-    probes.push(subject.series(Point::Query, norm));
-    probes.push(subject.series(Point::Value, norm));
-    probes.push(subject.series(Point::Core, norm));
-    probes.push(subject.series(Point::Resid, Reduction::Layer(Fold::Norm)));
+    probes.extend([Point::Key, Point::Query, Point::Value, Point::Core].map(|point| of_head(subject, point)));
     probes.push(subject.series(Point::Mixing(CORE), Reduction::Full).head(subject.head));
-    if subject.kind().is_recurrent() {
+    if kind.has_delta() {
         probes.push(subject.series(Point::Delta, Reduction::Full));
+    }
+    if kind.decays() {
         probes.push(decay_probe(subject));
-        probes.push(subject.series(Point::State, norm));
-        probes.push(subject.series(Point::Gate, norm));
-    } else {
+    }
+    if kind == MixerKind::DeltaRule {
+        probes.push(subject.series(Point::Beta, Reduction::Full));
+    }
+    if kind.is_recurrent() {
+        probes.push(subject.series(Point::State, Reduction::Head(Fold::Norm)));
+    }
+    if subject.mixer.gated {
+        probes.push(subject.series(Point::Gate, Reduction::Head(Fold::Norm)));
+    }
+    if kind == MixerKind::Attention {
         probes.push(subject.series(Point::Entropy, Reduction::Full));
     }
 }
@@ -78,28 +103,51 @@ fn pick(store: &Store, probe: &Probe, subject: &Subject<'_>, token: usize) -> Op
     row.get(index).copied()
 }
 
-/// This step's numbers.
+/// This step's numbers. What was not asked for is not known.
 pub fn step(store: &Store, subject: &Subject<'_>, token: usize) -> Step {
-    let norm = Reduction::Head(Fold::Norm);
-    let one = |point, reduction| pick(store, &subject.series(point, reduction), subject, token);
-    let recurrent = subject.kind().is_recurrent();
-    let state = |t: usize| pick(store, &subject.series(Point::State, norm), subject, t);
+    let kind = subject.kind();
+    let one = |probe: Probe| pick(store, &probe, subject, token);
+    let if_has = |has: bool, point, reduction| one(subject.series(point, reduction)).filter(|_| has);
+    let state = |t: usize| pick(store, &subject.series(Point::State, Reduction::Head(Fold::Norm)), subject, t);
     Step {
-        kind: subject.kind(),
+        kind: Some(kind),
         token,
-        delta: one(Point::Delta, Reduction::Full).filter(|_| recurrent),
+        delta: if_has(kind.has_delta(), Point::Delta, Reduction::Full),
         decay: decay(store, subject, token),
-        key: one(Point::Key, norm),
-        query: one(Point::Query, norm),
-        value: one(Point::Value, norm),
-        write: one(Point::Write, Reduction::Full),
-        read: one(Point::Read, Reduction::Full),
-        state_before: if token == 0 { recurrent.then_some(0.0) } else { state(token - 1) },
+        beta: if_has(kind == MixerKind::DeltaRule, Point::Beta, Reduction::Full),
+        key: one(of_head(subject, Point::Key)),
+        query: one(of_head(subject, Point::Query)),
+        value: one(of_head(subject, Point::Value)),
+        taps: taps(store, subject, token),
+        write: one(subject.series(Point::Write, Reduction::Full)),
+        read: one(subject.series(Point::Read, Reduction::Full)),
+        state_before: if token == 0 { kind.is_recurrent().then_some(0.0) } else { state(token - 1) },
         state_after: state(token),
-        core: one(Point::Core, norm),
-        entropy: one(Point::Entropy, Reduction::Full).filter(|_| !recurrent),
+        gate: if_has(subject.mixer.gated, Point::Gate, Reduction::Head(Fold::Norm)),
+        out: one(out_probe(subject)),
+        core: one(of_head(subject, Point::Core)),
+        entropy: if_has(kind == MixerKind::Attention, Point::Entropy, Reduction::Full),
         key_width: subject.mixer.state_dim,
+        window: subject.mixer.window.filter(|_| kind == MixerKind::Attention),
+        feed_forward: subject.info().feed_forward,
     }
+}
+
+/// Of a short convolution: how far back, the input B x of then, and its weight, M_ij / (C_i B_j).
+fn taps(store: &Store, subject: &Subject<'_>, token: usize) -> Vec<(usize, Option<f32>, Option<f32>)> {
+    if subject.kind() != MixerKind::ShortConv {
+        return Vec::new();
+    }
+    let at = |point: Point, t: usize| pick(store, &of_head(subject, point), subject, t);
+    let matrix = store.matrix(&subject.series(Point::Mixing(CORE), Reduction::Full).head(subject.head));
+    let tap = |back: usize| {
+        let Some(then) = token.checked_sub(back) else { return (back, Some(0.0), None) };
+        let (key, value) = (at(Point::Key, then), at(Point::Value, then));
+        let scale = at(Point::Query, token).zip(key).map(|(c, b)| c * b).filter(|scale| *scale != 0.0);
+        let weight = matrix.and_then(|m| m.get(token, then)).zip(scale).map(|(m, scale)| m / scale);
+        (back, key.zip(value).map(|(b, x)| b * x), weight)
+    };
+    (0..=subject.mixer.state_dim).map(tap).collect()
 }
 
 fn decay(store: &Store, subject: &Subject<'_>, token: usize) -> Vec<f32> {
@@ -149,73 +197,104 @@ pub fn token_facts(cx: &ViewContext<'_>, token: usize) -> Vec<Fact> {
 
 /// The selected head's numbers.
 pub fn head_facts(cx: &ViewContext<'_>, subject: &Subject<'_>, step: &Step) -> Vec<Fact> {
-    let (key, query, value) = match step.kind {
-        MixerKind::Attention => ("‖k‖", "‖q‖", "‖v‖"),
+    let kind = subject.kind();
+    let mut facts = Vec::new();
+    if kind.mixes() {
+        if kind.has_delta() {
+            facts.push(Fact::number("Δ", step.delta, "", "step size after softplus and clamp"));
+        }
+        if kind.decays() {
+            decay_facts(kind, step, &mut facts);
+        }
+        if kind == MixerKind::DeltaRule {
+            facts.push(Fact::number("β", step.beta, "", "share of what is held under the key that is replaced"));
+        }
+        strength_facts(kind, step, &mut facts);
+        memory_facts(kind, step, &mut facts);
+        if subject.mixer.gated {
+            let activation = if kind == MixerKind::Attention { "σ" } else { "SiLU" };
+            facts.push(Fact::number("‖z‖", step.gate, "", format!("output gate before its {activation}")));
+        }
+        let (name, meaning) = match kind {
+            MixerKind::ShortConv => ("y", "mixer output of the channel, both gates included"),
+            MixerKind::Mamba1 | MixerKind::Mamba2 => ("‖y‖", "mixer output before gate and norm, D·x included"),
+            _ => ("‖y‖", "mixer output before gate and norm"),
+        };
+        facts.push(Fact::number(name, step.core, "", meaning));
+    } else if let Some(info) = step.feed_forward {
+        facts.push(Fact::text("width", info.width.to_string(), "of the MLP, or of one expert"));
+        if let Some((all, taken)) = info.experts {
+            facts.push(Fact::text("experts", format!("{taken} of {all}"), "that a token goes to, and all there are"));
+        }
+    }
+    facts.push(Fact::number("output norm", step.out, "", "‖o‖: what this adds to the residual stream"));
+    let resid = pick(cx.store, &subject.residual(), subject, step.token);
+    facts.push(Fact::number("residual norm", resid, "", "‖r‖ of the residual stream after this layer"));
+    facts
+}
+
+/// How much is kept from one token to the next.
+fn decay_facts(kind: MixerKind, step: &Step, facts: &mut Vec<Fact>) {
+    let (name, meaning) = match kind {
+        MixerKind::DeltaRule => ("α", "exp(−exp(A_log) Δ): the share of the state that is kept"),
+        _ => ("decay", "exp(ΔA): the share of the state that is kept"),
+    };
+    match step.decay.as_slice() {
+        [decay] => facts.push(Fact::number(name, Some(*decay), "", meaning)),
+        [] => facts.push(Fact::number(name, None, "", meaning)),
+        all => facts.extend(all.iter().enumerate().map(|(n, decay)| {
+            Fact::number(
+                format!("decay n={n}"),
+                Some(*decay),
+                "",
+                format!("exp(ΔA[{n}]): the share of state entry {n} that is kept"),
+            )
+        })),
+    }
+    if step.decay.len() == 1 && kind.has_delta() {
+        let meaning = "ln(decay)/Δ, worked out from the two: the model stores A = −exp(A_log)";
+        facts.push(Fact::number("A", step.a(), "", meaning));
+    }
+}
+
+/// What is written, read and mixed.
+fn strength_facts(kind: MixerKind, step: &Step, facts: &mut Vec<Fact>) {
+    let (key, query, value) = match kind {
+        MixerKind::Attention | MixerKind::DeltaRule => ("‖k‖", "‖q‖", "‖v‖"),
+        MixerKind::ShortConv | MixerKind::FeedForward => ("B", "C", "x"),
         MixerKind::Mamba1 => ("‖B‖", "‖C‖", "|x|"),
         MixerKind::Mamba2 => ("‖B‖", "‖C‖", "‖x‖"),
     };
-    let mut facts = Vec::new();
-    if subject.kind().is_recurrent() {
-        facts.push(Fact::number("Δ", step.delta, "", "step size after softplus and clamp"));
-        match step.decay.as_slice() {
-            [decay] => {
-                facts.push(Fact::number("decay", Some(*decay), "", "exp(ΔA): the share of the state that is kept"))
-            }
-            [] => facts.push(Fact::number("decay", None, "", "exp(ΔA): the share of the state that is kept")),
-            all => facts.extend(all.iter().enumerate().map(|(n, decay)| {
-                Fact::number(
-                    format!("decay n={n}"),
-                    Some(*decay),
-                    "",
-                    format!("exp(ΔA[{n}]): the share of state entry {n} that is kept"),
-                )
-            })),
-        }
-        if step.decay.len() == 1 {
-            facts.push(Fact::number(
-                "A",
-                step.a(),
-                "",
-                "ln(decay)/Δ, worked out from the two: the model stores A = −exp(A_log)",
-            ));
-        }
-    }
-    facts.push(Fact::number(key, step.key, "", "write direction"));
-    facts.push(Fact::number(query, step.query, "", "read direction"));
-    facts.push(Fact::number(value, step.value, "", "what is mixed"));
-    let written = if subject.kind().is_recurrent() {
-        "‖Δ B xᵀ‖_F: what is added to the state"
+    let (writes, reads) = if kind == MixerKind::ShortConv {
+        ("gate before the convolution", "gate after the convolution")
     } else {
-        "‖k‖‖v‖: what is added to the cache"
+        ("write direction", "read direction")
+    };
+    facts.push(Fact::number(key, step.key, "", writes));
+    facts.push(Fact::number(query, step.query, "", reads));
+    facts.push(Fact::number(value, step.value, "", "what is mixed"));
+    let (written, read) = match kind {
+        MixerKind::Attention => ("‖k‖‖v‖: what is added to the cache", "norm of what is read"),
+        MixerKind::DeltaRule => ("β‖k‖‖v‖: what is added to the state", "norm of what is read"),
+        MixerKind::ShortConv => ("|B x|: what is put into the register", "|y|: what is read"),
+        _ => ("‖Δ B xᵀ‖_F: what is added to the state", "norm of what is read, skip D·x left out"),
     };
     facts.push(Fact::number("write", step.write, "", written));
-    facts.push(Fact::number("read", step.read, "", "norm of what is read, skip D·x left out"));
-    if subject.kind().is_recurrent() {
-        facts.push(Fact::number("‖S‖ before", step.state_before, "", "state of this head before the token"));
-        facts.push(Fact::number("‖S‖ after", step.state_after, "", "state of this head after the token"));
-        facts.push(Fact::number(
-            "novelty",
-            step.novelty(),
-            "",
-            "write / (decay · ‖S before‖): above 1 the token outweighs the memory",
-        ));
-    } else {
-        facts.push(Fact::number(
-            "row entropy",
-            step.entropy,
-            "bits",
-            "−Σ p log₂ p of the softmax row: 0 looks at one token",
-        ));
+    facts.push(Fact::number("read", step.read, "", read));
+}
+
+/// The state before and after, or what attention spreads over.
+fn memory_facts(kind: MixerKind, step: &Step, facts: &mut Vec<Fact>) {
+    if !kind.is_recurrent() {
+        let meaning = "−Σ p log₂ p of the softmax row: 0 looks at one token";
+        return facts.push(Fact::number("row entropy", step.entropy, "bits", meaning));
     }
-    facts.push(Fact::number("‖y‖", step.core, "", "mixer output before gate and norm, D·x included"));
-    let resid = subject.series(Point::Resid, Reduction::Layer(Fold::Norm));
-    facts.push(Fact::number(
-        "residual norm",
-        pick(cx.store, &resid, subject, step.token),
-        "",
-        "‖r‖ of the residual stream after this layer",
-    ));
-    facts
+    facts.push(Fact::number("‖S‖ before", step.state_before, "", "state of this head before the token"));
+    facts.push(Fact::number("‖S‖ after", step.state_after, "", "state of this head after the token"));
+    if kind.decays() {
+        let meaning = "write / (decay · ‖S before‖): above 1 the token outweighs the memory";
+        facts.push(Fact::number("novelty", step.novelty(), "", meaning));
+    }
 }
 
 /// The hovered cell, else the pinned one: (query, key).

@@ -25,6 +25,7 @@ pub struct InspectorView;
 impl View for InspectorView {
     fn title(&self, cx: &ViewContext<'_>) -> String {
         match Subject::of(cx) {
+            Some(subject) if !subject.kind().mixes() => format!("Inspector · {}", subject.layer_name()),
             // The section headings name layer and head in full; this panel is narrow.
             Some(subject) => match subject.cursor {
                 Some(token) => format!("Inspector · L{} {} · token {token}", subject.layer, subject.head_name()),
@@ -65,9 +66,14 @@ impl View for InspectorView {
         egui::ScrollArea::vertical().auto_shrink(false).show(ui, |ui| {
             ui.spacing_mut().item_spacing.y = 1.0;
             // Always there and of one height, so that nothing jumps while the pointer crosses a matrix.
-            section(ui, cx.theme, "matrix cell", || copied("matrix cell", &about_cell), actions);
-            table(ui, cx.theme, &about_cell);
-            let heading = format!("{}, {}", subject.layer_name(), subject.head_name());
+            if subject.kind().mixes() {
+                section(ui, cx.theme, "matrix cell", || copied("matrix cell", &about_cell), actions);
+                table(ui, cx.theme, &about_cell);
+            }
+            let heading = match subject.kind().mixes() {
+                true => format!("{}, {}", subject.layer_name(), subject.head_name()),
+                false => subject.layer_name(),
+            };
             section(ui, cx.theme, &heading, || copied(&heading, &about_head), actions);
             ui.add_space(2.0);
             for line in &lines {

@@ -5,15 +5,14 @@ mod row;
 mod words;
 
 use eframe::egui::{self, Rect, RichText, pos2, vec2};
-use statescope_engine::protocol::{MixingView as Matrix, Point, Probe, Reduction, Scale, Stage};
+use statescope_engine::protocol::{MixerKind, MixingView as Matrix, Point, Probe, Reduction, Scale, Stage};
 
 use crate::action::Action;
-use crate::selection::Hover;
 use crate::store::CausalMatrix;
 use crate::theme::{ColourMap, space};
 use crate::view::quantity::cells::MatrixCells;
-use crate::view::quantity::plate::{self, Colours};
-use crate::view::quantity::{Subject, exact, quoted};
+use crate::view::quantity::plate::{self, Colours, Place};
+use crate::view::quantity::{Subject, exact, no_mixer, quoted};
 use crate::view::{View, ViewContext, ViewKind};
 use crate::widget::heatmap::{Heatmap, ValueScale};
 use crate::widget::scale::Normaliser;
@@ -63,14 +62,19 @@ impl View for MixingView {
             None if scale == Scale::Contribution => ", norm over channels".into(),
             None => ", mean over channels".into(),
         };
-        let what = if subject.kind().is_recurrent() { stage_name } else { "softmax" };
+        let what = match subject.kind() {
+            MixerKind::Attention => "softmax",
+            MixerKind::ShortConv => "convolution",
+            MixerKind::FeedForward => return format!("Mixing matrix · {}", subject.layer_name()),
+            _ => stage_name,
+        };
         format!("Mixing matrix · {}, {}{channel} · {what}, {scale_name}", subject.layer_name(), subject.head_name())
     }
 
     fn explanation(&self, cx: &ViewContext<'_>) -> String {
-        let (kind, (stage, scale)) = match Subject::of(cx) {
+        let (kind, (stage, scale)) = match Subject::of(cx).filter(|subject| subject.kind().mixes()) {
             Some(subject) => (subject.kind(), self.chosen(&subject)),
-            None => (statescope_engine::protocol::MixerKind::Mamba2, (Stage::Core, Scale::Raw)),
+            None => (MixerKind::Mamba2, (Stage::Core, Scale::Raw)),
         };
         format!(
             "Every mixer, recurrent or attention, is a lower-triangular matrix: y_i = Σ_j M_ij v_j; row i is the token that reads, \
@@ -82,7 +86,7 @@ impl View for MixingView {
     }
 
     fn probes(&self, cx: &ViewContext<'_>, probes: &mut Vec<Probe>) {
-        if let Some(subject) = Subject::of(cx) {
+        if let Some(subject) = Subject::of(cx).filter(|subject| subject.kind().mixes()) {
             probes.push(self.probe(cx, &subject));
             probes.push(error_probe(&subject));
         }
@@ -93,6 +97,9 @@ impl View for MixingView {
             panel::empty(ui, cx.theme, "No model is loaded. Choose one in the model bar.");
             return;
         };
+        if !subject.kind().mixes() {
+            return panel::empty(ui, cx.theme, &no_mixer(subject.layer, "matrix"));
+        }
         self.toolbar(ui, cx, &subject);
         if cx.store.length() == 0 {
             panel::empty(ui, cx.theme, "Press Space to read the prompt and run: each token adds a row.");
@@ -117,9 +124,9 @@ fn error_probe(subject: &Subject<'_>) -> Probe {
 }
 
 impl MixingView {
-    /// Attention has no convolution and no gate.
+    /// Stages beyond the core need a short convolution in front of the mixer.
     fn chosen(&self, subject: &Subject<'_>) -> (Stage, Scale) {
-        let stage = if subject.kind().is_recurrent() {
+        let stage = if subject.mixer.conv_taps > 0 {
             words::STAGES.get(self.settings.stage).map_or(Stage::Core, |(stage, _)| *stage)
         } else {
             Stage::Core
@@ -152,12 +159,12 @@ impl MixingView {
     fn toolbar(&mut self, ui: &mut egui::Ui, cx: &ViewContext<'_>, subject: &Subject<'_>) {
         let (stage, scale) = self.chosen(subject);
         ui.horizontal_wrapped(|ui| {
-            let enabled = subject.kind().is_recurrent();
+            let enabled = subject.mixer.conv_taps > 0;
             let response = ui.add_enabled_ui(enabled, |ui| panel::choice(ui, cx.theme, stage, &words::STAGES));
             if let Some(stage) = response.inner {
                 self.settings.stage = words::STAGES.iter().position(|(s, _)| *s == stage).unwrap_or(0);
             }
-            response.response.on_disabled_hover_text("Attention has no short convolution and no output gate.");
+            response.response.on_disabled_hover_text(words::core_alone(subject.kind()));
             let chosen = if ui.max_rect().width() < NARROW {
                 panel::drop_down(ui, "Scale of the matrix", scale, &words::SCALES)
             } else {
@@ -231,12 +238,7 @@ impl MixingView {
         plate::zoom(ui, cx, &response.response, response.rect, actions);
         axes::draw(ui, cx, response.rect, &window, cx.hover.query.or(query), cx.hover.key.or(pinned_key));
         if let Some((i, j, _)) = response.hovered {
-            actions.push(Action::Hover(Hover {
-                layer: Some(subject.layer),
-                head: Some(subject.head),
-                query: Some(i),
-                key: Some(j),
-            }));
+            actions.push(Place::of(subject, Some(subject.head)).hover(Some(i), Some(j)));
         }
         if let Some((query, key)) = response.clicked {
             actions.push(if key <= query {
@@ -274,7 +276,8 @@ impl MixingView {
             if stage != Stage::Core && subject.mixer.head_dim > 1 {
                 self.channel_choice(ui, cx, subject, actions);
             }
-            panel::caption(ui, cx.theme, words::stage_words(subject.kind(), stage)).on_hover_text(words::formula(subject.kind(), stage));
+            let words = words::stage_words(subject.mixer, stage);
+            panel::caption(ui, cx.theme, &words).on_hover_text(words::formula(subject.kind(), stage));
             let Some(error) = worst_error(cx, subject) else { return };
             let good = error <= TRUE_ENOUGH;
             let colour = if good { cx.theme.good } else { cx.theme.warning };
@@ -319,12 +322,7 @@ impl MixingView {
         let Some(j) = hovered else { return };
         let scale = self.chosen(subject).1;
         panel::tag(ui, cx.theme, &tag(cx, matrix, scale, i, j, values.and_then(|row| row.get(j).copied())));
-        actions.push(Action::Hover(Hover {
-            layer: Some(subject.layer),
-            head: Some(subject.head),
-            query: Some(i),
-            key: Some(j),
-        }));
+        actions.push(Place::of(subject, Some(subject.head)).hover(Some(i), Some(j)));
         if clicked {
             actions.push(Action::SelectCell { query: i, key: j });
         }

@@ -1,8 +1,8 @@
 //! What a matrix, a stage, a scale and a cell are called.
 
-use statescope_engine::protocol::{MixerKind, Scale, Stage};
+use statescope_engine::protocol::{Geometry, MixerKind, Scale, Stage};
 
-use crate::view::quantity::{exact, percent};
+use crate::view::quantity::{exact, percent, window_words};
 use crate::widget::format;
 
 pub const STAGES: [(Stage, &str); 3] = [(Stage::Core, "core"), (Stage::Conv, "+conv"), (Stage::Gate, "+conv+gate")];
@@ -10,12 +10,29 @@ pub const SCALES: [(Scale, &str); 3] =
     [(Scale::Raw, "signed"), (Scale::RowShare, "row share"), (Scale::Contribution, "contribution")];
 
 /// What is in the matrix, in a few words under the title.
-pub fn stage_words(kind: MixerKind, stage: Stage) -> &'static str {
-    match (kind, stage) {
+pub fn stage_words(mixer: &Geometry, stage: Stage) -> String {
+    let words = match (mixer.kind, stage) {
+        (MixerKind::Attention, _) if mixer.window.is_some() => {
+            return format!("softmax weights, {}", window_words(mixer));
+        }
+        (MixerKind::ShortConv, _) => return format!("exact, banded: {}", window_words(mixer)),
         (MixerKind::Attention, _) => "softmax weights",
+        (MixerKind::FeedForward, _) => "",
+        (MixerKind::DeltaRule, Stage::Core) => "exact equivalent of the delta rule",
+        (MixerKind::DeltaRule, Stage::Conv) => "exact equivalent of the delta rule, conv included",
+        (MixerKind::DeltaRule, Stage::Gate) => "exact equivalent of the delta rule, conv, gate included",
         (_, Stage::Core) => "Δⱼ and D included",
         (_, Stage::Conv) => "Δⱼ, D, conv included",
         (_, Stage::Gate) => "Δⱼ, D, conv, gate included",
+    };
+    words.into()
+}
+
+/// Why there is nothing beyond the core.
+pub fn core_alone(kind: MixerKind) -> &'static str {
+    match kind {
+        MixerKind::ShortConv => "This mixer is the short convolution itself, its two gates included.",
+        _ => "Attention has no short convolution in front of it.",
     }
 }
 
@@ -27,6 +44,11 @@ pub fn formula(kind: MixerKind, stage: Stage) -> &'static str {
         (MixerKind::Mamba1, Stage::Core) => {
             "M_ij = Σ_n C_i[n] exp(A[n] Σ_{k=j+1..i} Δ_k) Δ_j B_j[n], plus D on the diagonal"
         }
+        (MixerKind::DeltaRule, Stage::Core) => {
+            "M_ij = β_j q_iᵀ [Π_{s=j+1..i} α_s (I − β_s k_s k_sᵀ)] k_j, the exact equivalent of the delta rule: a product over all tokens between, for which there is no plain kernel of i and j"
+        }
+        (MixerKind::ShortConv, _) => "M_ij = C_i W[K−1−(i−j)] B_j for the K newest tokens, 0 before",
+        (MixerKind::FeedForward, _) => "",
         (_, Stage::Conv) => "M · diag(σ(v)) · Conv, on the values before the short convolution",
         (_, Stage::Gate) => "diag(silu(z) · norm) · M · diag(σ(v)) · Conv, up to the output projection",
     }

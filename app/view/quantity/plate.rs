@@ -129,23 +129,52 @@ pub fn zoom(ui: &Ui, cx: &ViewContext<'_>, response: &egui::Response, rect: Rect
     }
 }
 
-/// Hover highlights the token, click pins it; Shift extends to a range. A cell is (row, token); `place` says which layer and head
-/// a row is.
+/// Where a row of a plot is in the model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    pub layer: Option<usize>,
+    pub part: Option<usize>,
+    pub head: Option<usize>,
+}
+
+impl Place {
+    pub fn of(subject: &Subject<'_>, head: Option<usize>) -> Self {
+        Self { layer: Some(subject.layer), part: Some(subject.part), head }
+    }
+
+    /// What selects it.
+    pub fn select(self, actions: &mut Vec<Action>) {
+        actions.extend(self.layer.map(Action::SelectLayer));
+        actions.extend(self.part.map(Action::SelectPart));
+        actions.extend(self.head.map(Action::SelectHead));
+    }
+
+    /// What lights it up, with a token if the pointer is on one.
+    pub fn hover(self, query: Option<usize>, key: Option<usize>) -> Action {
+        Action::Hover(Hover { layer: self.layer, part: self.part, head: self.head, query, key })
+    }
+}
+
+/// Whether the pointer is on a head of this mixer, here or in another view.
+pub fn hovered_head(cx: &ViewContext<'_>, subject: &Subject<'_>) -> Option<usize> {
+    let here = cx.hover.layer.is_none_or(|layer| layer == subject.layer)
+        && cx.hover.part.is_none_or(|part| part == subject.part);
+    cx.hover.head.filter(|_| here)
+}
+
+/// Hover highlights the token, click pins it; Shift extends to a range. A cell is (row, token); `place` says what a row is.
 pub fn time_actions(
     ui: &Ui,
     hovered: Option<(usize, usize)>,
     clicked: Option<(usize, usize)>,
     actions: &mut Vec<Action>,
-    place: impl Fn(usize, usize) -> (Option<usize>, Option<usize>),
+    place: impl Fn(usize, usize) -> Place,
 ) {
     if let Some((row, token)) = hovered {
-        let (layer, head) = place(row, token);
-        actions.push(Action::Hover(Hover { layer, head, query: Some(token), key: None }));
+        actions.push(place(row, token).hover(Some(token), None));
     }
     if let Some((row, token)) = clicked {
-        let (layer, head) = place(row, token);
-        actions.extend(layer.map(Action::SelectLayer));
-        actions.extend(head.map(Action::SelectHead));
+        place(row, token).select(actions);
         let extend = ui.input(|input| input.modifiers.shift);
         actions.push(if extend { Action::ExtendTo(token) } else { Action::SelectToken(Some(token)) });
     }

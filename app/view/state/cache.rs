@@ -6,8 +6,8 @@ use statescope_engine::protocol::{Point, Probe, Reduction};
 use crate::action::Action;
 use crate::theme::{ColourMap, space};
 use crate::view::quantity::cells::TransposedCells;
-use crate::view::quantity::plate::{self, Colours};
-use crate::view::quantity::{Subject, csv_text, exact, quoted};
+use crate::view::quantity::plate::{self, Colours, Place};
+use crate::view::quantity::{Subject, csv_text, exact, quoted, window_words};
 use crate::view::{ViewContext, ViewKind};
 use crate::widget::heatmap::Heatmap;
 use crate::widget::{format, panel};
@@ -30,17 +30,23 @@ pub(super) fn ui(
     actions: &mut Vec<Action>,
 ) {
     let m = subject.mixer;
-    let bytes = cx.store.position * m.kv_bytes_per_token;
+    let held = m.window.map_or(cx.store.position, |window| window.min(cx.store.position));
+    let bytes = held * m.kv_bytes_per_token;
     ui.horizontal(|ui| {
         let text = format!(
-            "{} in this layer, + {} a token · {} of {} KV heads",
+            "{} in this layer, + {} a token · {} of {} KV heads{}",
             format::bytes(bytes),
             format::bytes(m.kv_bytes_per_token),
             subject.group() + 1,
-            m.groups
+            m.groups,
+            m.window.map_or_else(String::new, |_| format!(" · {}", window_words(m)))
         );
-        panel::caption(ui, cx.theme, &text)
-            .on_hover_text("The cache holds keys and values of every token: it grows without end.");
+        panel::caption(ui, cx.theme, &text).on_hover_text(match m.window {
+            Some(_) => {
+                "Keys and values that no later token can see are given back: beyond the window the cache grows no more."
+            }
+            None => "The cache holds keys and values of every token: it grows without end.",
+        });
     });
     let height = ((ui.available_height() - space::ROW - 3.0 * space::XS) / 2.0 - 16.0).max(32.0);
     let mut used = None;
@@ -72,7 +78,7 @@ pub(super) fn ui(
             .describe(&describe);
         let response = plate::map_over_time(ui, cx, height, map, actions);
         let hovered = response.hovered.map(|(row, token, _)| (row, token));
-        plate::time_actions(ui, hovered, response.clicked, actions, |_, _| (Some(subject.layer), None));
+        plate::time_actions(ui, hovered, response.clicked, actions, |_, _| Place::of(subject, None));
         let value = response.hovered.and_then(|(_, _, value)| value);
         let csv = || csv(cx, &probe, name);
         plate::menu(&response.response, ViewKind::State, &format!("{name}s"), value, &csv, actions);

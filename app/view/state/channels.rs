@@ -1,16 +1,16 @@
-//! Mamba-1: all channels at once, ranked, so that a layer is never judged by channel 0.
+//! Mixers whose heads are channels, Mamba-1 and the short convolution: all channels at once, ranked, so that a layer is never judged by
+//! channel 0.
 
 use eframe::egui::{self, Sense, vec2};
-use statescope_engine::protocol::{Point, Probe, Reduction};
+use statescope_engine::protocol::{MixerKind, Point, Probe, Reduction};
 
 use super::{Rank, Settings, menu};
 use crate::action::Action;
-use crate::selection::Hover;
 use crate::theme::{ColourMap, space};
 use crate::view::ViewContext;
 use crate::view::gates::retention_probe;
 use crate::view::quantity::cells::PlaneCells;
-use crate::view::quantity::plate;
+use crate::view::quantity::plate::{self, Place};
 use crate::view::quantity::{Subject, exact, half_life, quoted, ranked, short, tokens_words};
 use crate::widget::heatmap::{Heatmap, hatch};
 use crate::widget::panel;
@@ -25,8 +25,26 @@ fn write_probe(subject: &Subject<'_>) -> Probe {
 
 pub fn probes(subject: &Subject<'_>, probes: &mut Vec<Probe>) {
     probes.push(state_probe(subject));
-    probes.push(retention_probe(subject));
     probes.push(write_probe(subject));
+    if subject.kind().decays() {
+        probes.push(retention_probe(subject));
+    }
+}
+
+/// What holds its inputs whole has no half-life.
+fn rank(subject: &Subject<'_>, settings: &Settings) -> Rank {
+    if subject.kind().decays() { settings.rank } else { Rank::Write }
+}
+
+/// Entry n of a state; of a short convolution the input of a token, the newest last.
+fn entry_name(subject: &Subject<'_>, n: usize) -> String {
+    if subject.kind() != MixerKind::ShortConv {
+        return format!("n = {n}");
+    }
+    match subject.mixer.state_dim - 1 - n.min(subject.mixer.state_dim - 1) {
+        0 => "t".into(),
+        back => format!("t − {back}"),
+    }
 }
 
 pub(super) fn ui(
@@ -40,7 +58,8 @@ pub(super) fn ui(
     ui.horizontal(|ui| {
         panel::caption(ui, cx.theme, "channels from left to right by");
         let options = [(Rank::HalfLife, "half-life"), (Rank::Write, "write strength")];
-        if let Some(rank) = panel::choice(ui, cx.theme, settings.rank, &options) {
+        let options = if subject.kind().decays() { &options[..] } else { &options[1..] };
+        if let Some(rank) = panel::choice(ui, cx.theme, rank(subject, settings), options) {
             settings.rank = rank;
         }
         selected(ui, cx, subject);
@@ -56,7 +75,8 @@ pub(super) fn ui(
     };
     let token = reading.positions.start;
     let (channels, entries) = (subject.mixer.heads, subject.mixer.state_dim);
-    let ranking = match settings.rank {
+    let ranked_by = rank(subject, settings);
+    let ranking = match ranked_by {
         Rank::HalfLife => retention_probe(subject),
         Rank::Write => write_probe(subject),
     };
@@ -76,7 +96,7 @@ pub(super) fn ui(
     let describe = |n: usize, rank: usize, value: Option<f32>| {
         let Some(channel) = order.get(rank) else { return String::new() };
         let value = value.map_or_else(|| "not known".to_owned(), exact);
-        let by = match (settings.rank, row.and_then(|row| row.get(*channel))) {
+        let by = match (ranked_by, row.and_then(|row| row.get(*channel))) {
             (Rank::HalfLife, Some(r)) => {
                 let life = half_life(*r).map_or_else(|| "unknown".into(), tokens_words);
                 format!("rank {} by half-life: {life} in its slowest entry", rank + 1)
@@ -84,13 +104,14 @@ pub(super) fn ui(
             (Rank::Write, Some(w)) => format!("rank {} by write strength: {}", rank + 1, short(*w)),
             (_, None) => "ranking not known yet: by number".into(),
         };
+        let entry = entry_name(subject, n);
         format!(
-            "S[channel {channel}, n = {n}] = {value}\nlayer {}, after token {token} {}\n{by}",
+            "S[channel {channel}, {entry}] = {value}\nlayer {}, after token {token} {}\n{by}",
             subject.layer,
             quoted(cx.store, token)
         )
     };
-    let name = |n: usize| format!("n = {n}");
+    let name = |n: usize| entry_name(subject, n);
     let column = |channel: Option<usize>| channel.and_then(|c| order.iter().position(|o| *o == c));
     let map = Heatmap::new("state of the channels", &plane)
         .map(ColourMap::Diverging)
@@ -99,24 +120,20 @@ pub(super) fn ui(
         .size(rect.size())
         .row_labels(&name)
         .cursor_col(column(Some(subject.head)))
-        .highlight_col(column(cx.hover.head))
+        .highlight_col(column(plate::hovered_head(cx, subject)))
         .label(format!("State of all channels, layer {}", subject.layer))
         .describe(&describe);
     let response = plate::inside(ui, rect, |ui| map.show(ui, cx.theme));
     menu(&response, cx, &probe, actions);
     if let Some((_, rank, _)) = response.hovered {
-        actions.push(Action::Hover(Hover {
-            layer: Some(subject.layer),
-            head: order.get(rank).copied(),
-            ..Hover::default()
-        }));
+        actions.push(Place::of(subject, order.get(rank).copied()).hover(None, None));
     }
     if let Some(channel) = response.clicked.and_then(|(_, rank)| order.get(rank)) {
         actions.push(Action::SelectHead(*channel));
     }
     ui.horizontal(|ui| {
         settings.colours.legend(ui, cx, ColourMap::Diverging, "", &response);
-        let ends = match (settings.rank, row.is_some()) {
+        let ends = match (ranked_by, row.is_some()) {
             (_, false) => "by number until the ranking is known",
             (Rank::HalfLife, _) => "longest memory left",
             (Rank::Write, _) => "strongest write left",
@@ -127,7 +144,9 @@ pub(super) fn ui(
 
 /// The selected channel in words.
 fn selected(ui: &mut egui::Ui, cx: &ViewContext<'_>, subject: &Subject<'_>) {
-    let retention = subject.cursor.and_then(|t| cx.store.series(&retention_probe(subject))?.value(t, subject.head));
+    let decays = subject.kind().decays();
+    let retention = subject.cursor.filter(|_| decays);
+    let retention = retention.and_then(|t| cx.store.series(&retention_probe(subject))?.value(t, subject.head));
     let life = retention.and_then(half_life).map_or_else(String::new, |t| format!(", half-life {}", tokens_words(t)));
     ui.label(
         egui::RichText::new(format!("channel {}{life}", subject.head)).font(cx.theme.small()).color(cx.theme.accent),

@@ -1,15 +1,14 @@
 //! Mamba-2: the selected head's state large, all heads as small maps beside it.
 
 use eframe::egui::{self, Rect, Sense, pos2, vec2};
-use statescope_engine::protocol::Probe;
+use statescope_engine::protocol::{MixerKind, Probe};
 
 use super::{head_probe, is_pooled, menu, norm_probe, overview_probe};
 use crate::action::Action;
-use crate::selection::Hover;
 use crate::theme::{ColourMap, space};
 use crate::view::ViewContext;
 use crate::view::quantity::cells::PlaneCells;
-use crate::view::quantity::plate::{self, Colours};
+use crate::view::quantity::plate::{self, Colours, Place};
 use crate::view::quantity::{Subject, exact, quoted, short};
 use crate::widget::heatmap::{Heatmap, hatch};
 
@@ -45,6 +44,11 @@ pub fn ui(
     }
 }
 
+/// What rows and columns of a head's state are called.
+fn axes(kind: MixerKind) -> (&'static str, &'static str) {
+    if kind == MixerKind::DeltaRule { ("V", "K") } else { ("P", "N") }
+}
+
 #[allow(clippy::too_many_arguments)]
 fn large_map(
     ui: &mut egui::Ui,
@@ -64,7 +68,8 @@ fn large_map(
         cx.theme.small(),
         cx.theme.accent,
     );
-    for (k, line) in ["P ↓".to_owned(), "N →".to_owned()].into_iter().enumerate() {
+    let (down, right) = axes(subject.kind());
+    for (k, line) in [format!("{down} ↓"), format!("{right} →")].into_iter().enumerate() {
         let at = pos2(rect.left() - 6.0, rect.top() + 18.0 + 15.0 * k as f32);
         ui.painter().text(at, egui::Align2::RIGHT_TOP, line, cx.theme.small(), cx.theme.text_faint);
     }
@@ -80,7 +85,9 @@ fn large_map(
     let describe = |p: usize, n: usize, value: Option<f32>| {
         let value = value.map_or_else(|| "not known".to_owned(), exact);
         format!(
-            "S[p = {p}, n = {n}] = {value}\nlayer {}, {who}, after token {token} {}",
+            "S[{} = {p}, {} = {n}] = {value}\nlayer {}, {who}, after token {token} {}",
+            down.to_lowercase(),
+            right.to_lowercase(),
             subject.layer,
             quoted(cx.store, token)
         )
@@ -135,9 +142,9 @@ fn small_maps(
             .label(format!("State of head {head}, layer {}", subject.layer))
             .describe(&describe);
         let response = plate::inside(ui, rect, |ui| map.show(ui, cx.theme));
-        plate::frame(ui, cx, response.rect, selected, cx.hover.head == Some(head));
+        plate::frame(ui, cx, response.rect, selected, plate::hovered_head(cx, subject) == Some(head));
         if response.hovered.is_some() {
-            actions.push(Action::Hover(Hover { layer: Some(subject.layer), head: Some(head), ..Hover::default() }));
+            actions.push(Place::of(subject, Some(head)).hover(None, None));
         }
         if response.clicked.is_some() {
             actions.push(Action::SelectHead(head));

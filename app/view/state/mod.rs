@@ -1,4 +1,5 @@
-//! State: what the selected layer holds at the token looked at. For attention, the KV cache as what it is.
+//! State: what the selected mixer holds at the token looked at. For attention, the KV cache as what it is; for a short convolution, the
+//! inputs it still sees.
 
 mod cache;
 mod channels;
@@ -9,8 +10,8 @@ use statescope_engine::protocol::{Fold, MixerKind, Point, Probe, Reduction};
 
 use crate::action::Action;
 use crate::theme::space;
-use crate::view::quantity::plate::{self, Colours};
-use crate::view::quantity::{Subject, exact, quoted};
+use crate::view::quantity::plate::{self, Colours, Place};
+use crate::view::quantity::{Subject, exact, no_mixer, quoted};
 use crate::view::{View, ViewContext, ViewKind};
 use crate::widget::heatmap::{HeatmapResponse, ValueScale};
 use crate::widget::panel;
@@ -25,7 +26,7 @@ const POOLED: u16 = 32;
 /// Height of the norm over time.
 const NORMS: f32 = 52.0;
 
-/// What Mamba-1 channels are ranked by.
+/// What channels are ranked by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 enum Rank {
     HalfLife,
@@ -69,7 +70,11 @@ impl View for StateView {
                 let rank = if self.settings.rank == Rank::HalfLife { "half-life" } else { "write" };
                 format!("State · {} · {} × {} by {rank}{at}", subject.layer_name(), m.heads, m.state_dim)
             }
-            MixerKind::Mamba2 => {
+            MixerKind::ShortConv => {
+                format!("State · {} · last {} of {} channels{at}", subject.layer_name(), inputs(m.state_dim), m.heads)
+            }
+            MixerKind::FeedForward => format!("State · {}", subject.layer_name()),
+            MixerKind::Mamba2 | MixerKind::DeltaRule => {
                 format!("State · {} · {} heads × {} × {}{at}", subject.layer_name(), m.heads, m.head_dim, m.state_dim)
             }
         }
@@ -85,12 +90,25 @@ impl View for StateView {
             Some(MixerKind::Mamba1) => {
                 "Each channel has a state of N numbers, S_t[n] = exp(Δ_t A[n]) S_{t−1}[n] + Δ_t B_t[n] x_t, read as y_t = Σ_n C_t[n] S_t[n] + D x_t. \
                  Channels run from left to right in the order named in the title, entries n from top to bottom; colours are signed, zero is neutral. \
-                 Beneath, the norm of the selected channel's state and of the whole layer's over time."
+                 Beneath, the norm of the selected channel's state and of all channels' over time."
+            }
+            Some(MixerKind::ShortConv) => {
+                "A short convolution of K taps holds the last K − 1 inputs of every channel, B_t ⊙ x_t, and nothing else: after K − 1 tokens an input is gone whole. \
+                 Channels run from left to right, the strongest write of the token first; inputs from top to bottom, the newest last; colours are signed, zero is neutral. \
+                 It reads y_t = C_t ⊙ Σ_k W_k ⊙ (B ⊙ x)_{t−K+1+k}; beneath, the norm of the selected channel's inputs and of all channels' over time."
+            }
+            Some(MixerKind::DeltaRule) => {
+                "Each head has a matrix of D_v × D_k numbers, S_t = α_t S_{t−1} (I − β_t k_t k_tᵀ) + β_t v_t k_tᵀ, read as y_t = S_t q_t: what was held under the key k_t fades by β_t and v_t takes its place. \
+                 The selected head is large, rows are the values V and columns the key entries K; colours are signed, zero is neutral. \
+                 Beneath, the norm of the selected head's state and of all heads' over time; the number at a small map is ‖S‖ of its head."
+            }
+            Some(MixerKind::FeedForward) => {
+                "A layer that is feed-forward alone treats every token by itself: it mixes nothing and keeps nothing from one token to the next."
             }
             _ => {
                 "Each head has a matrix of P × N numbers, S_t = exp(Δ_t A) S_{t−1} + Δ_t x_t B_tᵀ, read as y_t = S_t C_t + D x_t. \
                  The selected head is large, rows are the P values and columns the N state entries; colours are signed, zero is neutral. \
-                 Beneath, the norm of the selected head's state and of the whole layer's over time; the number at a small map is ‖S‖ of its head."
+                 Beneath, the norm of the selected head's state and of all heads' over time; the number at a small map is ‖S‖ of its head."
             }
         }
         .into()
@@ -98,12 +116,14 @@ impl View for StateView {
 
     fn probes(&self, cx: &ViewContext<'_>, probes: &mut Vec<Probe>) {
         let Some(subject) = Subject::of(cx) else { return };
-        if !subject.kind().is_recurrent() {
-            return cache::probes(&subject, probes);
+        match subject.kind() {
+            MixerKind::Attention => return cache::probes(&subject, probes),
+            MixerKind::FeedForward => return,
+            _ => {}
         }
         probes.push(norm_probe(&subject));
         probes.push(subject.series(Point::State, Reduction::Layer(Fold::Norm)));
-        if subject.kind() == MixerKind::Mamba1 {
+        if subject.mixer.head_dim == 1 {
             return channels::probes(&subject, probes);
         }
         probes.push(overview_probe(&subject));
@@ -117,6 +137,9 @@ impl View for StateView {
             panel::empty(ui, cx.theme, "No model is loaded. Choose one in the model bar.");
             return;
         };
+        if !subject.kind().mixes() {
+            return panel::empty(ui, cx.theme, &no_mixer(subject.layer, "state"));
+        }
         if subject.cursor.is_none() {
             let what = if subject.kind().is_recurrent() {
                 "The state is zero before the first token."
@@ -128,12 +151,12 @@ impl View for StateView {
         }
         match subject.kind() {
             MixerKind::Attention => cache::ui(ui, cx, &subject, &mut self.settings.cache, actions),
-            MixerKind::Mamba1 => {
+            _ if subject.mixer.head_dim == 1 => {
                 let height = ui.available_height() - NORMS - space::XS;
                 channels::ui(ui, cx, &subject, &mut self.settings, height, actions);
                 norms(ui, cx, &subject, actions);
             }
-            MixerKind::Mamba2 => {
+            _ => {
                 let height = ui.available_height() - NORMS - space::XS;
                 grid::ui(ui, cx, &subject, &mut self.settings.colours, height, actions);
                 norms(ui, cx, &subject, actions);
@@ -150,6 +173,11 @@ impl View for StateView {
             self.settings = settings;
         }
     }
+}
+
+/// '2 inputs'.
+fn inputs(count: usize) -> String {
+    if count == 1 { "input".into() } else { format!("{count} inputs") }
 }
 
 fn is_pooled(subject: &Subject<'_>) -> bool {
@@ -197,6 +225,7 @@ fn norms(ui: &mut egui::Ui, cx: &ViewContext<'_>, subject: &Subject<'_>, actions
         layer: Probe,
         index: usize,
         name: String,
+        noun: &'static str,
     }
     impl Lines for Norms<'_> {
         fn count(&self) -> usize {
@@ -215,7 +244,7 @@ fn norms(ui: &mut egui::Ui, cx: &ViewContext<'_>, subject: &Subject<'_>, actions
             self.cx.theme.line_colour(if line == 0 { 2 } else { 1 }, 4)
         }
         fn name(&self, line: usize) -> String {
-            if line == 0 { "whole layer".into() } else { self.name.clone() }
+            if line == 0 { format!("all {}s", self.noun) } else { self.name.clone() }
         }
     }
     let lines = Norms {
@@ -224,6 +253,7 @@ fn norms(ui: &mut egui::Ui, cx: &ViewContext<'_>, subject: &Subject<'_>, actions
         layer: subject.series(Point::State, Reduction::Layer(Fold::Norm)),
         index: subject.head,
         name: subject.head_name(),
+        noun: subject.kind().head_noun(),
     };
     let describe = |line: usize, token: usize, value: Option<f32>| {
         let value = value.map_or_else(|| "not known yet".to_owned(), exact);
@@ -232,9 +262,9 @@ fn norms(ui: &mut egui::Ui, cx: &ViewContext<'_>, subject: &Subject<'_>, actions
     let plot = SeriesPlot::new("state norms", &lines)
         .unit("‖S‖")
         .selected_line(Some(1))
-        .label(format!("Norm of the state over tokens, {} and the whole layer", lines.name))
+        .label(format!("Norm of the state over tokens, {} and all {}s", lines.name, lines.noun))
         .describe(&describe);
     let response = plate::lines_over_time(ui, cx, NORMS, plot, actions);
     let hovered = response.hovered.map(|(line, token, _)| (line, token));
-    plate::time_actions(ui, hovered, response.clicked, actions, |_, _| (Some(subject.layer), None));
+    plate::time_actions(ui, hovered, response.clicked, actions, |_, _| Place::of(subject, None));
 }
