@@ -3,10 +3,11 @@
 //! | verb | does | file |
 //! |---|---|---|
 //! | `models` | lists the built-in models | `models.rs` |
-//! | `info` | says what a model is made of | `info.rs` |
+//! | `info` | says what a model is made of | `info.rs` · `plan.rs`: its layers |
 //! | `generate` | continues a text | `generate.rs` |
 //! | `trace` | writes what happens inside to a file | `trace.rs`: the run · `tensors.rs`: what is computed · `trace_file.rs`: the file |
 //! | `bench` | measures | `bench.rs` · `screen.rs`: what the window asks for |
+//! | `parity` | compares with the official implementation | `parity.rs` |
 //!
 //! Results go to stdout. Whatever goes wrong is one line on stderr and exit code 2.
 
@@ -15,6 +16,8 @@ mod common;
 mod generate;
 mod info;
 mod models;
+mod parity;
+mod plan;
 mod screen;
 mod tensors;
 mod trace;
@@ -41,6 +44,8 @@ pub enum Verb {
     Trace(trace::Args),
     /// Measure speed and memory
     Bench(bench::Args),
+    /// Compare models with what the official implementation recorded beside them, and print a table
+    Parity(parity::Args),
 }
 
 /// The command line of the program, or the exit code after its help or its one line of error was printed.
@@ -64,6 +69,7 @@ pub fn run(verb: Verb) -> ExitCode {
         Verb::Generate(args) => generate::run(&args, &mut out),
         Verb::Trace(args) => trace::run(&args, &mut out),
         Verb::Bench(args) => bench::run(&args, &mut out),
+        Verb::Parity(args) => parity::run(&args, &mut out),
     };
     match result.and_then(|()| Ok(out.flush()?)) {
         Ok(()) => ExitCode::SUCCESS,

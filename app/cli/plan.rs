@@ -14,7 +14,7 @@ const HEADER: [&str; 10] =
 /// What stands where there is nothing.
 const NONE: &str = "–";
 
-/// One letter a layer, such as `MMMAMM-E`; the letters of mixers side by side stand in brackets, `[MA]`.
+/// One letter a layer, such as `MMMAMM-E`; the letters of several mixers stand in brackets, `[MA]`.
 pub fn pattern(layers: &[LayerInfo]) -> String {
     let letters = |layer: &LayerInfo| {
         let letters: String = layer.parts.iter().map(|part| letter(part.kind, layer.feed_forward.as_ref())).collect();
@@ -43,7 +43,7 @@ fn legend(pattern: &str) -> String {
         ('C', "short convolution"),
         ('-', "MLP alone"),
         ('E', "experts alone"),
-        ('[', "side by side"),
+        ('[', "in one layer"),
     ];
     let used = meanings.iter().filter(|(letter, _)| pattern.contains(*letter));
     let named = used.map(|(letter, meaning)| match letter {
@@ -173,7 +173,7 @@ mod tests {
             layer(&[ShortConv], None),
         ];
         assert_eq!(pattern(&layers), "M[MA]-EDCC");
-        assert_eq!(legend("M[MA]"), "M state space, A attention, [ ] side by side");
+        assert_eq!(legend("M[MA]"), "M state space, A attention, [ ] in one layer");
         assert_eq!(runs(&layers).last(), Some(&(5, 2)));
         let lines = lines("1".to_owned(), &layers[1], 1);
         assert_eq!((lines.len(), lines[1][0].as_str(), lines[1][1].as_str()), (2, "", "+ attention"));

@@ -4,9 +4,12 @@
 use anyhow::{Result, anyhow};
 use serde_json::{Value, json};
 use statescope_engine::mixer::Mixer;
-use statescope_engine::probes::{self, StateNorms, mixing_error, mixing_rows, series_row};
-use statescope_engine::protocol::{Geometry, MixerKind, MixingView, Point, Probe, Reduction, Scale, Span, Stage};
+use statescope_engine::probes::{self, StateNorms, mixing_error, mixing_rows, reach, series_row};
+use statescope_engine::protocol::{
+    Geometry, MixerKind, MixingView, Point, Probe, REACH_HEADS, Reduction, Scale, Span, Stage,
+};
 use statescope_engine::session::Session;
+use statescope_engine::tape::LayerTape;
 
 /// A quantity of a layer.
 #[derive(Debug, PartialEq)]
@@ -25,6 +28,7 @@ enum What {
     StateNorm,
     Mixing,
     MixingError,
+    Reach,
 }
 
 const fn row(name: &'static str, point: Point, meaning: &'static str) -> Quantity {
@@ -32,22 +36,23 @@ const fn row(name: &'static str, point: Point, meaning: &'static str) -> Quantit
 }
 
 /// Everything that `--probe` knows.
-pub const QUANTITIES: [Quantity; 18] = [
+pub const QUANTITIES: [Quantity; 20] = [
     row("resid", Point::Resid, "residual stream after the layer"),
     row("conv_in", Point::ConvIn, "input of the short convolution, value channels"),
     row("conv", Point::Conv, "output of the short convolution before its SiLU, value channels"),
     row("delta", Point::Delta, "step size Δ after softplus and clamp"),
-    row("decay", Point::Decay, "factor by which the state is kept, exp(ΔA)"),
-    row("key", Point::Key, "write direction: B, or the key after RoPE"),
-    row("query", Point::Query, "read direction: C, or the query after RoPE"),
+    row("beta", Point::Beta, "delta rule: share β by which what is stored under the key is replaced"),
+    row("decay", Point::Decay, "factor by which the state is kept, exp(ΔA); delta rule: exp(g)"),
+    row("key", Point::Key, "write direction: B, or the key after norm and RoPE; of a short convolution the gate before it"),
+    row("query", Point::Query, "read direction: C, or the query after norm and RoPE; of a short convolution the gate after it"),
     row("value", Point::Value, "what is mixed: x after convolution and SiLU, or the value vector"),
-    row("write_norm", Point::Write, "write strength ‖Δ B xᵀ‖_F; attention: ‖k‖‖v‖"),
+    row("write_norm", Point::Write, "write strength ‖Δ B xᵀ‖_F; delta rule: β‖k‖‖v‖; attention: ‖k‖‖v‖; short convolution: |B x|"),
     row("read_norm", Point::Read, "norm of what is read out of state or cache, skip D·x excluded"),
-    row("gate", Point::Gate, "output gate z before its SiLU"),
+    row("gate", Point::Gate, "output gate z before its activation: SiLU, for attention σ"),
     row("core", Point::Core, "mixer output y before gate and norm, D·x included"),
     row("out", Point::Out, "what the mixer adds to the residual stream"),
     row("entropy", Point::Entropy, "entropy of the softmax row in bits"),
-    Quantity { name: "state", what: What::State, meaning: "recurrent state S after the token" },
+    Quantity { name: "state", what: What::State, meaning: "recurrent state S after the token; of a short convolution its last inputs, oldest first" },
     Quantity { name: "state_norm", what: What::StateNorm, meaning: "‖S‖_F after the token" },
     Quantity {
         name: "mixing",
@@ -59,7 +64,15 @@ pub const QUANTITIES: [Quantity; 18] = [
         what: What::MixingError,
         meaning: "max |M·value − core| of the row, relative to the largest |core| of the head so far",
     },
+    Quantity {
+        name: "reach",
+        what: What::Reach,
+        meaning: "how far back the token looks, from its row of |mixing| as shares: mean distance in tokens, entropy in bits, fewest newest tokens that hold nine tenths",
+    },
 ];
+
+/// The last axis of `reach`.
+const REACH_FIGURES: [&str; 3] = ["mean_distance", "entropy_bits", "field"];
 
 /// The quantity of that name.
 pub fn find(name: &str) -> Result<&'static Quantity> {
@@ -69,74 +82,95 @@ pub fn find(name: &str) -> Result<&'static Quantity> {
     })
 }
 
-/// A tensor to be written: the quantity of one layer over `tokens` tokens.
+/// A tensor to be written: the quantity of one mixer over `tokens` tokens.
 pub struct Plan {
-    /// `layers.{i}.{quantity}`.
+    /// `layers.{i}.{quantity}`, or `layers.{i}.{part}.{quantity}` where a layer has several mixers and the quantity is one of them.
     pub name: String,
     pub quantity: &'static Quantity,
     pub axes: Vec<(&'static str, usize)>,
     layer: usize,
-    /// Heads (Mamba-1: channels) whose matrices are wanted.
+    part: usize,
+    /// Heads (or channels) that the tensor speaks of, where it may be some.
     heads: Vec<usize>,
     /// Tokens after which the state is wanted; none means after the last.
     positions: Option<Vec<usize>>,
 }
 
 impl Plan {
-    /// None if the layer has no such quantity. `heads`: of matrices only, all if none. `every`: states after every so many tokens.
+    /// None if the mixer has no such quantity. `heads`: of matrices only, all if none. `every`: states after every so many tokens.
     pub fn new(
         quantity: &'static Quantity,
-        layer: usize,
+        (layer, part): (usize, usize),
         session: &Session,
         tokens: usize,
-        heads: Option<&[usize]>,
+        heads: Option<Vec<usize>>,
         every: Option<usize>,
     ) -> Option<Self> {
-        let mixer = session.model().mixer(layer, 0);
+        let (model, of_layer) = (session.model(), quantity.what == What::Row(Point::Resid));
+        let mixer = model.mixer(layer, part);
         let geometry = mixer.geometry();
         let exists = match quantity.what {
+            What::Row(Point::Resid) => part == 0,
             What::Row(point) => probes::exists(mixer, point),
-            What::State | What::StateNorm => probes::exists(mixer, Point::State),
-            What::Mixing | What::MixingError => true,
+            What::State | What::StateNorm => probes::exists(mixer, Point::State) && geometry.state_dim > 0,
+            What::Mixing | What::MixingError => geometry.kind.mixes() && heads.as_ref().is_none_or(|h| !h.is_empty()),
+            What::Reach => geometry.kind.mixes(),
         };
-        let heads = heads.map_or_else(|| (0..geometry.heads).collect(), <[usize]>::to_vec);
-        let positions = every.map(|every| (every - 1..tokens).step_by(every).collect());
+        let heads = match quantity.what {
+            What::Reach => {
+                let count = geometry.heads.min(REACH_HEADS);
+                (0..count).map(|index| index * geometry.heads / count).collect()
+            }
+            _ => heads.unwrap_or_else(|| (0..geometry.heads).collect()),
+        };
+        let place = if of_layer || model.parts(layer) == 1 { format!("{layer}") } else { format!("{layer}.{part}") };
         let mut plan = Self {
-            name: format!("layers.{layer}.{}", quantity.name),
+            name: format!("layers.{place}.{}", quantity.name),
             quantity,
             axes: Vec::new(),
             layer,
+            part,
             heads,
-            positions,
+            positions: every.map(|every| (every - 1..tokens).step_by(every).collect()),
         };
-        plan.axes = plan.axes(&geometry, session.model().spec().hidden_size, tokens);
+        plan.axes = plan.axes(&geometry, model.spec().hidden_size, tokens);
         exists.then_some(plan)
     }
 
     fn axes(&self, geometry: &Geometry, hidden_size: usize, tokens: usize) -> Vec<(&'static str, usize)> {
         let Geometry { kind, heads, head_dim, state_dim, groups, decay_dim, .. } = *geometry;
-        let (token, head) = (("token", tokens), (kind.head_noun(), heads));
-        let (dim, state) = (("head_dim", head_dim), ("state", state_dim));
-        let mamba1 = kind == MixerKind::Mamba1;
+        let (token, noun) = (("token", tokens), kind.head_noun());
+        let (head, dim, state) = ((noun, heads), ("head_dim", head_dim), ("state", state_dim));
+        let chosen = (noun, self.heads.len());
+        // Where a channel is a head, it is one number wide.
+        let channels = noun == "channel";
         match self.quantity.what {
             What::Row(Point::Resid | Point::Out) => vec![token, ("hidden", hidden_size)],
             What::Row(Point::Decay) if decay_dim > 1 => vec![token, head, state],
-            What::Row(Point::Delta | Point::Decay | Point::Write | Point::Read | Point::Entropy) | What::StateNorm => {
+            What::Row(Point::Delta | Point::Beta | Point::Decay | Point::Write | Point::Read | Point::Entropy)
+            | What::StateNorm => {
                 vec![token, head]
             }
-            // In Mamba-1 a channel is one number wide, and all channels share one key and one query.
-            What::Row(Point::Key | Point::Query) if mamba1 => vec![token, state],
-            What::Row(_) if mamba1 => vec![token, head],
-            What::Row(Point::Key | Point::Query) if kind.is_recurrent() => vec![token, ("group", groups), state],
-            What::Row(Point::Key | Point::Value) if !kind.is_recurrent() => vec![token, ("kv_head", groups), dim],
+            What::Row(point @ (Point::Key | Point::Query)) => match (kind, point) {
+                // All channels share one key and one query; Zamba's fall into groups.
+                (MixerKind::Mamba1, _) if groups == 1 => vec![token, state],
+                (MixerKind::Mamba1 | MixerKind::Mamba2, _) => vec![token, ("group", groups), state],
+                (MixerKind::DeltaRule, _) => vec![token, ("key_head", groups), ("key_dim", state_dim)],
+                (MixerKind::Attention, Point::Key) => vec![token, ("kv_head", groups), dim],
+                _ if channels => vec![token, head],
+                _ => vec![token, head, dim],
+            },
+            What::Row(Point::Value) if kind == MixerKind::Attention => vec![token, ("kv_head", groups), dim],
+            What::Row(_) if channels => vec![token, head],
             What::Row(_) => vec![token, head, dim],
             What::State => {
                 let snapshots = self.positions.as_ref().map(|positions| ("snapshot", positions.len()));
-                let shape = if mamba1 { vec![head, state] } else { vec![head, dim, state] };
+                let shape = if channels { vec![head, state] } else { vec![head, dim, state] };
                 snapshots.into_iter().chain(shape).collect()
             }
-            What::Mixing => vec![(kind.head_noun(), self.heads.len()), ("query_token", tokens), ("key_token", tokens)],
-            What::MixingError => vec![token, (kind.head_noun(), self.heads.len())],
+            What::Mixing => vec![chosen, ("query_token", tokens), ("key_token", tokens)],
+            What::MixingError => vec![token, chosen],
+            What::Reach => vec![token, chosen, ("figure", REACH_FIGURES.len())],
         }
     }
 
@@ -155,6 +189,10 @@ impl Plan {
         let mut object = json!({ "axes": axes, "meaning": self.quantity.meaning });
         match self.quantity.what {
             What::Mixing | What::MixingError => object["heads"] = json!(self.heads),
+            What::Reach => {
+                object["heads"] = json!(self.heads);
+                object["figures"] = json!(REACH_FIGURES);
+            }
             What::State => {
                 object["positions"] = self.positions.as_ref().map_or(json!("last"), |positions| json!(positions))
             }
@@ -168,25 +206,24 @@ impl Plan {
     /// # Errors
     /// The session has not recorded what it takes.
     pub fn compute(&self, session: &Session) -> Result<Vec<f32>> {
-        let (mixer, tape, tokens) =
-            (session.model().mixer(self.layer, 0), session.tape().part(self.layer, 0), session.position());
-        let lost = || {
-            anyhow!("{} cannot be computed: layer {} was not recorded from the first token on", self.name, self.layer)
-        };
+        let (layer, part, tokens) = (self.layer, self.part, session.position());
+        let (mixer, tape) = (session.model().mixer(layer, part), session.tape().part(layer, part));
+        let lost =
+            || anyhow!("{} cannot be computed: layer {layer} was not recorded from the first token on", self.name);
         if tape.positions() != (0..tokens) {
             return Err(lost());
         }
         let mut values = Vec::with_capacity(self.shape().iter().product());
         match self.quantity.what {
             What::Row(point) => {
-                let probe = Probe::series(self.layer, point, Reduction::Full);
+                let probe = Probe::series(layer, point, Reduction::Full);
                 if !(0..tokens).all(|token| series_row(mixer, tape, &probe, token, &mut values)) {
                     return Err(lost());
                 }
             }
             What::State => {
                 for position in self.positions.clone().unwrap_or_else(|| vec![tokens - 1]) {
-                    values.extend(session.state_at(self.layer, 0, position).ok_or_else(lost)?);
+                    values.extend(session.state_at(layer, part, position).ok_or_else(lost)?);
                 }
             }
             What::StateNorm => {
@@ -201,13 +238,13 @@ impl Plan {
                     values.extend(mixing_rows(mixer, tape, *head, Span::All, view, 0..tokens));
                 }
             }
-            What::MixingError => values = self.mixing_errors(mixer, session, tokens),
+            What::MixingError => values = self.mixing_errors(mixer, tape, tokens),
+            What::Reach => values.extend((0..tokens).flat_map(|token| reach(mixer, tape, token))),
         }
         Ok(values)
     }
 
-    fn mixing_errors(&self, mixer: &dyn Mixer, session: &Session, tokens: usize) -> Vec<f32> {
-        let tape = session.tape().part(self.layer, 0);
+    fn mixing_errors(&self, mixer: &dyn Mixer, tape: &LayerTape, tokens: usize) -> Vec<f32> {
         let mut peaks = vec![0.0f32; self.heads.len()];
         let mut values = Vec::with_capacity(tokens * self.heads.len());
         for token in 0..tokens {

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use serde_json::{Map, Value, json};
 use statescope_engine::hooks::Hooks;
 use statescope_engine::model::Logits;
-use statescope_engine::protocol::{MixerKind, ModelInfo, TokenId};
+use statescope_engine::protocol::{Geometry, ModelInfo, TokenId};
 use statescope_engine::sampler;
 use statescope_engine::session::{Budgets, Session};
 
@@ -21,6 +21,8 @@ use super::trace_file::{self, Tensor, Values};
 const FORMAT_VERSION: &str = "1";
 /// What is written when no probe is named, where a layer has it.
 const DEFAULT_PROBES: [&str; 5] = ["resid", "delta", "decay", "write_norm", "state"];
+/// Stands for every quantity that a layer has.
+const ALL_PROBES: &str = "all";
 /// The largest file: all of it is in memory before it is written, so that nothing unfinished is left behind.
 const LARGEST: usize = 4 << 30;
 /// The largest record of a run.
@@ -37,16 +39,16 @@ pub struct Args {
     generate: usize,
     #[command(flatten)]
     sampling: Sampling,
-    /// What to write, repeatable [default: resid, delta, decay, write_norm, state]; an unknown name lists all
+    /// What to write, repeatable, or `all` [default: resid, delta, decay, write_norm, state]; an unknown name lists the names
     #[arg(long = "probe", value_name = "NAME", value_delimiter = ',')]
     probes: Vec<String>,
     /// Layers to write [default: all]
     #[arg(long, value_name = "LAYERS", value_delimiter = ',')]
     layers: Option<Vec<usize>>,
-    /// Heads whose mixing and mixing_error are written [default: all]
+    /// Heads whose mixing and mixing_error are written [default: all]; of several mixers in a layer each writes those it has
     #[arg(long, value_name = "HEADS", value_delimiter = ',')]
     heads: Option<Vec<usize>>,
-    /// The same for Mamba-1, whose channels are heads of their own
+    /// The same for Mamba-1 and short convolutions, whose channels are heads of their own
     #[arg(long, value_name = "CHANNELS", value_delimiter = ',', conflicts_with = "heads")]
     channels: Option<Vec<usize>>,
     /// Write the state after every K tokens instead of after the last
@@ -98,10 +100,11 @@ impl Args {
         if self.probes.is_empty() {
             return DEFAULT_PROBES.iter().map(|name| find(name)).collect();
         }
-        for name in &self.probes {
+        for name in self.probes.iter().filter(|name| *name != ALL_PROBES) {
             find(name)?;
         }
-        Ok(QUANTITIES.iter().filter(|quantity| self.probes.iter().any(|name| name == quantity.name)).collect())
+        let wanted = |name: &str| self.probes.iter().any(|probe| probe == name || probe == ALL_PROBES);
+        Ok(QUANTITIES.iter().filter(|quantity| wanted(quantity.name)).collect())
     }
 
     /// The chosen layers, ascending.
@@ -116,26 +119,31 @@ impl Args {
         }
     }
 
-    /// The heads chosen in a layer; none means all.
-    fn heads(&self, info: &ModelInfo, layer: usize) -> Result<Option<&[usize]>> {
-        let mixer = info.layers[layer].mixer();
-        let (flag, chosen) = match (&self.heads, &self.channels) {
-            (Some(heads), _) => ("--heads", heads),
-            (None, Some(_)) if mixer.kind != MixerKind::Mamba1 => {
-                bail!(
-                    "layer {layer} is {}, whose matrices belong to heads: choose --heads instead of --channels",
-                    mixer.kind.label()
-                )
-            }
-            (None, Some(channels)) => ("--channels", channels),
-            (None, None) => return Ok(None),
+    /// By part the heads chosen in a layer; none means all of them.
+    fn heads(&self, info: &ModelInfo, layer: usize) -> Result<Vec<Option<Vec<usize>>>> {
+        let parts = &info.layers[layer].parts;
+        let (flag, chosen, channels) = match (&self.heads, &self.channels) {
+            (Some(heads), _) => ("--heads", heads, false),
+            (None, Some(channels)) => ("--channels", channels, true),
+            (None, None) => return Ok(vec![None; parts.len()]),
         };
-        match chosen.iter().find(|head| **head >= mixer.heads) {
-            Some(head) => {
-                bail!("{flag} has {head}, but layer {layer} has {}s 0 to {}", mixer.kind.head_noun(), mixer.heads - 1)
-            }
-            None => Ok(Some(chosen)),
+        // Channels are chosen of the mixers that have channels, heads of all.
+        let meant = |part: &Geometry| part.kind.mixes() && (!channels || part.kind.head_noun() == "channel");
+        let Some(widest) = parts.iter().filter(|part| meant(part)).max_by_key(|part| part.heads) else {
+            let kind = parts[0].kind;
+            return match kind.mixes() {
+                true => bail!(
+                    "layer {layer} is {}, whose matrices belong to heads: choose --heads instead of --channels",
+                    kind.label()
+                ),
+                false => Ok(vec![None; parts.len()]),
+            };
+        };
+        if let Some(head) = chosen.iter().find(|head| **head >= widest.heads) {
+            bail!("{flag} has {head}, but layer {layer} has {}s 0 to {}", widest.kind.head_noun(), widest.heads - 1)
         }
+        let of = |part: &Geometry| chosen.iter().copied().filter(|head| *head < part.heads).collect();
+        Ok(parts.iter().map(|part| meant(part).then(|| of(part))).collect())
     }
 
     fn plan(
@@ -156,9 +164,11 @@ impl Args {
         for quantity in quantities {
             let before = plans.len();
             for &layer in layers {
-                plans.extend(Plan::new(quantity, layer, session, tokens, self.heads(info, layer)?, every));
+                for (part, heads) in self.heads(info, layer)?.into_iter().enumerate() {
+                    plans.extend(Plan::new(quantity, (layer, part), session, tokens, heads, every));
+                }
             }
-            if plans.len() == before && !self.probes.is_empty() {
+            if plans.len() == before && self.probes.iter().any(|name| name == quantity.name) {
                 bail!("none of the chosen layers has {}: {}", quantity.name, quantity.meaning);
             }
         }

@@ -159,6 +159,10 @@ const NEUTRAL: [(&str, &[f64]); 46] = [
     ("moe_latent_size", &[]),
 ];
 
+/// Switches of parts that the families always have.
+const TRUE: [&str; 6] =
+    ["rms_norm", "mamba_inner_layernorms", "mamba_use_mlp", "use_pos_enc", "block_use_swiglu", "attn_output_gate"];
+
 fn refuse_what_would_change_the_result(keys: Keys, is_read: impl Fn(&str) -> bool) -> Result<(), ConfigError> {
     for (key, neutral) in NEUTRAL {
         let Some(value) = keys.get(key).filter(|_| !is_read(key)) else { continue };
@@ -170,8 +174,10 @@ fn refuse_what_would_change_the_result(keys: Keys, is_read: impl Fn(&str) -> boo
             return Err(keys.unsupported(key, value, &expected));
         }
     }
-    if let Some(value) = keys.get("rms_norm").filter(|value| value.as_bool() != Some(true)) {
-        return Err(keys.unsupported("rms_norm", value, "true"));
+    for key in TRUE {
+        if let Some(value) = keys.get(key).filter(|value| value.as_bool() != Some(true)) {
+            return Err(keys.unsupported(key, value, "true"));
+        }
     }
     Ok(())
 }

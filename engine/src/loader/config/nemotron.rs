@@ -28,7 +28,9 @@ pub fn nemotron(keys: Keys) -> Result<ModelSpec, ConfigError> {
     // Prediction of several tokens at once takes no part in ordinary generation.
     keys.get("num_nextn_predict_layers");
     let layer = |kind: Kind| -> Result<LayerSpec, ConfigError> {
-        let defaults = AttentionDefaults { heads: 32, kv_heads: Some(8), head_dim: Some(128) };
+        // Old files have the head's width under a longer name too.
+        let head_dim = Some(keys.size("attention_head_dim", 128)?);
+        let defaults = AttentionDefaults { heads: 32, kv_heads: Some(8), head_dim };
         Ok(match kind {
             Kind::Linear => LayerSpec::new(MixerSpec::Mamba2(mamba(keys, hidden_size, eps)?), None),
             Kind::Mlp => LayerSpec::feed_forward(FeedForwardSpec::Mlp(mlp.clone())),

@@ -237,3 +237,84 @@ fn nonsense_is_refused_by_name() {
     let error = parse("{\"model_type\": ", "a/config.json").unwrap_err().to_string();
     assert!(error.starts_with("a/config.json is not valid JSON"), "{error}");
 }
+
+#[test]
+fn layers_of_the_hybrids_come_in_the_published_order() {
+    let pattern = |config: Value| {
+        let letter = |layer: &LayerSpec| match (layer.shared.is_some(), layer.parts.as_slice()) {
+            (true, _) => 'H',
+            (_, []) => 'f',
+            (_, [one]) => match one.mixer {
+                MixerSpec::Attention(_) => 'A',
+                MixerSpec::ShortConv(_) => 'C',
+                MixerSpec::DeltaRule(_) => 'D',
+                _ => 'M',
+            },
+            _ => 'P',
+        };
+        parsed(config).layers.iter().map(letter).collect::<String>()
+    };
+    assert_eq!(pattern(json!({"model_type": "jamba", "num_hidden_layers": 16})), "MMMMAMMMMMMMAMMM");
+    assert_eq!(pattern(json!({"model_type": "zamba", "num_hidden_layers": 12})), "MMHMMMMHMMMM");
+    let zamba2 = pattern(json!({"model_type": "zamba2"}));
+    assert_eq!((zamba2.len(), zamba2.matches('H').count(), &zamba2[..8]), (54, 9, "MMMMMMHM"));
+    assert_eq!(pattern(json!({"model_type": "qwen3_next", "num_hidden_layers": 8})), "DDDADDDA");
+    assert_eq!(pattern(json!({"model_type": "nemotron_h", "hybrid_override_pattern": "MEM*-"})), "MfMAf");
+    assert_eq!(pattern(json!({"model_type": "falcon_h1", "num_hidden_layers": 2, "mamba_n_heads": 128})), "PP");
+    let lfm2 = json!({"model_type": "lfm2", "num_hidden_layers": 4, "full_attn_idxs": [2]});
+    assert_eq!(pattern(lfm2), "CCAC");
+    assert_eq!(pattern(json!({"model_type": "samba", "num_hidden_layers": 4})), "MAMA");
+}
+
+#[test]
+fn shared_blocks_take_turns() {
+    let kinds = json!(["mamba", "hybrid", "hybrid", "mamba", "hybrid"]);
+    let spec = parsed(json!({"model_type": "zamba2", "num_hidden_layers": 5, "layers_block_type": kinds, "num_mem_blocks": 2}));
+    let uses: Vec<_> = spec.layers.iter().filter_map(|l| l.shared.as_ref()).map(|s| (s.usage, s.stored_at)).collect();
+    assert_eq!(uses, [(0, 1), (1, 2), (2, 1)]);
+}
+
+#[test]
+fn windows_stand_where_the_class_puts_them() {
+    let windows = |config: Value| parsed(config).layers.iter().map(|l| attention(l).window).collect::<Vec<_>>();
+    assert_eq!(windows(json!({"model_type": "mistral", "num_hidden_layers": 1})), [Some(4096)]);
+    assert_eq!(windows(json!({"model_type": "mistral", "num_hidden_layers": 1, "sliding_window": null})), [None]);
+    let qwen = json!({"model_type": "qwen2", "num_hidden_layers": 3, "use_sliding_window": true, "sliding_window": 8,
+        "max_window_layers": 1});
+    assert_eq!(windows(qwen), [None, Some(8), Some(8)]);
+    let off = json!({"model_type": "qwen3", "num_hidden_layers": 1, "sliding_window": 8, "max_window_layers": 0});
+    assert_eq!(windows(off), [None]);
+}
+
+#[test]
+fn what_a_family_does_not_have_is_refused_there_too() {
+    for (config, word) in [
+        (json!({"model_type": "jamba", "mamba_inner_layernorms": false}), "mamba_inner_layernorms"),
+        (json!({"model_type": "jamba", "attn_layer_offset": 8}), "attn_layer_offset"),
+        (json!({"model_type": "zamba", "n_mamba_heads": 3, "hidden_size": 64}), "n_mamba_heads"),
+        (json!({"model_type": "zamba2", "use_long_context": true}), "use_long_context"),
+        (json!({"model_type": "zamba2", "num_hidden_layers": 12}), "layers_block_type"),
+        (
+            json!({"model_type": "granitemoehybrid", "num_hidden_layers": 1, "layer_types": ["attention"],
+                "position_embedding_type": "alibi"}),
+            "position_embedding_type",
+        ),
+        (json!({"model_type": "granitemoehybrid", "logits_scaling": 0}), "logits_scaling"),
+        (json!({"model_type": "falcon_h1", "ssm_multipliers": [1, 2]}), "ssm_multipliers"),
+        (json!({"model_type": "falcon_h1", "mamba_use_mlp": false}), "mamba_use_mlp"),
+        (json!({"model_type": "nemotron_h", "hybrid_override_pattern": "MXM"}), "hybrid_override_pattern"),
+        (json!({"model_type": "nemotron_h", "n_group": 3}), "n_group"),
+        (json!({"model_type": "nemotron_h", "mlp_hidden_act": "mish"}), "mlp_hidden_act"),
+        (json!({"model_type": "qwen3_next", "linear_num_value_heads": 30}), "linear_num_value_heads"),
+        (json!({"model_type": "lfm2", "full_attn_idxs": [99]}), "full_attn_idxs"),
+        (json!({"model_type": "samba", "attn": {"num_heads": 7}}), "attn.num_heads"),
+        (json!({"model_type": "gpt2", "n_head": 7}), "n_head"),
+        (json!({"model_type": "gpt2", "add_cross_attention": true}), "add_cross_attention"),
+        (json!({"model_type": "mistral", "embedding_multiplier": 12}), "embedding_multiplier"),
+        (json!({"model_type": "qwen3", "num_hidden_layers": 1, "layer_types": ["sliding_attention"]}), "layer_types"),
+        (json!({"model_type": "mamba", "mixer_rms_eps": 1e-6}), "mixer_rms_eps"),
+    ] {
+        let error = parse(&config.to_string(), "config.json").unwrap_err().to_string();
+        assert!(error.contains(word), "{config}: {error}");
+    }
+}
