@@ -9,6 +9,7 @@ use crate::history::{History, Snapshot};
 use crate::hooks::Hooks;
 use crate::mixer::StateSlot;
 use crate::model::{Logits, Model};
+use crate::probes::MATRIX_TOKENS;
 use crate::protocol::{Prediction, TokenId, TokenSource};
 use crate::sampler::Sampling;
 use crate::tape::{Refill, Tape};
@@ -140,6 +141,22 @@ impl Session {
     /// Bytes of all KV caches now.
     pub fn kv_bytes(&self) -> usize {
         self.slots.iter().map(|s| s.kv.bytes()).sum()
+    }
+
+    /// What had to be given up to stay in the budgets, in words.
+    pub fn given_up(&self) -> Vec<String> {
+        let (layers, first) = self.tape.bounds();
+        let mut notes = Vec::new();
+        if layers > 0 {
+            notes.push(format!("{layers} layers out of sight are not recorded; looking at one replays the text"));
+        }
+        if first > 0 {
+            notes.push(format!("gates and matrices before token {first} were dropped"));
+        }
+        if self.history.len() > MATRIX_TOKENS {
+            notes.push(format!("matrices show the newest {MATRIX_TOKENS} tokens"));
+        }
+        notes
     }
 
     /// How many candidates to rank per position.

@@ -437,7 +437,7 @@ impl Worker {
             kv_bytes: session.kv_bytes(),
             tape_bytes: session.tape().bytes(),
             snapshot_bytes: session.history().snapshot_bytes(),
-            bounded: bounded(session),
+            bounded: session.given_up(),
             ..self.performance.clone()
         };
         self.performance = performance.clone();
@@ -491,20 +491,4 @@ impl Worker {
 /// Moves an average towards `value`; the first value counts whole.
 fn average(old: f32, value: f32) -> f32 {
     if old == 0.0 { value } else { old + (value - old) / AVERAGE }
-}
-
-/// What had to be given up, in words.
-fn bounded(session: &Session) -> Vec<String> {
-    let (layers, first) = session.tape().bounds();
-    let mut notes = Vec::new();
-    if layers > 0 {
-        notes.push(format!("{layers} layers out of sight are not recorded; looking at one replays the text"));
-    }
-    if first > 0 {
-        notes.push(format!("gates and matrices before token {first} were dropped"));
-    }
-    if session.history().len() > crate::probes::MATRIX_TOKENS {
-        notes.push(format!("matrices show the newest {} tokens", crate::probes::MATRIX_TOKENS));
-    }
-    notes
 }

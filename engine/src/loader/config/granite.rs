@@ -5,7 +5,9 @@ use statescope_kernels::activation::Activation;
 use super::elements;
 use super::layer_count;
 use super::mamba::inner_width;
-use super::parts::{AttentionDefaults, Kind, activation, attention, finish, layer_kinds, mamba2, rope, shared_expert};
+use super::parts::{
+    AttentionDefaults, Kind, activation, attention, finish, layer_kinds, mamba2, require_silu, rope, shared_expert,
+};
 use crate::loader::error::ConfigError;
 use crate::loader::keys::Keys;
 use crate::model::spec::{
@@ -24,9 +26,14 @@ pub fn granite(keys: Keys) -> Result<ModelSpec, ConfigError> {
         true => Some(attention_spec(keys, hidden_size)?),
         false => None,
     };
-    let mamba = match kinds.contains(&Kind::Linear) {
-        true => Some(mamba2(keys, hidden_size, inner_width(keys, "mamba_expand", hidden_size)?, eps)?),
-        false => None,
+    // Of interest to attention layers alone.
+    keys.get("attention_multiplier");
+    let mamba = if kinds.contains(&Kind::Linear) {
+        // The activation of the convolution and of the gate too.
+        require_silu(keys, "hidden_act")?;
+        Some(mamba2(keys, hidden_size, inner_width(keys, "mamba_expand", hidden_size)?, eps)?)
+    } else {
+        None
     };
     let feed_forward = feed_forward(keys, hidden_size)?;
     let layer = |kind: &Kind| {

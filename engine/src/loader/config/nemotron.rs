@@ -10,8 +10,8 @@ use super::{MAX_LAYERS, elements};
 use crate::loader::error::ConfigError;
 use crate::loader::keys::Keys;
 use crate::model::spec::{
-    ExpertStorage, FeedForwardSpec, GateNorm, LayerSpec, Mamba2Spec, MixerSpec, MlpLayout, MlpSpec, ModelSpec, MoeSpec,
-    NormSpec, RouterSpec,
+    AttentionSpec, ExpertStorage, FeedForwardSpec, GateNorm, LayerSpec, Mamba2Spec, MixerSpec, MlpLayout, MlpSpec,
+    ModelSpec, MoeSpec, NormSpec, RouterSpec,
 };
 
 /// As `NemotronHConfig` reads it.
@@ -25,8 +25,10 @@ pub fn nemotron(keys: Keys) -> Result<ModelSpec, ConfigError> {
         ..MlpSpec::swiglu(keys.size("intermediate_size", 21_504)?, keys.flag("mlp_bias", false)?)
     };
     elements("the MLP", &[hidden_size, mlp.intermediate_size])?;
-    // Prediction of several tokens at once takes no part in ordinary generation.
-    keys.get("num_nextn_predict_layers");
+    // Prediction of several tokens at once takes no part in ordinary generation; experts matter to the layers that have them.
+    for key in ["num_nextn_predict_layers", "n_routed_experts", "num_local_experts", "moe_latent_size"] {
+        keys.get(key);
+    }
     let layer = |kind: Kind| -> Result<LayerSpec, ConfigError> {
         // Old files have the head's width under a longer name too.
         let head_dim = Some(keys.size("attention_head_dim", 128)?);
@@ -35,7 +37,12 @@ pub fn nemotron(keys: Keys) -> Result<ModelSpec, ConfigError> {
             Kind::Linear => LayerSpec::new(MixerSpec::Mamba2(mamba(keys, hidden_size, eps)?), None),
             Kind::Mlp => LayerSpec::feed_forward(FeedForwardSpec::Mlp(mlp.clone())),
             Kind::Moe => LayerSpec::feed_forward(FeedForwardSpec::Moe(moe(keys, hidden_size, &mlp)?)),
-            _ => LayerSpec::new(MixerSpec::Attention(attention(keys, hidden_size, defaults)?), None),
+            // The class builds its attention without biases, whatever `attention_bias` says.
+            _ => {
+                let (qkv_bias, out_bias) = (false, false);
+                let spec = AttentionSpec { qkv_bias, out_bias, ..attention(keys, hidden_size, defaults)? };
+                LayerSpec::new(MixerSpec::Attention(spec), None)
+            }
         })
     };
     let layers = kinds(keys)?.into_iter().map(layer).collect::<Result<_, _>>()?;

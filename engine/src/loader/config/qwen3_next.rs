@@ -1,6 +1,8 @@
 //! `qwen3_next`: three gated delta rules to one gated attention, experts in every layer, norms stored as offsets from 1.
 
-use super::parts::{AttentionDefaults, Kind, attention, expert, finish, gated_mlp, layer_kinds, rope, shared_expert};
+use super::parts::{
+    AttentionDefaults, Kind, attention, expert, finish, gated_mlp, layer_kinds, require_silu, rope, shared_expert,
+};
 use super::{elements, layer_count};
 use crate::loader::error::ConfigError;
 use crate::loader::keys::Keys;
@@ -13,6 +15,8 @@ const ROTARY_SHARE: f64 = 0.25;
 
 /// As `Qwen3NextConfig` reads it.
 pub fn qwen3_next(keys: Keys) -> Result<ModelSpec, ConfigError> {
+    // The activation of the delta rule's convolution too.
+    require_silu(keys, "hidden_act")?;
     let hidden_size = keys.size("hidden_size", 2048)?;
     let layers = layer_count(keys, "num_hidden_layers", 48)?;
     let interval = keys.size("full_attention_interval", 4)?;

@@ -269,7 +269,9 @@ fn layers_of_the_hybrids_come_in_the_published_order() {
 #[test]
 fn shared_blocks_take_turns() {
     let kinds = json!(["mamba", "hybrid", "hybrid", "mamba", "hybrid"]);
-    let spec = parsed(json!({"model_type": "zamba2", "num_hidden_layers": 5, "layers_block_type": kinds, "num_mem_blocks": 2}));
+    let spec = parsed(
+        json!({"model_type": "zamba2", "num_hidden_layers": 5, "layers_block_type": kinds, "num_mem_blocks": 2}),
+    );
     let uses: Vec<_> = spec.layers.iter().filter_map(|l| l.shared.as_ref()).map(|s| (s.usage, s.stored_at)).collect();
     assert_eq!(uses, [(0, 1), (1, 2), (2, 1)]);
 }
