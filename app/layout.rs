@@ -150,6 +150,7 @@ impl Layout {
             explained: &mut self.explained,
             maximised: self.maximised.is_some(),
             siblings: 1,
+            behind: 0.0,
         };
         if let Some(kind) = self.maximised {
             desk.alone(ui, kind);
@@ -166,8 +167,9 @@ struct Desk<'a, 'b> {
     actions: &'a mut Vec<Action>,
     explained: &'a mut Option<ViewKind>,
     maximised: bool,
-    /// Tabs in the bar being drawn.
+    /// Tabs in the bar being drawn, and the width that the titles behind the first take.
     siblings: usize,
+    behind: f32,
 }
 
 impl Desk<'_, '_> {
@@ -299,7 +301,10 @@ impl Behavior<ViewKind> for Desk<'_, '_> {
         };
         let (font, colour) = if state.active { (theme.strong(), theme.text) } else { (theme.body(), theme.text_muted) };
         // Never wider than its place: the bar would begin to scroll. Clipped to the bar, less the buttons.
-        let share = (ui.clip_rect().width() / self.siblings as f32 - 2.0 * space::S - 2.0).max(24.0);
+        let width = ui.clip_rect().width();
+        let fair = width / self.siblings as f32;
+        let share = if state.active { fair.max(width - self.behind) } else { fair } - 2.0 * space::S - 2.0;
+        let share = share.max(24.0);
         let mut job = egui::text::LayoutJob::simple_singleline(text.clone(), font, colour);
         job.wrap = egui::text::TextWrapping::truncate_at_width(share);
         let galley = ui.painter().layout_job(job);
@@ -348,6 +353,12 @@ impl Behavior<ViewKind> for Desk<'_, '_> {
     ) {
         // Drawn before the titles, which share the bar.
         self.siblings = tabs.children.len().max(1);
+        let behind = tabs.children.iter().filter(|id| Some(**id) != tabs.active).filter_map(|id| tiles.get_pane(id));
+        let width = |name: &str| {
+            let galley = ui.painter().layout_no_wrap(name.to_owned(), self.cx.theme.body(), self.cx.theme.text);
+            galley.size().x + 2.0 * space::S + 2.0
+        };
+        self.behind = behind.map(|kind| width(kind.name())).sum();
         if let Some(Tile::Pane(kind)) = tabs.active.and_then(|id| tiles.get(id)) {
             self.tools(ui, *kind);
         }

@@ -134,9 +134,9 @@ impl Theme {
             MixerKind::Mamba1 => "◇",
             MixerKind::Mamba2 => "◆",
             MixerKind::DeltaRule => "■",
-            MixerKind::ShortConv => "▬",
+            MixerKind::ShortConv => "◧",
             MixerKind::Attention => "▲",
-            MixerKind::FeedForward => "·",
+            MixerKind::FeedForward => "•",
         }
     }
 

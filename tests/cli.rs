@@ -8,6 +8,8 @@ use serde_json::Value;
 
 use crate::support::{Golden, deviation, goldens};
 
+mod models;
+
 const TOLERANCE: f32 = 1e-4;
 
 /// The program, where no window can be opened.

@@ -90,7 +90,7 @@ def codestral():
         architectures=["Mamba2ForCausalLM"], model_type="mamba2", hidden_size=d, num_hidden_layers=layers, num_heads=heads,
         head_dim=p, state_size=n, n_groups=groups, conv_kernel=taps, expand=2, vocab_size=vocab, hidden_act="silu", use_bias=False,
         use_conv_bias=True, rms_norm=True, layer_norm_epsilon=1e-5, residual_in_fp32=True, chunk_size=256,
-        time_step_limit=[0.0, math.inf], norm_before_gate=True, tie_word_embeddings=False, eos_token_id=0,
+        time_step_limit=[0.0, math.inf], tie_word_embeddings=False, eos_token_id=0,
     )
     tensors = [("backbone.embeddings.weight", (vocab, d), 0.02)]
     for i in range(layers):

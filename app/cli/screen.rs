@@ -1,7 +1,7 @@
 //! What the window asks the engine for, so that `bench` measures what its user gets.
 
 use statescope_engine::protocol::{
-    Fold, Geometry, MixingView, ModelInfo, Observation, Point, Positions, Probe, Reduction, Scale, Stage,
+    Fold, Geometry, MixerKind, MixingView, ModelInfo, Observation, Point, Positions, Probe, Reduction, Scale, Stage,
 };
 
 /// Likely next tokens that the window shows.
@@ -41,9 +41,11 @@ impl Probes {
     }
 }
 
-/// The layer map over all layers; state, gates, matrices and inspector of the middle layer and its middle head.
+/// The layer map over all layers; state, gates, matrices and inspector of the middle layer that mixes, and of its middle head.
 fn screen(info: &ModelInfo) -> Observation {
-    let layer = info.layers.len() / 2;
+    let middle = info.layers.len() / 2;
+    let mixing = (0..info.layers.len()).filter(|layer| info.layers[*layer].mixer().kind.mixes());
+    let layer = mixing.min_by_key(|layer| layer.abs_diff(middle)).unwrap_or(middle);
     let mixer = info.layers[layer].mixer();
     let head = mixer.heads / 2;
     let norm = Reduction::Head(Fold::Norm);
@@ -55,10 +57,20 @@ fn screen(info: &ModelInfo) -> Observation {
     probes.extend([Point::Write, Point::Read].map(|point| series(point, Reduction::Full)));
     probes.extend([Point::Key, Point::Query, Point::Value, Point::Core].map(|point| series(point, norm)));
     probes.push(series(Point::Resid, Reduction::Layer(Fold::Norm)));
-    if mixer.kind.is_recurrent() {
+    if mixer.gated {
+        probes.push(series(Point::Gate, norm));
+    }
+    if mixer.kind.has_delta() {
         probes.push(series(Point::Delta, Reduction::Full));
+    }
+    if mixer.kind == MixerKind::DeltaRule {
+        probes.push(series(Point::Beta, Reduction::Full));
+    }
+    if mixer.kind.decays() {
         probes.extend(decays(layer, mixer, head));
-        probes.extend([Point::State, Point::Gate].map(|point| series(point, norm)));
+    }
+    if mixer.kind.is_recurrent() {
+        probes.push(series(Point::State, norm));
         probes.push(series(Point::State, Reduction::Layer(Fold::Norm)));
         probes.push(Probe::latest(layer, Point::State, Reduction::Full, Positions::Live));
     } else {
@@ -87,18 +99,22 @@ fn decays(layer: usize, mixer: &Geometry, head: usize) -> Vec<Probe> {
     }
 }
 
-/// More than any screen holds: every series of every layer in full, and the state and one matrix of each.
+/// More than any screen holds: every series of every mixer in full, and the state and one matrix of each.
 fn all(info: &ModelInfo) -> Observation {
     use Point::*;
-    let points = [Resid, ConvIn, Conv, Delta, Decay, Key, Query, Value, Write, Read, Gate, Core, Out, Entropy];
+    let points =
+        [Resid, ConvIn, Conv, Delta, Beta, LogDecay, Decay, Key, Query, Value, Write, Read, Gate, Core, Out, Entropy];
     let matrix = Mixing(MixingView { stage: Stage::Core, scale: Scale::Raw });
-    let layer = |layer: usize| {
+    let mixer = |layer: usize, part: usize| {
         let mut probes = points.map(|point| Probe::series(layer, point, Reduction::Full)).to_vec();
         probes.push(Probe::series(layer, State, Reduction::Head(Fold::Norm)));
         probes.push(Probe::latest(layer, State, Reduction::Full, Positions::Live));
         probes.push(Probe::series(layer, matrix, Reduction::Full).head(0));
         probes.push(Probe::series(layer, MixingError, Reduction::Full).head(0));
+        probes.iter_mut().for_each(|probe| probe.site.part = part as u8);
         probes
     };
-    Observation { probes: (0..info.layers.len()).flat_map(layer).collect(), candidates: CANDIDATES }
+    let sites =
+        info.layers.iter().enumerate().flat_map(|(layer, of)| (0..of.parts.len()).map(move |part| (layer, part)));
+    Observation { probes: sites.flat_map(|(layer, part)| mixer(layer, part)).collect(), candidates: CANDIDATES }
 }

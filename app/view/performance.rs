@@ -1,7 +1,7 @@
 //! Performance: how fast, where a token's time goes, how memory grows with the context, what was bounded.
 
 use eframe::egui::{self, Align2, Role, Sense, WidgetInfo, pos2, vec2};
-use statescope_engine::protocol::Probe;
+use statescope_engine::protocol::{ModelInfo, Probe};
 
 use crate::action::Action;
 use crate::store::PerformancePoint;
@@ -47,9 +47,10 @@ impl View for PerformanceView {
                 "recurrent state",
                 &format::bytes(if p.state_bytes > 0 { p.state_bytes } else { model.state_bytes }),
             );
-            let grows = match model.kv_bytes_per_token {
-                0 => String::new(),
-                n => format!(", + {} a token", format::bytes(n)),
+            let grows = match (growth(model), model.kv_bytes_per_token) {
+                (0, 0) => String::new(),
+                (0, _) => ", within its window".into(),
+                (n, _) => format!(", + {} a token", format::bytes(n)),
             };
             line(ui, cx, "KV cache", &format!("{}{grows}", format::bytes(p.kv_bytes)));
             memory_curve(ui, cx);
@@ -71,14 +72,24 @@ impl View for PerformanceView {
     }
 }
 
+/// Bytes that the KV cache grows by per token for as long as the text goes: a sliding window stops growing once it is full.
+fn growth(model: &ModelInfo) -> usize {
+    let parts = model.layers.iter().flat_map(|layer| &layer.parts);
+    parts.filter(|mixer| mixer.window.is_none()).map(|mixer| mixer.kv_bytes_per_token).sum()
+}
+
 /// A name on the left, its value on the right.
 fn line(ui: &mut egui::Ui, cx: &ViewContext<'_>, name: &str, value: &str) {
     let font = egui::TextStyle::Body.resolve(ui.style());
     let height = ui.text_style_height(&egui::TextStyle::Body) + 2.0;
     let (rect, response) = ui.allocate_exact_size(vec2(ui.available_width(), height), Sense::hover());
     response.widget_info(|| WidgetInfo::labeled(Role::Label, true, format!("{name} = {value}")));
-    ui.painter().text(rect.left_center(), Align2::LEFT_CENTER, name, font.clone(), cx.theme.text_muted);
-    ui.painter().text(rect.right_center(), Align2::RIGHT_CENTER, value, font, cx.theme.text);
+    let used = ui.painter().text(rect.right_center(), Align2::RIGHT_CENTER, value, font.clone(), cx.theme.text);
+    let mut job = egui::text::LayoutJob::simple_singleline(name.to_owned(), font, cx.theme.text_muted);
+    job.wrap = egui::text::TextWrapping::truncate_at_width((used.left() - space::XS - rect.left()).max(0.0));
+    let galley = ui.painter().layout_job(job);
+    let at = Align2::LEFT_CENTER.anchor_size(rect.left_center(), galley.size()).min;
+    ui.painter().galley(at, galley, cx.theme.text_muted);
 }
 
 /// Milliseconds a token as one stacked bar with its legend.

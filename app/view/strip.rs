@@ -21,7 +21,7 @@ const NARROWEST: f32 = 11.0;
 const NAMED: f32 = 34.0;
 const WIDEST: f32 = 48.0;
 /// What stands at the right, words or one button a mixer.
-const WORDS: f32 = 200.0;
+const WORDS: f32 = 280.0;
 const BUTTONS: f32 = 290.0;
 
 pub fn layer_strip(ui: &mut Ui, cx: &ViewContext<'_>, actions: &mut Vec<Action>) {
@@ -46,25 +46,30 @@ pub fn layer_strip(ui: &mut Ui, cx: &ViewContext<'_>, actions: &mut Vec<Action>)
     });
 }
 
-/// Cells of layers with so many mixers in a strip of `width`, relative to its corner, and the size of all.
+/// Cells of layers with so many mixers in a strip of `width`, relative to its corner, and the size of all. What does not fit on one line is
+/// spread evenly over several.
 fn places(parts: &[usize], width: f32) -> (Vec<Rect>, Vec2) {
-    let units = parts.iter().sum::<usize>().max(1) as f32;
-    let unit = ((width - GAP * parts.len() as f32) / units).clamp(NARROWEST, WIDEST).floor();
-    let (mut at, mut widest) = (egui::Pos2::ZERO, 0.0f32);
-    let cells = parts
-        .iter()
-        .map(|count| {
+    let unit_on = |lines: usize| {
+        let line = |layers: &[usize]| {
+            let units = layers.iter().sum::<usize>().max(1) as f32;
+            ((width - GAP * (layers.len() - 1) as f32) / units).clamp(0.0, WIDEST).floor()
+        };
+        parts.chunks(parts.len().div_ceil(lines).max(1)).map(line).fold(WIDEST, f32::min)
+    };
+    let lines = (1..=parts.len().max(1)).find(|lines| unit_on(*lines) >= NARROWEST).unwrap_or(parts.len().max(1));
+    let unit = unit_on(lines).max(NARROWEST);
+    let (mut cells, mut size) = (Vec::with_capacity(parts.len()), Vec2::ZERO);
+    for layers in parts.chunks(parts.len().div_ceil(lines).max(1)) {
+        let top = if cells.is_empty() { 0.0 } else { size.y + GAP };
+        let mut left = 0.0;
+        for count in layers {
             let cell = unit * *count as f32;
-            if at.x > 0.0 && at.x + cell > width {
-                at = pos2(0.0, at.y + LINE + GAP);
-            }
-            let rect = Rect::from_min_size(at, vec2(cell, LINE));
-            at.x += cell + GAP;
-            widest = widest.max(rect.right());
-            rect
-        })
-        .collect();
-    (cells, vec2(widest, at.y + LINE))
+            cells.push(Rect::from_min_size(pos2(left, top), vec2(cell, LINE)));
+            left += cell + GAP;
+        }
+        size = vec2(size.x.max(left - GAP), top + LINE);
+    }
+    (cells, size)
 }
 
 /// One layer: its mixers side by side.
@@ -80,6 +85,10 @@ fn cell_ui(
     let (theme, info) = (cx.theme, &model.layers[layer]);
     let radius = f32::from(space::RADIUS) - 1.0;
     ui.painter().rect_filled(cell, radius, theme.well);
+    if info.parts.len() > 1 {
+        ui.painter().rect_stroke(cell, radius, theme.hairline_stroke(), StrokeKind::Inside);
+    }
+    let experts = info.feed_forward.is_some_and(|f| f.experts.is_some());
     let unit = cell.width() / info.parts.len().max(1) as f32;
     for (part, mixer) in info.parts.iter().enumerate() {
         let left = cell.left() + unit * part as f32;
@@ -103,7 +112,11 @@ fn cell_ui(
         } else {
             rect.center()
         };
-        ui.painter().text(centre, Align2::CENTER_CENTER, Theme::kind_glyph(mixer.kind), theme.body(), colour);
+        let font = if unit < 14.0 { theme.small() } else { theme.body() };
+        ui.painter().text(centre, Align2::CENTER_CENTER, Theme::kind_glyph(mixer.kind), font, colour);
+        if experts {
+            expert_mark(ui, theme, if info.parts.len() > 1 { cell.center().x } else { centre.x }, cell.bottom());
+        }
         let pointed = cx.hover.layer == Some(layer) && cx.hover.part.is_none_or(|p| p == part);
         if selected {
             ui.painter().rect_stroke(rect, radius, Stroke::new(1.5, theme.accent), StrokeKind::Inside);
@@ -124,16 +137,12 @@ fn cell_ui(
         }
         response.on_hover_ui(|ui| details(ui, theme, layer, part, info));
     }
-    if let Some(experts) = info.feed_forward.and_then(|f| f.experts) {
-        expert_mark(ui, theme, cell, experts);
-    }
 }
 
 /// Three dots under a layer whose tokens go to some of several experts.
-fn expert_mark(ui: &Ui, theme: &Theme, cell: Rect, _experts: (usize, usize)) {
+fn expert_mark(ui: &Ui, theme: &Theme, centre: f32, bottom: f32) {
     for k in [-1.0, 0.0, 1.0] {
-        let at = pos2(cell.center().x + 4.0 * k, cell.bottom() - 3.5);
-        ui.painter().circle_filled(at, 1.2, theme.text_muted);
+        ui.painter().circle_filled(pos2(centre + 3.5 * k, bottom - 3.0), 1.1, theme.text_muted);
     }
 }
 
@@ -192,7 +201,7 @@ fn mixer_words(mixer: &Geometry) -> String {
 fn feed_forward_words(info: &FeedForwardInfo) -> String {
     let width = format::thousands(info.width);
     match info.experts {
-        Some((all, taken)) => format!("∴ {taken} of {all} experts a token, {width} wide each"),
+        Some((all, taken)) => format!("{taken} of {all} experts a token, {width} wide each"),
         None => format!("feed-forward {width} wide"),
     }
 }
@@ -221,7 +230,18 @@ fn mixers(ui: &mut Ui, cx: &ViewContext<'_>, subject: &Subject<'_>, actions: &mu
 
 #[cfg(test)]
 mod tests {
+    use std::cell::{Cell, RefCell};
+    use std::sync::Arc;
+
+    use egui_kittest::Harness;
+    use egui_kittest::kittest::Queryable;
+    use statescope_engine::protocol::{Dtype, Event, ModelSource};
+
     use super::*;
+    use crate::selection::{Hover, Selection, TimeAxis};
+    use crate::settings::Settings;
+    use crate::store::Store;
+    use crate::theme::{Ground, install_fonts};
 
     #[test]
     fn cells_stay_inside_and_apart() {
@@ -237,9 +257,8 @@ mod tests {
         assert_eq!(places(&[1; 64], 900.0).1.y, LINE, "64 layers fit on one line");
     }
 
-    #[test]
-    fn names_say_layer_kind_and_mixer() {
-        let mixer = |kind| Geometry {
+    fn mixer(kind: MixerKind) -> Geometry {
+        Geometry {
             kind,
             heads: 4,
             head_dim: 8,
@@ -251,7 +270,69 @@ mod tests {
             window: Some(64),
             state_bytes: 0,
             kv_bytes_per_token: 128,
+        }
+    }
+
+    fn layer(kinds: &[MixerKind]) -> LayerInfo {
+        LayerInfo { parts: kinds.iter().copied().map(mixer).collect(), feed_forward: None, parameters: 1 }
+    }
+
+    /// Every half of a cell is a button of its own name, and so is every mixer of the layer looked at.
+    #[test]
+    fn a_click_selects_layer_and_mixer() {
+        let model = ModelInfo {
+            source: ModelSource::Builtin("hybrid".into()),
+            name: "hybrid".into(),
+            model_type: "hybrid".into(),
+            layers: vec![
+                layer(&[MixerKind::FeedForward]),
+                layer(&[MixerKind::Mamba2, MixerKind::Attention]),
+                layer(&[MixerKind::Mamba1, MixerKind::DeltaRule, MixerKind::ShortConv]),
+            ],
+            hidden_size: 32,
+            vocab_size: 64,
+            tied_embeddings: true,
+            parameters: 2,
+            dtype: Dtype::F32,
+            weights_bytes: 8,
+            state_bytes: 0,
+            kv_bytes_per_token: 128,
+            trained_context: None,
+            has_tokenizer: false,
+            end_tokens: Vec::new(),
         };
+        let mut store = Store::default();
+        store.apply(Event::Loaded(Arc::new(model)));
+        let selection = Selection { layer: 1, ..Selection::default() };
+        let (theme, settings) = (Theme::new(Ground::Dark), Settings::default());
+        let (hover, time) = (Hover::default(), TimeAxis::Fit);
+        let (taken, ready) = (RefCell::new(Vec::new()), Cell::new(false));
+        let mut harness = Harness::builder().with_size(vec2(900.0, 80.0)).build_ui(|ui| {
+            if !ready.replace(true) {
+                // The glyphs of our own fonts are there from the next frame on.
+                return install_fonts(ui.ctx(), false);
+            }
+            let (store, selection, hover, time, theme, settings) =
+                (&store, &selection, &hover, &time, &theme, &settings);
+            let cx = ViewContext { store, selection, hover, time, theme, settings, frame_ms: None };
+            layer_strip(ui, &cx, &mut taken.borrow_mut());
+        });
+        harness.run_steps(2);
+        for (name, wanted) in [
+            ("Layer 0: feed-forward", [Action::SelectLayer(0), Action::SelectPart(0)].as_slice()),
+            ("Layer 1: attention, mixer 2 of 2", &[Action::SelectLayer(1), Action::SelectPart(1)]),
+            ("▲ attention", &[Action::SelectPart(1)]),
+        ] {
+            harness.get_by_label(name).click();
+            harness.run_steps(2);
+            let mut actions = taken.take();
+            actions.retain(|action| !matches!(action, Action::Hover(_)));
+            assert_eq!(actions, wanted, "{name}");
+        }
+    }
+
+    #[test]
+    fn names_say_layer_kind_and_mixer() {
         let feed_forward = Some(FeedForwardInfo { width: 96, experts: Some((8, 2)) });
         let both = LayerInfo {
             parts: vec![mixer(MixerKind::Mamba2), mixer(MixerKind::Attention)],
@@ -265,6 +346,6 @@ mod tests {
         );
         let words = mixer_words(&both.parts[1]);
         assert_eq!(words, "attention: 4 heads of 8, 2 KV heads, sliding window of 64 tokens, KV 128 B a token");
-        assert_eq!(feed_forward_words(&feed_forward.unwrap()), "∴ 2 of 8 experts a token, 96 wide each");
+        assert_eq!(feed_forward_words(&feed_forward.unwrap()), "2 of 8 experts a token, 96 wide each");
     }
 }

@@ -4,12 +4,13 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use eframe::egui::{
-    self, Align2, Color32, ColorImage, Id, Rangef, Rect, Response, Role, Sense, Stroke, StrokeKind, TextureHandle,
-    TextureOptions, Ui, Vec2, WidgetInfo, pos2,
+    self, Align2, Color32, ColorImage, Id, Rangef, Rect, Response, Sense, Stroke, StrokeKind, TextureHandle,
+    TextureOptions, Ui, Vec2, pos2,
 };
 
+use super::format;
+use super::plot::{self, visible};
 use super::scale::Normaliser;
-use super::{format, panel};
 use crate::theme::{Theme, space};
 
 mod hatch;
@@ -352,14 +353,8 @@ impl<'a> Heatmap<'a> {
             }
             _ => None,
         };
-        response.widget_info(|| WidgetInfo::labeled(Role::Image, ui.is_enabled(), &self.label));
-        if let Some((row, col, value)) = hovered.or(pinned) {
-            let text = words(row, col, value);
-            ui.ctx().accesskit_node_builder(response.id, |node| node.set_value(text.clone()));
-            if hovered.is_some() && !response.context_menu_opened() {
-                panel::tag(ui, theme, &text);
-            }
-        }
+        let text = hovered.or(pinned).map(|(row, col, value)| words(row, col, value));
+        plot::say(ui, theme, response, &self.label, text, hovered.is_some());
     }
 }
 
@@ -395,12 +390,6 @@ impl Grid {
 fn place(cell: f64, window: &Range<f64>, pixels: Rangef) -> f32 {
     let share = (cell - window.start) / (window.end - window.start).max(1e-9);
     pixels.min + (share * f64::from(pixels.span())) as f32
-}
-
-/// The whole cells that a window touches.
-fn visible(window: &Range<f64>, count: usize) -> Range<usize> {
-    let start = (window.start.floor().max(0.0) as usize).min(count);
-    start..(window.end.ceil().max(0.0) as usize).clamp(start, count)
 }
 
 /// Cells per texel where a window of cells is drawn on `pixels`.

@@ -4,6 +4,7 @@ pub mod format;
 pub mod heatmap;
 pub mod legend;
 pub mod panel;
+pub mod plot;
 pub mod scale;
 pub mod series;
 pub mod time;

@@ -113,6 +113,24 @@ pub fn choice<T: PartialEq + Copy>(ui: &mut Ui, theme: &Theme, current: T, optio
     taken
 }
 
+/// Panels narrower than this have drop-downs instead of rows of choices.
+pub const NARROW: f32 = 420.0;
+
+/// A row of choices where the panel has room for it, else a drop-down.
+pub fn pick<T: PartialEq + Copy>(
+    ui: &mut Ui,
+    theme: &Theme,
+    name: &str,
+    current: T,
+    options: &[(T, &str)],
+) -> Option<T> {
+    if ui.max_rect().width() < NARROW {
+        drop_down(ui, name, current, options)
+    } else {
+        choice(ui, theme, current, options)
+    }
+}
+
 /// A drop-down of choices; returns the newly taken one.
 pub fn drop_down<T: PartialEq + Copy>(ui: &mut Ui, name: &str, current: T, options: &[(T, &str)]) -> Option<T> {
     let mut taken = None;

@@ -2,13 +2,12 @@
 
 use std::ops::Range;
 
-use eframe::egui::{
-    self, Align2, Color32, Id, Rangef, Rect, Response, Role, Sense, Shape, Stroke, Ui, Vec2, WidgetInfo, pos2,
-};
+use eframe::egui::{self, Align2, Color32, Id, Rangef, Rect, Response, Sense, Shape, Stroke, Ui, Vec2, pos2};
 
+use super::format;
 use super::heatmap::hatch;
+use super::plot::{self, visible};
 use super::time::{self, TimeMap};
-use super::{format, panel};
 use crate::theme::{Theme, space};
 
 /// Several numbers per token.
@@ -155,7 +154,7 @@ impl<'a> SeriesPlot<'a> {
         let response = ui.interact(rect, ui.make_persistent_id(self.salt), Sense::click_and_drag());
         let window = self.x_window.clone().unwrap_or(0.0..self.lines.len().max(1) as f64);
         let map = TimeMap::new(rect.x_range(), window);
-        let tokens = self.tokens(&map);
+        let tokens = visible(&map.window, self.lines.len());
         let (low, high) = self.range.or_else(|| self.seen(tokens.clone())).unwrap_or((0.0, 1.0));
         let axis = Axis::new(rect.y_range(), low, high, self.log);
         let painter = ui.painter_at(rect);
@@ -182,11 +181,6 @@ impl<'a> SeriesPlot<'a> {
         self.say(ui, theme, &response, hovered);
         let clicked = response.clicked().then_some(hovered).flatten().map(|(line, token, _)| (line, token));
         SeriesResponse { response, hovered, clicked, range_used: (low, high), rect, map }
-    }
-
-    fn tokens(&self, map: &TimeMap) -> Range<usize> {
-        let start = (map.window.start.floor().max(0.0) as usize).min(self.lines.len());
-        start..(map.window.end.ceil().max(0.0) as usize).clamp(start, self.lines.len())
     }
 
     fn seen(&self, tokens: Range<usize>) -> Option<(f32, f32)> {
@@ -321,25 +315,19 @@ impl<'a> SeriesPlot<'a> {
     }
 
     fn say(&self, ui: &Ui, theme: &Theme, response: &Response, hovered: Option<(usize, usize, Option<f32>)>) {
-        response.widget_info(|| WidgetInfo::labeled(Role::Image, ui.is_enabled(), &self.label));
         let pinned = self.cursor.filter(|t| *t < self.lines.len()).map(|token| {
             let line = self.selected.unwrap_or(0);
             (line, token, (line < self.lines.count()).then(|| self.lines.value(line, token)).flatten())
         });
-        let Some((line, token, value)) = hovered.or(pinned).filter(|(line, ..)| *line < self.lines.count()) else {
-            return;
-        };
-        let text = match self.describe {
+        let words = |(line, token, value): (usize, usize, Option<f32>)| match self.describe {
             Some(describe) => describe(line, token, value),
             None => {
                 let value = value.map_or_else(|| "not known".into(), |v| format::with_unit(v, self.unit));
                 format!("{value}\n{}, token {token}", self.lines.name(line))
             }
         };
-        ui.ctx().accesskit_node_builder(response.id, |node| node.set_value(text.clone()));
-        if hovered.is_some() && !response.context_menu_opened() {
-            panel::tag(ui, theme, &text);
-        }
+        let text = hovered.or(pinned).filter(|(line, ..)| *line < self.lines.count()).map(words);
+        plot::say(ui, theme, response, &self.label, text, hovered.is_some());
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use statescope_kernels::pool::pool_signed_absmax;
+use statescope_kernels::pool::{pool_row, pool_signed_absmax, pooled_row};
 use statescope_kernels::reduce::min_max;
 
 use crate::mixer::Mixer;
@@ -20,8 +20,12 @@ const CEILING: usize = 1 << 22;
 const POOLED_HEADS: usize = 64;
 /// While tokens are being made, an expensive picture may take one part in so many of the time.
 const LATEST_SHARE: u32 = 40;
+/// How long a new text runs before its first expensive picture.
+const FIRST_PICTURE: Duration = Duration::from_millis(300);
 /// The matrix that the error badge speaks of.
 const CORE: MixingView = MixingView { stage: Stage::Core, scale: Scale::Raw };
+/// Rows of a matrix drawn at once for a picture.
+const BLOCK: usize = 64;
 /// Rows of a series computed between two looks at the clock.
 const ROWS: usize = 32;
 
@@ -305,14 +309,20 @@ impl Collector {
         let start = recorded.start.max(tokens.saturating_sub(MATRIX_TOKENS));
         let began = Instant::now();
         while let Some(head) = pooling.heads.next() {
-            let full = mixing_rows(mixer, tape, head, probe.select.channels, view, start..tokens);
-            // Columns before the window belong to rows that are not drawn.
-            let window: Vec<f32> = full.chunks_exact(tokens).flat_map(|row| &row[start..]).copied().collect();
             let side = tokens - start;
             let (rows, cols) = (rows.min(side), cols.min(side));
             let at = pooling.values.len();
             pooling.values.resize(at + rows * cols, 0.0);
-            pool_signed_absmax(&window, side, side, rows, cols, &mut pooling.values[at..]);
+            // A few rows at a time stay in the cache.
+            for first in (start..tokens).step_by(BLOCK) {
+                let block = first..(first + BLOCK).min(tokens);
+                let drawn = mixing_rows(mixer, tape, head, probe.select.channels, view, block.clone());
+                for (t, row) in block.clone().zip(drawn.chunks_exact(block.end)) {
+                    let at = at + pooled_row(t - start, side, rows) * cols;
+                    // Columns before the window belong to rows that are not drawn.
+                    pool_row(&row[start..], side, &mut pooling.values[at..at + cols]);
+                }
+            }
             if (running || Instant::now() >= deadline) && !pooling.heads.is_empty() {
                 self.rest(began.elapsed());
                 return true;
@@ -334,9 +344,9 @@ impl Collector {
         self.pooling.as_ref().is_none_or(|p| p.probe != *probe)
     }
 
-    /// Whether expensive pictures have had their share of the time.
-    fn rests(&self, running: bool) -> bool {
-        running && self.rest_until.is_some_and(|until| Instant::now() < until)
+    /// Whether expensive pictures have had their share of the time; of a run that has only begun they have.
+    fn rests(&mut self, running: bool) -> bool {
+        running && Instant::now() < *self.rest_until.get_or_insert_with(|| Instant::now() + FIRST_PICTURE)
     }
 
     fn rest(&mut self, spent: Duration) {

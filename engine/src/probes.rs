@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use statescope_kernels::activation::sigmoid;
 use statescope_kernels::mixing::{Strided, apply_row, extend_row_over_conv};
-use statescope_kernels::reduce::{abs_max, l2_norm, mean};
+use statescope_kernels::reduce::{abs_max, l2_norm, mean, min_max};
 
 use crate::mixer::Mixer;
 use crate::protocol::{
@@ -41,7 +41,7 @@ pub fn fold(fold: Fold, values: &[f32]) -> f32 {
         Fold::Norm => l2_norm(values),
         Fold::Mean => mean(values),
         Fold::AbsMax => abs_max(values),
-        Fold::Max => values.iter().copied().fold(f32::NEG_INFINITY, f32::max),
+        Fold::Max => min_max(values).map_or(f32::NEG_INFINITY, |(_, max)| max),
     }
 }
 
@@ -61,6 +61,9 @@ pub fn reduce_row(row: &[f32], heads: usize, count: usize, select: &Select, redu
             Span::All => out.extend_from_slice(row),
             Span::One(channel) => out.extend(row.chunks_exact(width.max(1)).map(|part| part[channel as usize % width])),
         },
+        // A channel is a head of one number.
+        Reduction::Head(Fold::Norm | Fold::AbsMax) if width == 1 => out.extend(row.iter().map(|x| x.abs())),
+        Reduction::Head(Fold::Mean | Fold::Max) if width == 1 => out.extend_from_slice(row),
         Reduction::Head(f) => out.extend(row.chunks_exact(width.max(1)).map(|part| fold(f, part))),
         Reduction::Layer(f) => out.push(fold(f, row)),
     }
@@ -91,6 +94,10 @@ pub fn series_row(mixer: &dyn Mixer, tape: &LayerTape, probe: &Probe, position: 
         Span::One(head) => (head as usize).min(heads - 1)..(head as usize).min(heads - 1) + 1,
     };
     let mut derived = Vec::new();
+    let slowest = (point, probe.reduction) == (Point::Decay, Reduction::Head(Fold::Max));
+    if slowest && mixer.slowest_decay(tape, position, chosen.clone(), out) {
+        return true;
+    }
     if !mixer.derive(point, tape, position, chosen.clone(), &mut derived) {
         return false;
     }
@@ -126,9 +133,7 @@ impl StateNorms {
             *self = Self { first: position, norms: Vec::new(), state: state_before(position)? };
         }
         if position >= self.first + self.norms.len() / heads {
-            mixer.fold(tape, position..position + 1, &mut self.state);
-            let width = self.state.len() / heads;
-            self.norms.extend(self.state.chunks_exact(width).map(l2_norm));
+            mixer.fold_norms(tape, position, &mut self.state, &mut self.norms);
         }
         let at = (position - self.first) * heads;
         self.norms.get(at..at + heads)

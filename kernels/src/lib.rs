@@ -56,6 +56,6 @@ pub use mixing::{Decay, Lowered, Recurrent, Strided, Toeplitz, apply_row, extend
 pub use mmap::MappedFile;
 pub use norm::{gated_group_rms_norm, group_rms_norm_gated, l2_normalise, layer_norm, rms_norm};
 pub use par::set_threads;
-pub use pool::pool_signed_absmax;
+pub use pool::{pool_row, pool_signed_absmax, pooled_row};
 pub use selective_scan::SelectiveScan;
 pub use ssd::Ssd;

@@ -64,6 +64,13 @@ impl SelectiveScan<'_> {
         cpu::selective_scan::forward(self, state, None, None);
     }
 
+    /// The state with those bits, and `norms` [T, E], ‖h_t[c, :]‖₂.
+    pub fn fold_norms(&self, state: &mut [f32], norms: &mut [f32]) {
+        self.check(state.len());
+        assert_eq!(norms.len(), self.x.len(), "selective scan: norms are not [T, E]");
+        cpu::selective_scan::forward(self, state, None, Some(norms));
+    }
+
     /// [`SelectiveScan::forward`] in f64.
     pub fn reference(&self, state: &mut [f64], y: &mut [f64], state_norm: &mut [f64]) {
         let (e, n) = (self.channels(), self.state_dim());

@@ -143,14 +143,13 @@ impl GatesView {
             let all = Gate::of(subject.mixer);
             options.extend(all.iter().map(|gate| (Some(*gate), gate.label(subject.kind()))));
             let current = self.settings.only.filter(|gate| all.contains(gate));
-            if let Some(only) = panel::choice(ui, cx.theme, current, &options) {
+            if let Some(only) = panel::pick(ui, cx.theme, "Gates shown", current, &options) {
                 self.settings.only = only;
             }
             ui.separator();
             let by_memory = order_words(subject.kind());
-            if let Some(sorted) =
-                panel::choice(ui, cx.theme, self.settings.sorted, &[(false, "by number"), (true, by_memory)])
-            {
+            let orders = [(false, "by number"), (true, by_memory)];
+            if let Some(sorted) = panel::pick(ui, cx.theme, "Order of the heads", self.settings.sorted, &orders) {
                 self.settings.sorted = sorted;
             }
         });

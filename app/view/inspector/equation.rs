@@ -171,7 +171,7 @@ fn delta_rule(step: &Step) -> Vec<String> {
 fn short_conv(step: &Step) -> Vec<String> {
     let at = sub(step.token);
     let mut lines = vec![
-        "y = C ⊙ (W ∗ (B ⊙ x))".to_owned(),
+        "y = C ⊙ (W * (B ⊙ x))".to_owned(),
         format!("(Bx){at} = {} · {} = {}", show(step.key), show(step.value), show(product(step.key, step.value))),
         format!("y{at} = C{at} Σₖ Wₖ (Bx)ₜ₋ₖ"),
         format!("  C{at} = {}", show(step.query)),

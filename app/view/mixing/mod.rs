@@ -25,8 +25,6 @@ const TRUE_ENOUGH: f32 = 1e-5;
 const BARS: f32 = 44.0;
 /// A lower panel gives their place to the matrix.
 const LOW: f32 = 240.0;
-/// A narrower panel has a drop-down instead of a row of scales.
-const NARROW: f32 = 420.0;
 
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(default)]
@@ -165,12 +163,7 @@ impl MixingView {
                 self.settings.stage = words::STAGES.iter().position(|(s, _)| *s == stage).unwrap_or(0);
             }
             response.response.on_disabled_hover_text(words::core_alone(subject.kind()));
-            let chosen = if ui.max_rect().width() < NARROW {
-                panel::drop_down(ui, "Scale of the matrix", scale, &words::SCALES)
-            } else {
-                panel::choice(ui, cx.theme, scale, &words::SCALES)
-            };
-            if let Some(scale) = chosen {
+            if let Some(scale) = panel::pick(ui, cx.theme, "Scale of the matrix", scale, &words::SCALES) {
                 self.settings.scale = words::SCALES.iter().position(|(s, _)| *s == scale).unwrap_or(0);
             }
         });

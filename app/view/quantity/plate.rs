@@ -257,10 +257,15 @@ pub fn row_names(ui: &Ui, cells: Rect, rows: usize, font: &FontId, mut name: imp
     let height = cells.height() / rows as f32;
     let line = font.size + 2.0;
     let every = (line / height).ceil().max(1.0) as usize;
+    let mut above = f32::NEG_INFINITY;
     for row in (0..rows).step_by(every) {
         let (text, colour) = name(row);
         let lowest = (cells.bottom() - line * 0.5).max(cells.top() + line * 0.5);
         let y = (cells.top() + height * (row as f32 + 0.5)).clamp(cells.top() + line * 0.5, lowest);
-        ui.painter().text(pos2(cells.left() - 6.0, y), Align2::RIGHT_CENTER, text, font.clone(), colour);
+        // The first and the last are moved inside and may come near their neighbours.
+        if y - above >= font.size {
+            ui.painter().text(pos2(cells.left() - 6.0, y), Align2::RIGHT_CENTER, text, font.clone(), colour);
+            above = y;
+        }
     }
 }

@@ -76,7 +76,10 @@ impl Scale {
     pub fn new(largest: f32, log: bool) -> Self {
         let largest = if largest.is_finite() { largest.max(1e-3) } else { 1.0 };
         let unit = 10f32.powf(largest.log10().floor());
-        let top = [1.0, 2.0, 3.0, 5.0, 10.0].map(|step| step * unit).into_iter().find(|top| *top >= largest * 0.999);
+        let top = [1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0]
+            .map(|step| step * unit)
+            .into_iter()
+            .find(|top| *top >= largest * 0.999);
         Self { top: top.unwrap_or(largest), log }
     }
 
@@ -111,7 +114,7 @@ mod tests {
 
     #[test]
     fn axes_end_at_round_numbers() {
-        for (largest, top) in [(0.7, 1.0), (1.0, 1.0), (1.3, 2.0), (27.0, 30.0), (31.0, 50.0), (640.0, 1000.0)] {
+        for (largest, top) in [(0.7, 0.8), (1.0, 1.0), (1.3, 2.0), (27.0, 30.0), (31.0, 40.0), (640.0, 800.0)] {
             assert!((Scale::new(largest, false).top - top).abs() < 1e-4 * top, "{largest}");
         }
         assert_eq!(Scale::new(f32::NAN, false).top, 1.0);

@@ -16,7 +16,11 @@ use measure::{Measure, Scale, head_of, mean, of_reading};
 
 /// Height of the names of layers below the plot.
 const NAMES: f32 = 34.0;
-const DOT: f32 = 2.5;
+const DOT: f32 = 2.8;
+/// Half the width of the bar that stands for the mean, at most.
+const BAR: f32 = 40.0;
+/// Room for whole dots at zero and at the top.
+const EDGE: f32 = 5.0;
 
 #[derive(Clone, Copy, Debug, Default, serde::Serialize, serde::Deserialize)]
 #[serde(default)]
@@ -64,9 +68,9 @@ impl View for ReachView {
         let name = self.settings.measure.name();
         match Subject::of(cx).and_then(|subject| Some((subject.cursor?, subject.live))) {
             Some((token, live)) => {
-                format!("Reach · {name} of every layer at token {token}{}", if live { " (live)" } else { "" })
+                format!("Reach · {name} · all layers, token {token}{}", if live { " (live)" } else { "" })
             }
-            None => format!("Reach · {name} of every layer"),
+            None => format!("Reach · {name} · all layers"),
         }
     }
 
@@ -148,7 +152,7 @@ impl ReachView {
     fn axis(&self, ui: &egui::Ui, theme: &Theme, rect: Rect, scale: &Scale) {
         let mut lowest = f32::INFINITY;
         for tick in scale.ticks() {
-            let y = rect.bottom() - rect.height() * scale.share(tick);
+            let y = height(rect, scale, tick);
             ui.painter().hline(rect.x_range(), y, Stroke::new(1.0, theme.grid));
             let text = y.clamp(rect.top() + 6.0, rect.bottom() - 6.0);
             if lowest - text >= 14.0 {
@@ -183,8 +187,7 @@ impl ReachView {
         let pointed = cx.hover.layer == Some(column.layer) && cx.hover.part.is_none_or(|part| part == column.part);
         let painter = ui.painter_at(plot.expand(1.0));
         if selected || pointed || response.has_focus() {
-            let tint = if selected { theme.accent_soft.gamma_multiply(0.6) } else { theme.control.gamma_multiply(0.6) };
-            painter.rect_filled(inner, 0.0, tint);
+            painter.rect_filled(inner, 0.0, theme.control.gamma_multiply(if selected { 0.5 } else { 0.8 }));
         }
         let measure = self.settings.measure;
         let values: Vec<f32> = known.unwrap_or_default().iter().map(|reach| measure.of(*reach)).collect();
@@ -198,13 +201,13 @@ impl ReachView {
         if known.is_none() && column.mixer.kind.mixes() {
             hatch(ui, theme, inner);
         }
-        let y = |value: f32| plot.bottom() - plot.height() * scale.share(value);
+        let y = |value: f32| height(plot, scale, value);
         let dots: Vec<egui::Pos2> = values
             .iter()
             .enumerate()
             .map(|(k, value)| {
-                let share = 0.2 + 0.6 * (k as f32 + 0.5) / values.len() as f32;
-                pos2(place.left() + place.width() * share, y(*value))
+                let share = (k as f32 + 0.5) / values.len() as f32 - 0.5;
+                pos2(place.center().x + share * (0.6 * place.width()).min(1.6 * BAR), y(*value))
             })
             .collect();
         let head = |k: usize| head_of(k, values.len(), column.mixer.heads);
@@ -221,8 +224,8 @@ impl ReachView {
             painter.circle_filled(*at, if lit || mine { radius + 1.0 } else { radius }, fill);
         }
         if let Some(average) = average {
-            let bar = place.x_range().shrink((0.1 * place.width()).min(6.0));
-            painter.hline(bar, y(average), Stroke::new(2.0, theme.text));
+            let half = (0.42 * place.width()).min(BAR);
+            painter.hline(place.center().x - half..=place.center().x + half, y(average), Stroke::new(2.0, theme.text));
         }
         if response.hovered() {
             actions.push(Place { head: nearest.map(head), ..column_place(column) }.hover(Some(token), None));
@@ -287,9 +290,14 @@ impl ReachView {
             let x = rect.left() + width * (k as f32 + 0.5);
             let selected = column.layer == subject.layer && column.part == subject.part;
             let colour = if selected { cx.theme.accent } else { cx.theme.kind_colour(column.mixer.kind) };
+            let at = pos2(x, rect.bottom() + 9.0);
             if width >= 9.0 || selected {
                 let glyph = Theme::kind_glyph(column.mixer.kind);
-                ui.painter().text(pos2(x, rect.bottom() + 9.0), Align2::CENTER_CENTER, glyph, cx.theme.small(), colour);
+                ui.painter().text(at, Align2::CENTER_CENTER, glyph, cx.theme.small(), colour);
+            } else if column.mixer.kind.mixes() {
+                // Too narrow for a glyph: its colour.
+                let mark = Rect::from_center_size(at, vec2((width - 1.0).max(1.0), 5.0));
+                ui.painter().rect_filled(mark, 0.0, colour);
             }
             let colour = if selected { cx.theme.accent } else { cx.theme.text_faint };
             if column.part == 0 && column.layer.is_multiple_of(every) {
@@ -308,6 +316,11 @@ impl ReachView {
             }
         }
     }
+}
+
+/// Where a value is drawn.
+fn height(plot: Rect, scale: &Scale, value: f32) -> f32 {
+    plot.bottom() - EDGE - (plot.height() - 2.0 * EDGE) * scale.share(value)
 }
 
 fn column_place(column: &Column<'_>) -> Place {

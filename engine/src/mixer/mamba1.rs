@@ -42,6 +42,8 @@ pub struct Mamba1 {
     dbc_norm: Option<DbcNorms>,
     /// `[E, N]`, negative.
     a: Vec<f32>,
+    /// `[E]`, the rate nearest to 0 of each channel.
+    slowest: Vec<f32>,
     /// `[E]`.
     d: Vec<f32>,
     /// `[d, E]`.
@@ -57,6 +59,15 @@ struct Selector {
     dt_proj: Matrix,
     /// `[channels]`.
     dt_bias: Vec<f32>,
+}
+
+/// What a scan should leave besides the state.
+enum Scanned<'a> {
+    State,
+    /// y `[T, E]`.
+    Output(&'a mut [f32]),
+    /// ‖h‖ `[T, E]`.
+    Norms(&'a mut [f32]),
 }
 
 /// RMS norms of δ, B and C.
@@ -125,6 +136,7 @@ impl Mamba1 {
                 (selectors, scope.tensor("A_log", &[heads, per_head, n])?, scope.tensor("D", &[heads, per_head])?)
             }
         };
+        let a = negative_exp(a);
         Ok(Self {
             in_proj,
             in_bias,
@@ -132,7 +144,8 @@ impl Mamba1 {
             conv_bias: scope.vector_if(spec.conv_bias, "conv1d.bias", e)?,
             heads,
             dbc_norm: spec.dbc_norm.map(|norm| DbcNorms::load(norm, spec, scope)).transpose()?,
-            a: negative_exp(a),
+            slowest: a.chunks_exact(n).map(|rates| rates.iter().copied().fold(f32::NEG_INFINITY, f32::max)).collect(),
+            a,
             d,
             out_proj: scope.matrix("out_proj.weight", hidden_size, e)?,
             out_bias: scope.vector_if(spec.proj_bias, "out_proj.bias", hidden_size)?,
@@ -179,8 +192,8 @@ impl Mamba1 {
         }
     }
 
-    /// Scans Δ, x `[T, E]`, B, C `[T, heads, N]` head by head; `y` `[T, E]` where it is wanted.
-    fn scan(&self, delta: &[f32], b: &[f32], c: &[f32], x: &[f32], state: &mut [f32], mut y: Option<&mut [f32]>) {
+    /// Scans Δ `[T, E]`, B, C `[T, heads, N]`, x `[T, E]` head by head.
+    fn scan(&self, [delta, b, c, x]: [&[f32]; 4], state: &mut [f32], mut out: Scanned<'_>) {
         let (e, n, width, count) = (self.spec.channels, self.spec.state_dim, self.head_width(), self.heads.len());
         for (index, state) in state.chunks_exact_mut(width * n).enumerate() {
             let (delta, x) = (self.own_columns(delta, index), self.own_columns(x, index));
@@ -192,16 +205,22 @@ impl Mamba1 {
             let channels = index * width..(index + 1) * width;
             let a = &self.a[channels.start * n..channels.end * n];
             let scan = SelectiveScan { delta: &delta, a, b: &b, c: &c, x: &x, d: &self.d[channels.clone()] };
-            match &mut y {
-                None => scan.fold(state),
-                Some(y) if count == 1 => scan.forward(state, y, None),
-                Some(y) => {
-                    let mut own = vec![0.0; x.len()];
-                    scan.forward(state, &mut own, None);
-                    for (from, to) in own.chunks_exact(width).zip(y.chunks_exact_mut(e)) {
-                        to[channels.clone()].copy_from_slice(from);
-                    }
+            let (wanted, run): (_, fn(&SelectiveScan<'_>, &mut [f32], &mut [f32])) = match &mut out {
+                Scanned::State => {
+                    scan.fold(state);
+                    continue;
                 }
+                Scanned::Output(y) => (y, |scan, state, y| scan.forward(state, y, None)),
+                Scanned::Norms(norms) => (norms, |scan, state, norms| scan.fold_norms(state, norms)),
+            };
+            if count == 1 {
+                run(&scan, state, wanted);
+                continue;
+            }
+            let mut own = vec![0.0; x.len()];
+            run(&scan, state, &mut own);
+            for (from, to) in own.chunks_exact(width).zip(wanted.chunks_exact_mut(e)) {
+                to[channels.clone()].copy_from_slice(from);
             }
         }
     }
@@ -266,7 +285,7 @@ impl Mixer for Mamba1 {
         hooks.pass(Point::Delta, &mut delta);
 
         let mut y = vec![0.0; rows * e];
-        self.scan(&delta, &b, &c, &x, &mut slot.state, Some(&mut y));
+        self.scan([&delta, &b, &c, &x], &mut slot.state, Scanned::Output(&mut y));
         hooks.pass(Point::Core, &mut y);
         let mut gated = vec![0.0; rows * e];
         silu_mul(&gate, &y, &mut gated);
@@ -301,12 +320,21 @@ impl Mixer for Mamba1 {
                 let (Some(delta), Some(b), Some(x)) = (row(Point::Delta), row(Point::Key), row(Point::Value)) else {
                     return false;
                 };
+                let start = out.len();
                 let key_norms: Vec<f32> = b.chunks_exact(self.spec.state_dim).map(l2_norm).collect();
-                out.extend(heads.map(|c| delta[c] * key_norms[c / self.head_width()] * x[c].abs()));
+                let first = heads.start;
+                out.extend(delta[heads.clone()].iter().zip(&x[heads]).map(|(delta, x)| delta * x.abs()));
+                let (strengths, width) = (&mut out[start..], self.head_width());
+                for (index, norm) in key_norms.iter().enumerate() {
+                    let own = |channel: usize| channel.saturating_sub(first).min(strengths.len());
+                    let range = own(index * width)..own((index + 1) * width);
+                    strengths[range].iter_mut().for_each(|write| *write *= norm);
+                }
             }
             Point::Read => {
                 let (Some(y), Some(x)) = (row(Point::Core), row(Point::Value)) else { return false };
-                out.extend(heads.map(|c| (y[c] - self.d[c] * x[c]).abs()));
+                let (y, x, d) = (&y[heads.clone()], &x[heads.clone()], &self.d[heads]);
+                out.extend(y.iter().zip(x).zip(d).map(|((y, x), d)| (y - d * x).abs()));
             }
             _ => return false,
         }
@@ -316,7 +344,23 @@ impl Mixer for Mamba1 {
     fn fold(&self, tape: &LayerTape, positions: Range<usize>, state: &mut [f32]) {
         let rows = |p| tape.rows(p, positions.clone()).unwrap_or_default();
         let (delta, b, c, x) = (rows(Point::Delta), rows(Point::Key), rows(Point::Query), rows(Point::Value));
-        self.scan(delta, b, c, x, state, None);
+        self.scan([delta, b, c, x], state, Scanned::State);
+    }
+
+    fn fold_norms(&self, tape: &LayerTape, position: usize, state: &mut [f32], norms: &mut Vec<f32>) {
+        let [delta, b, c, x] = [Point::Delta, Point::Key, Point::Query, Point::Value]
+            .map(|point| tape.row(point, position).unwrap_or_default());
+        let start = norms.len();
+        norms.resize(start + self.spec.channels, 0.0);
+        self.scan([delta, b, c, x], state, Scanned::Norms(&mut norms[start..]));
+    }
+
+    fn slowest_decay(&self, tape: &LayerTape, position: usize, heads: Range<usize>, out: &mut Vec<f32>) -> bool {
+        let Some(delta) = tape.row(Point::Delta, position) else { return false };
+        let start = out.len();
+        out.extend(delta[heads.clone()].iter().zip(&self.slowest[heads]).map(|(delta, rate)| delta * rate));
+        exp_slice(&mut out[start..]);
+        true
     }
 
     fn surroundings(&self, head: usize, _channel: usize) -> Option<Surroundings<'_>> {

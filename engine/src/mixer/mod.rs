@@ -15,6 +15,7 @@ pub mod slot;
 use std::ops::Range;
 
 use statescope_kernels::mixing::Lowered;
+use statescope_kernels::reduce::l2_norm;
 
 use crate::hooks::Hooks;
 use crate::loader::LoadError;
@@ -48,6 +49,18 @@ pub trait Mixer: Send + Sync {
 
     /// Advances a recurrent state `[H, P, N]` over recorded tokens. Attention has none and does nothing.
     fn fold(&self, tape: &LayerTape, positions: Range<usize>, state: &mut [f32]);
+
+    /// As [`Mixer::fold`] over one token, appending ‖S‖_F `[H]` after it.
+    fn fold_norms(&self, tape: &LayerTape, position: usize, state: &mut [f32], norms: &mut Vec<f32>) {
+        self.fold(tape, position..position + 1, state);
+        let width = state.len() / self.geometry().heads;
+        norms.extend(state.chunks_exact(width).map(l2_norm));
+    }
+
+    /// Appends the largest decay of each of `heads`, where a head has several and this is cheaper than all of them.
+    fn slowest_decay(&self, _tape: &LayerTape, _position: usize, _heads: Range<usize>, _out: &mut Vec<f32>) -> bool {
+        false
+    }
 
     /// What surrounds the matrix of one channel, for the extended matrices; none without a convolution.
     fn surroundings(&self, _head: usize, _channel: usize) -> Option<Surroundings<'_>> {

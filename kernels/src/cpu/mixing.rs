@@ -15,6 +15,8 @@ use crate::{
     par,
 };
 
+/// Logarithm of a decay that counts as 0. Smaller factors would meet the range in which the processor takes a hundred times as long.
+const FORGOTTEN: f32 = -69.5;
 /// Rows that share their exponentials.
 const GROUP: usize = 32;
 
@@ -164,7 +166,7 @@ fn anchor(lines: &[&mut [f32]]) -> usize {
 #[inline(always)]
 fn scalar<S: Simd>(s: S, r: &Recurrent, log: &[f32], factor: f32, lines: &mut [&mut [f32]]) {
     let anchor = anchor(lines);
-    let decay = |sum: f64| (sum.min(0.0) as f32).exp();
+    let decay = |sum: f64| if sum < FORGOTTEN.into() { 0.0 } else { (sum.min(0.0) as f32).exp() };
     let step = |i: usize| f64::from(log[i]) * f64::from(factor);
 
     // From each token up to the anchor, as far back as anything is left.
@@ -201,7 +203,12 @@ fn diagonal<S: Simd>(s: S, r: &Recurrent, log: &[f32], rates: &[f32], lines: &mu
     let anchor = anchor(lines);
     let zero = s.splat(0.0);
     let padded = rates.len().next_multiple_of(LANES);
-    let decay = |sum: f64, rates: &[f32]| exp(s, s.min(s.mul(s.splat(sum as f32), s.load_some(rates)), zero));
+    // What is left over the floor: exactly 0 from there on, all digits long before.
+    let (lowest, floor) = (s.splat(FORGOTTEN), s.splat(1e-30));
+    let decay = |sum: f64, rates: &[f32]| {
+        let logarithm = s.min(s.mul(s.splat(sum as f32), s.load_some(rates)), zero);
+        s.max(s.sub(exp(s, s.max(logarithm, lowest)), floor), zero)
+    };
     let blocks = |row: usize| (r.key.row(row).chunks(LANES)).zip(rates.chunks(LANES));
 
     // k[n] decayed from each token up to the anchor [anchor + 1, N padded], as far back as anything is left.
