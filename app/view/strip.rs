@@ -333,10 +333,10 @@ mod tests {
 
     #[test]
     fn names_say_layer_kind_and_mixer() {
-        let feed_forward = Some(FeedForwardInfo { width: 96, experts: Some((8, 2)) });
+        let feed_forward = FeedForwardInfo { width: 96, experts: Some((8, 2)) };
         let both = LayerInfo {
             parts: vec![mixer(MixerKind::Mamba2), mixer(MixerKind::Attention)],
-            feed_forward,
+            feed_forward: Some(feed_forward),
             parameters: 1,
         };
         assert_eq!(button_name(3, 1, &both), "Layer 3: attention, mixer 2 of 2");
@@ -346,6 +346,6 @@ mod tests {
         );
         let words = mixer_words(&both.parts[1]);
         assert_eq!(words, "attention: 4 heads of 8, 2 KV heads, sliding window of 64 tokens, KV 128 B a token");
-        assert_eq!(feed_forward_words(&feed_forward.unwrap()), "2 of 8 experts a token, 96 wide each");
+        assert_eq!(feed_forward_words(&feed_forward), "2 of 8 experts a token, 96 wide each");
     }
 }

@@ -369,7 +369,9 @@ fn place<'a>(session: &'a Session, site: &Site) -> (&'a dyn Mixer, &'a LayerTape
 fn answerable(session: &Session, site: &Site) -> bool {
     let (layer, part) = (site.layer as usize, site.part as usize);
     let model = session.model();
-    layer < model.layer_count() && part < model.parts(layer) && exists(model.mixer(layer, part), site.point)
+    // The residual stream is the layer's and kept with its first mixer.
+    let has = |mixer| exists(mixer, site.point) && (part == 0 || site.point != Point::Resid);
+    layer < model.layer_count() && part < model.parts(layer) && has(model.mixer(layer, part))
 }
 
 /// What takes turns while tokens are being made.

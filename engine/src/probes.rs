@@ -25,7 +25,7 @@ pub fn exists(mixer: &dyn Mixer, point: Point) -> bool {
         Point::Delta => kind.has_delta(),
         Point::Beta | Point::LogDecay => kind == MixerKind::DeltaRule,
         Point::Decay => kind.decays(),
-        Point::State => kind.is_recurrent(),
+        Point::State => kind.is_recurrent() && geometry.state_dim > 0,
         Point::Gate => geometry.gated,
         Point::Conv | Point::ConvIn => geometry.conv_taps > 0,
         Point::Mixing(view) => view.stage == Stage::Core || geometry.conv_taps > 0,

@@ -328,7 +328,8 @@ mod tests {
         let file = Arc::new(MappedFile::open(&path).unwrap());
         let m = Matrix::mapped(2, 2, Dtype::F32, &file, 4..20).unwrap().unwrap();
         assert_eq!(m.to_vec_f32(), [2.0, 3.0, 4.0, 5.0]);
-        assert_eq!(m.pick_rows(&[1..2]).to_vec_f32(), [4.0, 5.0]);
+        let second = 1..2;
+        assert_eq!(m.pick_rows(std::slice::from_ref(&second)).to_vec_f32(), [4.0, 5.0]);
         assert!(Matrix::mapped(2, 2, Dtype::F32, &file, 2..18).unwrap().is_none(), "not aligned");
         assert!(Matrix::mapped(3, 2, Dtype::F32, &file, 0..24).is_err(), "beyond the end");
         std::fs::remove_file(&path).unwrap();

@@ -62,12 +62,14 @@ struct Selector {
 }
 
 /// What a scan should leave besides the state.
-enum Scanned<'a> {
+#[derive(Clone, Copy)]
+enum Wanted {
+    /// Nothing.
     State,
-    /// y `[T, E]`.
-    Output(&'a mut [f32]),
-    /// ‖h‖ `[T, E]`.
-    Norms(&'a mut [f32]),
+    /// y.
+    Output,
+    /// ‖h‖ by channel.
+    Norms,
 }
 
 /// RMS norms of δ, B and C.
@@ -88,7 +90,8 @@ impl DbcNorms {
     }
 
     fn apply(&self, index: usize, xs: &mut [f32]) {
-        rms_norm(&xs.to_vec(), &self.scales[index], self.eps, xs);
+        let before = xs.to_vec();
+        rms_norm(&before, &self.scales[index], self.eps, xs);
     }
 }
 
@@ -192,8 +195,8 @@ impl Mamba1 {
         }
     }
 
-    /// Scans Δ `[T, E]`, B, C `[T, heads, N]`, x `[T, E]` head by head.
-    fn scan(&self, [delta, b, c, x]: [&[f32]; 4], state: &mut [f32], mut out: Scanned<'_>) {
+    /// Scans Δ `[T, E]`, B, C `[T, heads, N]`, x `[T, E]` head by head. What is wanted besides the state goes to `out` `[T, E]`.
+    fn scan(&self, [delta, b, c, x]: [&[f32]; 4], state: &mut [f32], wanted: Wanted, out: &mut [f32]) {
         let (e, n, width, count) = (self.spec.channels, self.spec.state_dim, self.head_width(), self.heads.len());
         for (index, state) in state.chunks_exact_mut(width * n).enumerate() {
             let (delta, x) = (self.own_columns(delta, index), self.own_columns(x, index));
@@ -205,21 +208,18 @@ impl Mamba1 {
             let channels = index * width..(index + 1) * width;
             let a = &self.a[channels.start * n..channels.end * n];
             let scan = SelectiveScan { delta: &delta, a, b: &b, c: &c, x: &x, d: &self.d[channels.clone()] };
-            let (wanted, run): (_, fn(&SelectiveScan<'_>, &mut [f32], &mut [f32])) = match &mut out {
-                Scanned::State => {
-                    scan.fold(state);
-                    continue;
-                }
-                Scanned::Output(y) => (y, |scan, state, y| scan.forward(state, y, None)),
-                Scanned::Norms(norms) => (norms, |scan, state, norms| scan.fold_norms(state, norms)),
+            let run = |state: &mut [f32], out: &mut [f32]| match wanted {
+                Wanted::State => scan.fold(state),
+                Wanted::Output => scan.forward(state, out, None),
+                Wanted::Norms => scan.fold_norms(state, out),
             };
             if count == 1 {
-                run(&scan, state, wanted);
+                run(state, out);
                 continue;
             }
-            let mut own = vec![0.0; x.len()];
-            run(&scan, state, &mut own);
-            for (from, to) in own.chunks_exact(width).zip(wanted.chunks_exact_mut(e)) {
+            let mut own = vec![0.0; if out.is_empty() { 0 } else { x.len() }];
+            run(state, &mut own);
+            for (from, to) in own.chunks_exact(width).zip(out.chunks_exact_mut(e)) {
                 to[channels.clone()].copy_from_slice(from);
             }
         }
@@ -285,7 +285,7 @@ impl Mixer for Mamba1 {
         hooks.pass(Point::Delta, &mut delta);
 
         let mut y = vec![0.0; rows * e];
-        self.scan([&delta, &b, &c, &x], &mut slot.state, Scanned::Output(&mut y));
+        self.scan([&delta, &b, &c, &x], &mut slot.state, Wanted::Output, &mut y);
         hooks.pass(Point::Core, &mut y);
         let mut gated = vec![0.0; rows * e];
         silu_mul(&gate, &y, &mut gated);
@@ -344,7 +344,7 @@ impl Mixer for Mamba1 {
     fn fold(&self, tape: &LayerTape, positions: Range<usize>, state: &mut [f32]) {
         let rows = |p| tape.rows(p, positions.clone()).unwrap_or_default();
         let (delta, b, c, x) = (rows(Point::Delta), rows(Point::Key), rows(Point::Query), rows(Point::Value));
-        self.scan([delta, b, c, x], state, Scanned::State);
+        self.scan([delta, b, c, x], state, Wanted::State, &mut []);
     }
 
     fn fold_norms(&self, tape: &LayerTape, position: usize, state: &mut [f32], norms: &mut Vec<f32>) {
@@ -352,7 +352,7 @@ impl Mixer for Mamba1 {
             .map(|point| tape.row(point, position).unwrap_or_default());
         let start = norms.len();
         norms.resize(start + self.spec.channels, 0.0);
-        self.scan([delta, b, c, x], state, Scanned::Norms(&mut norms[start..]));
+        self.scan([delta, b, c, x], state, Wanted::Norms, &mut norms[start..]);
     }
 
     fn slowest_decay(&self, tape: &LayerTape, position: usize, heads: Range<usize>, out: &mut Vec<f32>) -> bool {

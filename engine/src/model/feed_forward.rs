@@ -12,16 +12,16 @@ use crate::protocol::FeedForwardInfo;
 
 /// Maps each token on its own, `[T, d]` → `[T, d]`.
 pub enum FeedForward {
-    Mlp(Mlp),
-    Moe(Moe),
+    Mlp(Box<Mlp>),
+    Moe(Box<Moe>),
 }
 
 impl FeedForward {
     /// From the tensors of a layer.
     pub fn load(spec: &FeedForwardSpec, width: usize, layer: &Scope<'_>, names: &Names) -> Result<Self, LoadError> {
         Ok(match spec {
-            FeedForwardSpec::Mlp(spec) => Self::Mlp(Mlp::load(spec, width, &layer.scope(names.mlp))?),
-            FeedForwardSpec::Moe(spec) => Self::Moe(Moe::load(spec, width, layer, names)?),
+            FeedForwardSpec::Mlp(spec) => Self::Mlp(Box::new(Mlp::load(spec, width, &layer.scope(names.mlp))?)),
+            FeedForwardSpec::Moe(spec) => Self::Moe(Box::new(Moe::load(spec, width, layer, names)?)),
         })
     }
 

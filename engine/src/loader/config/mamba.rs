@@ -42,6 +42,8 @@ fn mamba1_mixer(keys: Keys) -> Result<Mamba1Spec, ConfigError> {
 /// As `Mamba2Config` reads it.
 pub fn mamba2(keys: Keys) -> Result<ModelSpec, ConfigError> {
     let hidden_size = keys.size("hidden_size", 4096)?;
+    // Published files carry this key, which no Mamba-2 class acts on: the gate always comes first.
+    keys.get("norm_before_gate");
     let bias = keys.flag("use_bias", false)?;
     let mixer = Mamba2Spec {
         heads: keys.size("num_heads", 128)?,
