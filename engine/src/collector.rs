@@ -9,7 +9,7 @@ use statescope_kernels::pool::{pool_row, pool_signed_absmax, pooled_row};
 use statescope_kernels::reduce::min_max;
 
 use crate::mixer::Mixer;
-use crate::probes::{MATRIX_TOKENS, StateNorms, exists, mixing_rows, reach, reduce_row, row_error, series_row};
+use crate::probes::{MATRIX_TOKENS, StateNorms, exists, mixing_rows, reach, reduce_row, row_errors, series_row};
 use crate::protocol::{Cadence, MixingView, Point, Positions, Probe, Reading, Reduction, Scale, Site, Span, Stage};
 use crate::session::Session;
 use crate::tape::LayerTape;
@@ -19,7 +19,7 @@ const CEILING: usize = 1 << 22;
 /// Heads that a pooled picture of a whole layer may have.
 const POOLED_HEADS: usize = 64;
 /// While tokens are being made, an expensive picture may take one part in so many of the time.
-const LATEST_SHARE: u32 = 40;
+const LATEST_SHARE: u32 = 64;
 /// How long a new text runs before its first expensive picture.
 const FIRST_PICTURE: Duration = Duration::from_millis(300);
 /// The matrix that the error badge speaks of.
@@ -185,9 +185,8 @@ impl Collector {
                         vec![f32::NAN; end - start]
                     } else {
                         let block = self.drawn.core(mixer, tape, probe.site, head, start..end);
-                        let rows = (start..end).zip(block.chunks_exact(end));
-                        rows.map(|(t, row)| series.relative_error(row_error(mixer, tape, head, t, &row[..=t])))
-                            .collect()
+                        let errors = row_errors(mixer, tape, head, start..end, block);
+                        errors.into_iter().map(|error| series.relative_error(error)).collect()
                     }
                 }
                 Point::State => {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use statescope_kernels::activation::sigmoid;
-use statescope_kernels::mixing::{Strided, apply_row, extend_row_over_conv};
+use statescope_kernels::mixing::{Strided, apply_rows, extend_row_over_conv};
 use statescope_kernels::reduce::{abs_max, l2_norm, mean, min_max};
 
 use crate::mixer::Mixer;
@@ -294,21 +294,29 @@ pub fn mixing_error(mixer: &dyn Mixer, tape: &LayerTape, head: usize, position: 
     let local = position - tape.positions().start;
     let mut row = vec![0.0; local + 1];
     mixer.lower(tape, head, &mut |lowered| lowered.row(local, &mut row));
-    row_error(mixer, tape, head, position, &row)
+    row_errors(mixer, tape, head, position..position + 1, &row)[0]
 }
 
-/// [`mixing_error`] of a `row` that is drawn already: the core matrix, raw, from the first recorded token on.
-pub fn row_error(mixer: &dyn Mixer, tape: &LayerTape, head: usize, position: usize, row: &[f32]) -> (f32, f32) {
+/// [`mixing_error`] of rows that are drawn already: the core matrix, raw, from the first recorded token on, `[positions.len(), …]`.
+pub fn row_errors(
+    mixer: &dyn Mixer,
+    tape: &LayerTape,
+    head: usize,
+    positions: Range<usize>,
+    rows: &[f32],
+) -> Vec<(f32, f32)> {
     let values = values(mixer, tape, Point::Value, head, Span::All);
-    let mut product = vec![0.0; values.width];
-    apply_row(row, values, &mut product);
-    for (channel, product) in product.iter_mut().enumerate() {
-        *product += mixer.offset(tape, position, head, channel);
-    }
+    let mut products = vec![0.0; positions.len() * values.width];
+    apply_rows(rows, rows.len() / positions.len(), values, &mut products);
     let width = mixer.geometry().head_dim;
-    let y = tape.row(Point::Core, position).map_or(&[][..], |y| &y[head * width..(head + 1) * width]);
-    let error = product.iter().zip(y).map(|(p, y)| (p - y).abs()).fold(0.0, f32::max);
-    (error, abs_max(y))
+    let error = |(position, product): (usize, &[f32])| {
+        let y = tape.row(Point::Core, position).map_or(&[][..], |y| &y[head * width..(head + 1) * width]);
+        let pairs = product.iter().zip(y).enumerate();
+        let offset = |channel| mixer.offset(tape, position, head, channel);
+        let error = pairs.map(|(channel, (p, y))| (p + offset(channel) - y).abs()).fold(0.0, f32::max);
+        (error, abs_max(y))
+    };
+    positions.zip(products.chunks_exact(values.width)).map(error).collect()
 }
 
 #[cfg(test)]

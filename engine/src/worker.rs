@@ -399,7 +399,8 @@ impl Worker {
         let session = &loaded.session;
         let began = Instant::now();
         let made = session.position().saturating_sub(self.told.position);
-        let slice = match (session.is_reading(), busy) {
+        // That something has begun or ended is told before pictures are drawn.
+        let slice = match (session.is_reading() || state != self.told.state, busy) {
             (true, _) => SLICE_READING,
             (false, true) => SLICE_RUNNING,
             (false, false) => SLICE_IDLE,

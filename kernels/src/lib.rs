@@ -52,7 +52,7 @@ pub use conv::causal_conv;
 pub use delta_rule::DeltaRule;
 pub use linear::linear;
 pub use matrix::{Dtype, Elements, Matrix, ShapeError, UnknownDtype, Values};
-pub use mixing::{Decay, Lowered, Recurrent, Strided, Toeplitz, apply_row, extend_row_over_conv};
+pub use mixing::{Decay, Lowered, Recurrent, Strided, Toeplitz, apply_rows, extend_row_over_conv};
 pub use mmap::MappedFile;
 pub use norm::{gated_group_rms_norm, group_rms_norm_gated, l2_normalise, layer_norm, rms_norm};
 pub use par::set_threads;

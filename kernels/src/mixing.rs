@@ -178,10 +178,11 @@ impl Toeplitz<'_> {
     }
 }
 
-/// What a row of M makes of the values: out = Σ_s row[s] v_s. `row` [≤ T], rows of `values` and `out` [P].
-pub fn apply_row(row: &[f32], values: Strided<'_>, out: &mut [f32]) {
-    assert_eq!(out.len(), values.width, "apply_row: out is not as wide as the values");
-    cpu::mixing::apply_row(row, values, out);
+/// What rows of M make of the values: out_r = Σ_s rows[r, s] v_s. `rows` [R, width], width ≤ T, rows of `values` [P], `out` [R, P].
+pub fn apply_rows(rows: &[f32], width: usize, values: Strided<'_>, out: &mut [f32]) {
+    assert!(width > 0 && rows.len().is_multiple_of(width), "apply_rows: rows are not [R, {width}]");
+    assert_eq!(out.len(), rows.len() / width * values.width, "apply_rows: out is not [R, P]");
+    cpu::mixing::apply_rows(rows, width, values, out);
 }
 
 /// Extends a core row over the short convolution and its silu (Ali et al. 2024, with frozen coefficients):

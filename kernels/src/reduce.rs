@@ -2,7 +2,7 @@
 
 use crate::cpu;
 
-/// ‖x‖₂, summed in f64: neither 1e30 nor 1e-30 spoils it.
+/// ‖x‖₂; neither 1e30 nor 1e-30 spoils it.
 pub fn l2_norm(xs: &[f32]) -> f32 {
     match xs {
         [x] => x.abs(),
@@ -98,19 +98,11 @@ pub fn summarise_softmax(logits: &[f32]) -> SoftmaxSummary {
     let Some((_, max)) = min_max(logits) else {
         return SoftmaxSummary { log_sum_exp: f32::NEG_INFINITY, entropy_bits: 0.0 };
     };
-    // Equal infinities differ by NaN; they are the largest.
-    let shifted: Vec<f32> = logits.iter().map(|&l| if l == max { 0.0 } else { l - max }).collect();
-    let mut powers = shifted.clone();
-    crate::activation::exp_slice(&mut powers);
-    let (mut z, mut inner) = ([0.0f64; 8], [0.0f64; 8]);
-    for (powers, shifted) in powers.chunks(8).zip(shifted.chunks(8)) {
-        for (i, (&e, &s)) in powers.iter().zip(shifted).enumerate() {
-            z[i] += f64::from(e);
-            // e^{−∞} · −∞ counts as 0.
-            inner[i] += if e > 0.0 { f64::from(e) * f64::from(s) } else { 0.0 };
-        }
-    }
-    let (z, inner) = (z.iter().sum::<f64>(), inner.iter().sum::<f64>());
+    let (z, inner) = match max.is_finite() {
+        true => cpu::reduce::softmax_moments(logits, max),
+        // Equal infinities share all there is.
+        false => (logits.iter().filter(|&&l| l == max).count() as f64, 0.0),
+    };
     let log_sum_exp = if max.is_infinite() { max } else { (f64::from(max) + z.ln()) as f32 };
     SoftmaxSummary { log_sum_exp, entropy_bits: ((z.ln() - inner / z) / std::f64::consts::LN_2).max(0.0) as f32 }
 }

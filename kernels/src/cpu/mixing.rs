@@ -58,22 +58,48 @@ fn toeplitz(band: &Toeplitz, t: usize, out: &mut [f32]) {
     }
 }
 
-pub(crate) fn apply_row(row: &[f32], values: Strided<'_>, out: &mut [f32]) {
-    struct Apply<'a>(&'a [f32], Strided<'a>, &'a mut [f32]);
-    impl Kernel for Apply<'_> {
-        type Output = ();
-        #[inline(always)]
-        fn run<S: Simd>(self, s: S) {
-            let Apply(row, values, out) = self;
-            out.fill(0.0);
-            match out {
-                // A channel: no lanes to fill.
-                [out] => *out = row.iter().enumerate().map(|(i, m)| m * values.at(i)).sum(),
-                out => row.iter().enumerate().for_each(|(i, &m)| axpy(s, m, values.row(i), out)),
+pub(crate) fn apply_rows(rows: &[f32], width: usize, values: Strided<'_>, out: &mut [f32]) {
+    dispatch(Apply { rows, width, values, out });
+}
+
+/// Some rows of M on the values: each value is read once for all rows.
+struct Apply<'a> {
+    /// [rows, width]
+    rows: &'a [f32],
+    width: usize,
+    values: Strided<'a>,
+    /// [rows, P]
+    out: &'a mut [f32],
+}
+
+impl Kernel for Apply<'_> {
+    type Output = ();
+    // Loops, not closures: those would be compiled without the instruction set.
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Apply { rows, width, values, out } = self;
+        out.fill(0.0);
+        if values.width == 1 {
+            let column: Vec<f32> = (0..width).map(|i| values.at(i)).collect();
+            for (out, row) in out.iter_mut().zip(rows.chunks_exact(width)) {
+                // One running sum, so that zeros at the end of a row change no bit.
+                let mut sum = s.splat(0.0);
+                for (row, column) in row.chunks(LANES).zip(column.chunks(LANES)) {
+                    sum = s.fma(s.load_some(row), s.load_some(column), sum);
+                }
+                *out = s.sum(sum);
+            }
+            return;
+        }
+        for i in 0..width {
+            let value = values.row(i);
+            for (out, row) in out.chunks_exact_mut(values.width).zip(rows.chunks_exact(width)) {
+                if row[i] != 0.0 {
+                    axpy(s, row[i], value, out);
+                }
             }
         }
     }
-    dispatch(Apply(row, values, out));
 }
 
 /// Cuts rows `range` of `out` `[rows, range.end]` at the anchors.
@@ -138,14 +164,18 @@ impl Kernel for Group<'_> {
             Decay::None => {
                 for line in &mut lines {
                     let query = r.query.row(line.len() - 1);
-                    line.iter_mut().enumerate().for_each(|(i, out)| *out = dot(s, query, r.key.row(i)));
+                    for (i, out) in line.iter_mut().enumerate() {
+                        *out = dot(s, query, r.key.row(i));
+                    }
                 }
             }
             Decay::Scalar { factor, .. } => scalar(s, r, log, factor, &mut lines),
             Decay::Diagonal { rates, .. } => diagonal(s, r, log, rates, &mut lines),
             Decay::Delta { .. } => {
                 let beta = weight.as_deref().unwrap_or_default();
-                lines.iter_mut().for_each(|line| delta(s, r, log, beta, line));
+                for line in &mut lines {
+                    delta(s, r, log, beta, line);
+                }
             }
         }
         for line in lines {
@@ -162,37 +192,54 @@ fn anchor(lines: &[&mut [f32]]) -> usize {
     (lines[0].len() - 1) / GROUP * GROUP
 }
 
+/// e^x for x ≤ 0 (more counts as 0), less the floor: exactly 0 from [`FORGOTTEN`] on, all digits long before.
+#[inline(always)]
+fn decay<S: Simd>(s: S, x: S::V) -> S::V {
+    let zero = s.splat(0.0);
+    let kept = exp(s, s.max(s.min(x, zero), s.splat(FORGOTTEN)));
+    s.max(s.sub(kept, s.splat(1e-30)), zero)
+}
+
+/// `xs` become their decays; e^0 is 1.
+#[inline(always)]
+fn decays<S: Simd>(s: S, xs: &mut [f32]) {
+    for xs in xs.chunks_mut(LANES) {
+        s.store_some(decay(s, s.load_some(xs)), xs);
+    }
+}
+
 /// The decay is the exponential of a running sum ≤ 0; once it is 0 it stays so.
 #[inline(always)]
 fn scalar<S: Simd>(s: S, r: &Recurrent, log: &[f32], factor: f32, lines: &mut [&mut [f32]]) {
     let anchor = anchor(lines);
-    let decay = |sum: f64| if sum < FORGOTTEN.into() { 0.0 } else { (sum.min(0.0) as f32).exp() };
     let step = |i: usize| f64::from(log[i]) * f64::from(factor);
 
     // From each token up to the anchor, as far back as anything is left.
     let mut before = vec![0.0; anchor + 1];
     let (mut sum, mut first) = (0.0, anchor + 1);
-    while first > 0 {
-        let factor = decay(sum);
-        if factor == 0.0 {
-            break;
-        }
+    while first > 0 && sum >= f64::from(FORGOTTEN) {
         first -= 1;
-        before[first] = factor;
+        before[first] = sum as f32;
         sum += step(first);
     }
+    decays(s, &mut before[first..]);
     for line in lines {
         let t = line.len() - 1;
         let query = r.query.row(t);
         line[..first].fill(0.0);
         let mut sum = 0.0;
         for i in (anchor + 1..=t).rev() {
-            line[i] = decay(sum) * dot(s, query, r.key.row(i));
+            line[i] = sum as f32;
             sum += step(i);
         }
-        let since = decay(sum);
+        decays(s, &mut line[anchor + 1..]);
+        for i in anchor + 1..=t {
+            line[i] *= dot(s, query, r.key.row(i));
+        }
+        let mut since = [sum as f32];
+        decays(s, &mut since);
         for i in first..=anchor {
-            line[i] = since * before[i] * dot(s, query, r.key.row(i));
+            line[i] = since[0] * before[i] * dot(s, query, r.key.row(i));
         }
     }
 }
@@ -203,12 +250,6 @@ fn diagonal<S: Simd>(s: S, r: &Recurrent, log: &[f32], rates: &[f32], lines: &mu
     let anchor = anchor(lines);
     let zero = s.splat(0.0);
     let padded = rates.len().next_multiple_of(LANES);
-    // What is left over the floor: exactly 0 from there on, all digits long before.
-    let (lowest, floor) = (s.splat(FORGOTTEN), s.splat(1e-30));
-    let decay = |sum: f64, rates: &[f32]| {
-        let logarithm = s.min(s.mul(s.splat(sum as f32), s.load_some(rates)), zero);
-        s.max(s.sub(exp(s, s.max(logarithm, lowest)), floor), zero)
-    };
     let blocks = |row: usize| (r.key.row(row).chunks(LANES)).zip(rates.chunks(LANES));
 
     // k[n] decayed from each token up to the anchor [anchor + 1, N padded], as far back as anything is left.
@@ -218,7 +259,7 @@ fn diagonal<S: Simd>(s: S, r: &Recurrent, log: &[f32], rates: &[f32], lines: &mu
         let mut largest = zero;
         let decayed = &mut keys[(first - 1) * padded..first * padded];
         for ((key, rates), decayed) in blocks(first - 1).zip(decayed.chunks_exact_mut(LANES)) {
-            let decay = decay(sum, rates);
+            let decay = decay(s, s.mul(s.splat(sum as f32), s.load_some(rates)));
             largest = s.max(largest, decay);
             s.store(s.mul(decay, s.load_some(key)), decayed);
         }
@@ -234,16 +275,21 @@ fn diagonal<S: Simd>(s: S, r: &Recurrent, log: &[f32], rates: &[f32], lines: &mu
         line[..first].fill(0.0);
         let mut sum = 0.0f64;
         for i in (anchor + 1..=t).rev() {
-            let mut total = zero;
+            let (elapsed, mut total) = (s.splat(sum as f32), zero);
             for ((key, rates), query) in blocks(i).zip(r.query.row(t).chunks(LANES)) {
-                total = s.fma(s.mul(s.load_some(query), decay(sum, rates)), s.load_some(key), total);
+                total = s.fma(
+                    s.mul(s.load_some(query), decay(s, s.mul(elapsed, s.load_some(rates)))),
+                    s.load_some(key),
+                    total,
+                );
             }
             line[i] = s.sum(total);
             sum += f64::from(log[i]);
         }
         let parts = query.chunks_exact_mut(LANES).zip(r.query.row(t).chunks(LANES)).zip(rates.chunks(LANES));
+        let since = s.splat(sum as f32);
         for ((query, q), rates) in parts {
-            s.store(s.mul(s.load_some(q), decay(sum, rates)), query);
+            s.store(s.mul(s.load_some(q), decay(s, s.mul(since, s.load_some(rates)))), query);
         }
         for (out, key) in line[first..=anchor].iter_mut().zip(keys[first * padded..].chunks_exact(padded)) {
             let mut total = zero;

@@ -1,26 +1,77 @@
 //! CPU twin of [`crate::reduce`].
 
-use crate::cpu::simd::{Kernel, Simd, dispatch};
+use crate::cpu::{
+    simd::{Kernel, LANES, Simd, dispatch},
+    vector::exp,
+};
 
+/// Elements whose sums stay in f32.
+const BLOCK: usize = 32 * LANES;
+
+/// Σ x², f32 within a block and f64 between them.
 struct SumOfSquares<'a>(&'a [f32]);
 
 impl Kernel for SumOfSquares<'_> {
     type Output = f64;
-    /// Plain Rust in f64, which the lanes do not offer; the compiler makes vectors of it for the set that is enabled.
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) -> f64 {
-        // Eight sums side by side: one alone would wait four cycles for every element.
-        let mut sums = [0.0f64; 8];
-        let (blocks, rest) = self.0.as_chunks::<8>();
-        for block in blocks {
-            for (sum, &x) in sums.iter_mut().zip(block) {
-                *sum += f64::from(x) * f64::from(x);
+    fn run<S: Simd>(self, s: S) -> f64 {
+        let mut total = 0.0;
+        for block in self.0.chunks(BLOCK) {
+            let mut sums = [s.splat(0.0); 2];
+            for (i, xs) in block.chunks(LANES).enumerate() {
+                let x = s.load_some(xs);
+                sums[i % 2] = s.fma(x, x, sums[i % 2]);
             }
+            total += f64::from(s.sum(s.add(sums[0], sums[1])));
         }
-        sums.iter().sum::<f64>() + rest.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>()
+        total
     }
 }
 
 pub(crate) fn l2_norm(xs: &[f32]) -> f32 {
-    dispatch(SumOfSquares(xs)).sqrt() as f32
+    let squares = dispatch(SumOfSquares(xs));
+    // Squares that leave the range of f32, or lose digits near its lower end, are summed in f64.
+    if (1e-24..1e36).contains(&squares) || xs.iter().all(|&x| x == 0.0) {
+        return squares.sqrt() as f32;
+    }
+    xs.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt() as f32
+}
+
+/// Σ e^{x−m} and Σ e^{x−m} (x − m) for x ≤ m, f32 within a block and f64 between them.
+struct Moments<'a> {
+    logits: &'a [f32],
+    max: f32,
+}
+
+impl Kernel for Moments<'_> {
+    type Output = (f64, f64);
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> (f64, f64) {
+        let (max, nothing, lowest) = (s.splat(self.max), s.splat(0.0), s.splat(-100.0));
+        let (mut total, mut inner) = (0.0, 0.0);
+        for block in self.logits.chunks(BLOCK) {
+            let (mut totals, mut inners) = (nothing, nothing);
+            let (whole, rest) = block.as_chunks::<LANES>();
+            for xs in whole {
+                // −∞ counts as far below; what is less than e^{−100} counts as nothing.
+                let shifted = s.max(s.sub(s.load(xs), max), lowest);
+                let weight = exp(s, shifted);
+                totals = s.add(totals, weight);
+                inners = s.fma(weight, shifted, inners);
+            }
+            total += f64::from(s.sum(totals));
+            inner += f64::from(s.sum(inners));
+            for x in rest {
+                let shifted = f64::from(x - self.max).max(-100.0);
+                total += shifted.exp();
+                inner += shifted.exp() * shifted;
+            }
+        }
+        (total, inner)
+    }
+}
+
+/// Normaliser and first moment of a softmax, both shifted by `max`, the largest of `logits`, which must be finite.
+pub(crate) fn softmax_moments(logits: &[f32], max: f32) -> (f64, f64) {
+    dispatch(Moments { logits, max })
 }

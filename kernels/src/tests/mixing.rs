@@ -5,7 +5,7 @@ use super::{
     recurrences::{ScanData, SsdData},
     *,
 };
-use crate::{Attention, Decay, Lowered, Recurrent, Strided, Toeplitz, apply_row, extend_row_over_conv};
+use crate::{Attention, Decay, Lowered, Recurrent, Strided, Toeplitz, apply_rows, extend_row_over_conv};
 
 pub(crate) fn column(data: &[f32], stride: usize, offset: usize) -> Strided<'_> {
     Strided { data, stride, offset, width: 1 }
@@ -169,7 +169,13 @@ fn a_row_applied_to_the_values() {
                 let (row, data) = (rng.vec(tokens), rng.vec((tokens + 1) * (width + 3)));
                 let values = Strided { data: &data, stride: width + 3, offset: 2, width };
                 let mut out = nan(width);
-                apply_row(&row, values, &mut out);
+                apply_rows(&row, tokens, values, &mut out);
+                // Rows together, and rows with nothing behind them, are the rows alone.
+                let mut two: Vec<f32> = row.iter().copied().chain([0.0]).collect();
+                two.extend_from_within(..);
+                let mut both = nan(2 * width);
+                apply_rows(&two, tokens + 1, values, &mut both);
+                assert_eq!(bits(&both), bits(&[&out[..], &out[..]].concat()));
                 let mut truth = vec![0.0; width];
                 for (i, m) in row.iter().enumerate() {
                     let value = values.row(i).iter();
