@@ -59,7 +59,7 @@ impl App {
             | Action::StepBack
             | Action::ContinueFromHere
             | Action::Force { .. } => self.run(action),
-            Action::SetPrompt(text) => self.settings.prompt = text,
+            Action::SetPrompt(text) => self.settings.set_prompt(self.store.model.as_deref(), text),
             Action::SetSampling(sampling) => {
                 self.settings.set_sampling(&sampling);
                 self.engine.send(Command::Sample(sampling));
@@ -133,7 +133,7 @@ impl App {
     /// Sends the prompt; false if it cannot be.
     fn read_prompt(&mut self) -> bool {
         let Some(model) = &self.store.model else { return false };
-        let text = self.settings.prompt.clone();
+        let text = self.settings.prompt(Some(model)).clone();
         let input = match (model.has_tokenizer, token_ids(&text)) {
             (true, _) => PromptInput::Text(text.clone()),
             (false, Some(ids)) => PromptInput::Tokens(ids),
@@ -144,6 +144,7 @@ impl App {
         };
         self.read_prompt = Some(text);
         self.store.error = None;
+        self.store.await_text();
         self.engine.send(Command::Prompt(input));
         true
     }
@@ -156,7 +157,11 @@ impl App {
         if self.store.model.is_none() {
             return;
         }
-        let changed = self.read_prompt.as_ref() != Some(&self.settings.prompt);
+        let of_the_text = matches!(action, Action::StepBack | Action::ContinueFromHere | Action::Force { .. });
+        if of_the_text && !self.store.is_current() {
+            return;
+        }
+        let changed = self.read_prompt.as_ref() != Some(self.settings.prompt(self.store.model.as_deref()));
         match action {
             Action::Run => {
                 if changed && !self.read_prompt() {

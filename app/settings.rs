@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use statescope_engine::protocol::{Dtype, ModelSource};
+use statescope_engine::protocol::{Dtype, ModelInfo, ModelSource};
 use statescope_engine::sampler::Sampling;
 
 use crate::layout::Layout;
@@ -15,8 +15,9 @@ const STORAGE_KEY: &str = "statescope";
 /// Folders kept under 'Recent'.
 const RECENT: usize = 8;
 
-/// The prompt that a fresh start shows.
+/// The prompts that a fresh start shows: as text, and for models without a tokenizer as ids.
 pub const EXAMPLE_PROMPT: &str = "Once upon a time, there was a";
+const EXAMPLE_IDS: &str = "1, 2, 3, 4, 5, 6, 7, 8";
 
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(default)]
@@ -24,7 +25,9 @@ pub struct Settings {
     pub ground: Ground,
     /// Everything half as large again, for the back row.
     pub presentation: bool,
+    /// What models with a tokenizer read, and what the others do.
     pub prompt: String,
+    pub prompt_ids: String,
     pub temperature: f32,
     pub top_k: Option<usize>,
     pub top_p: Option<f32>,
@@ -44,6 +47,7 @@ impl Default for Settings {
             ground: Ground::Dark,
             presentation: false,
             prompt: EXAMPLE_PROMPT.into(),
+            prompt_ids: EXAMPLE_IDS.into(),
             temperature: sampling.temperature,
             top_k: sampling.top_k,
             top_p: sampling.top_p,
@@ -57,6 +61,15 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// The prompt for a model; each of the two is kept while the other is shown.
+    pub fn prompt(&self, model: Option<&ModelInfo>) -> &String {
+        if model.is_some_and(|model| !model.has_tokenizer) { &self.prompt_ids } else { &self.prompt }
+    }
+
+    pub fn set_prompt(&mut self, model: Option<&ModelInfo>, text: String) {
+        *if model.is_some_and(|model| !model.has_tokenizer) { &mut self.prompt_ids } else { &mut self.prompt } = text;
+    }
+
     pub fn sampling(&self) -> Sampling {
         Sampling { temperature: self.temperature, top_k: self.top_k, top_p: self.top_p, seed: self.seed }
     }

@@ -59,6 +59,8 @@ pub struct Store {
     pub error: Option<Failure>,
     /// Counts prompts.
     pub epoch: u64,
+    /// The epoch that the prompt sent last will begin, at the earliest.
+    asked: u64,
     pub tokens: Vec<TokenRecord>,
     /// By position; what the model expects after having read that token.
     pub predictions: Vec<Option<Prediction>>,
@@ -95,8 +97,20 @@ impl Store {
             Event::Failed(failure) => {
                 self.loading = None;
                 self.error = Some(failure);
+                // The text before stays.
+                self.asked = self.epoch;
             }
         }
+    }
+
+    /// A prompt is on its way: what is here now speaks of a text that is about to go.
+    pub fn await_text(&mut self) {
+        self.asked = self.asked.max(self.epoch) + 1;
+    }
+
+    /// Whether positions speak of the text that the engine has, or will have by the time it hears of them.
+    pub fn is_current(&self) -> bool {
+        self.epoch >= self.asked
     }
 
     /// A lossless series, for probes with `EveryToken` of anything but a matrix.

@@ -122,3 +122,20 @@ fn loading_and_errors_come_and_go() {
     store.apply(Event::Failed(Failure { message: "No.".into(), details: String::new() }));
     assert!(store.loading.is_none() && store.error.is_some());
 }
+
+#[test]
+fn positions_speak_of_the_newest_text() {
+    let mut store = Store::default();
+    send(&mut store, frame(4));
+    assert!(store.is_current());
+    store.await_text();
+    store.await_text();
+    send(&mut store, frame(4));
+    send(&mut store, frame(5));
+    assert!(!store.is_current(), "the second prompt is still on its way");
+    send(&mut store, frame(6));
+    assert!(store.is_current());
+    store.await_text();
+    store.apply(Event::Failed(Failure { message: "no".into(), details: String::new() }));
+    assert!(store.is_current(), "the text before stays");
+}

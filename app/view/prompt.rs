@@ -54,7 +54,7 @@ impl View for PromptView {
 }
 
 fn editor(ui: &mut Ui, cx: &ViewContext<'_>, height: f32, actions: &mut Vec<Action>) {
-    let mut text = cx.settings.prompt.clone();
+    let mut text = cx.settings.prompt(cx.store.model.as_deref()).clone();
     let hint = match &cx.store.model {
         Some(model) if !model.has_tokenizer => "Token ids, such as 1, 2, 3",
         _ => "Write a prompt",

@@ -172,7 +172,7 @@ impl View for TokensView {
         if length == 0 {
             let text = match (&cx.store.model, &cx.store.loading) {
                 (_, Some(_)) => "Loading the model.".to_owned(),
-                (Some(model), _) if !model.has_tokenizer && token_ids(&cx.settings.prompt).is_none() => {
+                (Some(model), _) if !model.has_tokenizer && token_ids(cx.settings.prompt(Some(model))).is_none() => {
                     NO_TOKENIZER.to_owned()
                 }
                 (Some(_), _) => super::prompt::run_words(cx),

@@ -47,13 +47,13 @@ impl Kernel for Moments<'_> {
     type Output = (f64, f64);
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> (f64, f64) {
-        let (max, nothing, lowest) = (s.splat(self.max), s.splat(0.0), s.splat(-100.0));
+        let (max, nothing, lowest) = (s.splat(self.max), s.splat(0.0), s.splat(-110.0));
         let (mut total, mut inner) = (0.0, 0.0);
         for block in self.logits.chunks(BLOCK) {
             let (mut totals, mut inners) = (nothing, nothing);
             let (whole, rest) = block.as_chunks::<LANES>();
             for xs in whole {
-                // −∞ counts as far below; what is less than e^{−100} counts as nothing.
+                // −∞ times the 0 that it weighs would be NaN; e^{−110} is 0 in f32.
                 let shifted = s.max(s.sub(s.load(xs), max), lowest);
                 let weight = exp(s, shifted);
                 totals = s.add(totals, weight);
@@ -62,7 +62,7 @@ impl Kernel for Moments<'_> {
             total += f64::from(s.sum(totals));
             inner += f64::from(s.sum(inners));
             for x in rest {
-                let shifted = f64::from(x - self.max).max(-100.0);
+                let shifted = f64::from(x - self.max).max(-110.0);
                 total += shifted.exp();
                 inner += shifted.exp() * shifted;
             }
