@@ -23,7 +23,7 @@ struct Arguments {
     /// Where to compute
     #[arg(long, default_value = "cpu")]
     device: Device,
-    /// What to hold the weights in: f32, bf16 or f16 [default: the file's own]
+    /// What to hold the weights in: f32, bf16, f16 or q8 [default: the file's own]
     #[arg(long)]
     dtype: Option<Dtype>,
     /// Threads that share the work [default: one a core]

@@ -1,7 +1,9 @@
-"""Writes a large model with random bfloat16 weights, to try real sizes without a download.
+"""Writes a model of real size with random bfloat16 weights, to try real sizes without a download.
 
     python3 tests/make_large.py mamba-2.8b /tmp/m28          # 5.5 GB: the shape of state-spaces/mamba-2.8b
     python3 tests/make_large.py codestral-7b /tmp/c7         # 14.6 GB: the shape of Mamba-Codestral-7B
+    python3 tests/make_large.py mamba-130m /tmp/m130         # 0.3 GB each: what speed on a CPU is measured with; also mamba2-130m
+    python3 tests/make_large.py llama-125m /tmp/l125         # and a transformer of that size
 
 Needs numpy alone. The folder is as Hugging Face has it: config.json, shards of at most 5 GB, an index. Numbers come from one random
 block, repeated and scaled by the tensor's fan-in; its length is prime, so that no two rows are the same. Norms, D, A and the bias of Δ
@@ -54,9 +56,9 @@ class Noise:
             self.at = (self.at + len(piece)) % BLOCK
 
 
-def mamba():
-    """Mamba-1, 2.8 B parameters. Returns its config and its tensors: name, shape, standard deviation or values."""
-    d, layers, n, rank, vocab, taps = 2560, 64, 16, 160, 50280, 4
+def mamba(d, layers):
+    """Mamba-1 as state-spaces has it. Returns its config and its tensors: name, shape, standard deviation or values."""
+    n, rank, vocab, taps = 16, d // 16, 50280, 4
     e = 2 * d
     config = dict(
         architectures=["MambaForCausalLM"], model_type="mamba", hidden_size=d, intermediate_size=e, num_hidden_layers=layers,
@@ -81,16 +83,16 @@ def mamba():
     return config, tensors + [("backbone.norm_f.weight", (d,), np.ones(d))]
 
 
-def codestral():
-    """Mamba-2, 7.3 B parameters. As `mamba`."""
-    d, layers, heads, p, n, groups, vocab, taps = 4096, 64, 128, 64, 128, 8, 32768, 4
+def mamba2(d, layers, groups, vocab, tied):
+    """Mamba-2 of heads of 64. As `mamba`."""
+    heads, p, n, taps = d // 32, 64, 128, 4
     e = heads * p
     conv = e + 2 * groups * n
     config = dict(
         architectures=["Mamba2ForCausalLM"], model_type="mamba2", hidden_size=d, num_hidden_layers=layers, num_heads=heads,
         head_dim=p, state_size=n, n_groups=groups, conv_kernel=taps, expand=2, vocab_size=vocab, hidden_act="silu", use_bias=False,
         use_conv_bias=True, rms_norm=True, layer_norm_epsilon=1e-5, residual_in_fp32=True, chunk_size=256,
-        time_step_limit=[0.0, math.inf], tie_word_embeddings=False, eos_token_id=0,
+        time_step_limit=[0.0, math.inf], tie_word_embeddings=tied, eos_token_id=0,
     )
     tensors = [("backbone.embeddings.weight", (vocab, d), 0.02)]
     for i in range(layers):
@@ -106,7 +108,42 @@ def codestral():
             (f"{mixer}.norm.weight", (e,), np.ones(e)),
             (f"{mixer}.out_proj.weight", (d, e), (e * layers) ** -0.5),
         ]
-    return config, tensors + [("backbone.norm_f.weight", (d,), np.ones(d)), ("lm_head.weight", (vocab, d), d**-0.5)]
+    tensors += [("backbone.norm_f.weight", (d,), np.ones(d))]
+    return config, tensors if tied else tensors + [("lm_head.weight", (vocab, d), d**-0.5)]
+
+
+def llama(d, layers, inner):
+    """A transformer of heads of 64. As `mamba`."""
+    heads, vocab = d // 64, 50304
+    config = dict(
+        architectures=["LlamaForCausalLM"], model_type="llama", hidden_size=d, intermediate_size=inner, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=heads, vocab_size=vocab, hidden_act="silu", rms_norm_eps=1e-5,
+        rope_theta=10000.0, max_position_embeddings=8192, tie_word_embeddings=True, eos_token_id=0, bos_token_id=0,
+    )
+    tensors = [("model.embed_tokens.weight", (vocab, d), 0.02)]
+    for i in range(layers):
+        layer = f"model.layers.{i}"
+        tensors += [
+            (f"{layer}.input_layernorm.weight", (d,), np.ones(d)),
+            (f"{layer}.self_attn.q_proj.weight", (d, d), d**-0.5),
+            (f"{layer}.self_attn.k_proj.weight", (d, d), d**-0.5),
+            (f"{layer}.self_attn.v_proj.weight", (d, d), d**-0.5),
+            (f"{layer}.self_attn.o_proj.weight", (d, d), (d * layers) ** -0.5),
+            (f"{layer}.post_attention_layernorm.weight", (d,), np.ones(d)),
+            (f"{layer}.mlp.gate_proj.weight", (inner, d), d**-0.5),
+            (f"{layer}.mlp.up_proj.weight", (inner, d), d**-0.5),
+            (f"{layer}.mlp.down_proj.weight", (d, inner), (inner * layers) ** -0.5),
+        ]
+    return config, tensors + [("model.norm.weight", (d,), np.ones(d))]
+
+
+SHAPES = {
+    "mamba-2.8b": lambda: mamba(2560, 64),
+    "codestral-7b": lambda: mamba2(4096, 64, groups=8, vocab=32768, tied=False),
+    "mamba-130m": lambda: mamba(768, 24),
+    "mamba2-130m": lambda: mamba2(768, 24, groups=1, vocab=50288, tied=True),
+    "llama-125m": lambda: llama(768, 12, 2048),
+}
 
 
 def shards(tensors):
@@ -141,7 +178,7 @@ def write_shard(path, tensors, noise):
 
 
 def main(name, folder):
-    config, tensors = {"mamba-2.8b": mamba, "codestral-7b": codestral}[name]()
+    config, tensors = SHAPES[name]()
     config |= dict(dtype="bfloat16", torch_dtype="bfloat16")
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -158,6 +195,6 @@ def main(name, folder):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3 or sys.argv[1] not in ("mamba-2.8b", "codestral-7b"):
-        sys.exit("usage: make_large.py mamba-2.8b|codestral-7b FOLDER")
+    if len(sys.argv) != 3 or sys.argv[1] not in SHAPES:
+        sys.exit(f"usage: make_large.py {'|'.join(SHAPES)} FOLDER")
     main(*sys.argv[1:])

@@ -20,7 +20,7 @@ pub struct Common {
     /// Where to compute
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     device: Device,
-    /// What to hold the weights in [default: the file's own]
+    /// What to hold the weights in; q8 is 8 bits, in blocks of 32 with a scale [default: the file's own]
     #[arg(long, value_name = "DTYPE")]
     dtype: Option<Precision>,
     /// Threads that share the work [default: one a core]
@@ -39,6 +39,7 @@ enum Precision {
     F32,
     Bf16,
     F16,
+    Q8,
 }
 
 /// A model ready to run.
@@ -68,6 +69,7 @@ impl Common {
             Precision::F32 => Dtype::F32,
             Precision::Bf16 => Dtype::Bf16,
             Precision::F16 => Dtype::F16,
+            Precision::Q8 => Dtype::Q8,
         })
     }
 

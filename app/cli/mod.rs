@@ -114,10 +114,10 @@ mod tests {
 
     #[test]
     fn usage_errors_are_one_line() {
-        let report = "error: invalid value 'q8' for '--dtype <DTYPE>'\n  [possible values: f32, bf16, f16]\n\nFor more information, try '--help'.\n";
+        let report = "error: invalid value 'q4' for '--dtype <DTYPE>'\n  [possible values: f32, bf16, f16, q8]\n\nFor more information, try '--help'.\n";
         assert_eq!(
             usage_line(report).split_whitespace().collect::<Vec<_>>().join(" "),
-            "invalid value 'q8' for '--dtype <DTYPE>' [possible values: f32, bf16, f16]"
+            "invalid value 'q4' for '--dtype <DTYPE>' [possible values: f32, bf16, f16, q8]"
         );
         assert_eq!(
             usage_line(

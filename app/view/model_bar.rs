@@ -79,12 +79,10 @@ fn device(ui: &mut Ui, cx: &ViewContext<'_>, dtype: Option<Dtype>, actions: &mut
     let title = RichText::new(title).color(cx.theme.text_muted);
     let response = ui.menu_button(title, |ui| {
         caption(ui, cx.theme, "Weights are held in");
-        for (name, value) in
-            [("the file's own type", None), ("f32", Some("f32")), ("bf16", Some("bf16")), ("f16", Some("f16"))]
-        {
-            let chosen = dtype.map(|d| d.to_string()).as_deref() == value;
-            if ui.selectable_label(chosen, name).clicked() {
-                actions.push(Action::SetDtype(value.map(str::to_owned)));
+        for value in [None].into_iter().chain(Dtype::ALL.map(Some)) {
+            let name = value.map_or_else(|| "the file's own type".to_owned(), |dtype| dtype.to_string());
+            if ui.selectable_label(dtype == value, name).clicked() {
+                actions.push(Action::SetDtype(value.map(|dtype| dtype.to_string())));
                 ui.close();
             }
         }

@@ -68,7 +68,7 @@ fn report(what: &str, seconds: f64, flop: f64, bytes: f64, tokens: usize) {
 fn linears() {
     for (outputs, inputs) in [(1160, 256), (256, 512), (4096, 2048)] {
         let weights = numbers(outputs * inputs, 1);
-        for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
+        for dtype in Dtype::ALL {
             let w = Matrix::new(outputs, inputs, Elements::F32(weights.clone())).unwrap().to_dtype(dtype);
             for tokens in [1, 16, 256] {
                 if tokens > 1 && dtype == Dtype::F16 {

@@ -3,7 +3,7 @@
 //!
 //! | op | equation | shapes | paper |
 //! |---|---|---|---|
-//! | [`fn@linear`] | y = W x + b | W [out, in] f32, bf16, f16 · x [T, in] | |
+//! | [`fn@linear`] | y = W x + b | W [out, in] f32, bf16, f16, q8 · x [T, in] | |
 //! | [`rms_norm`] | y = x (mean x² + ε)^{−1/2} ⊙ w | x [T, d] | Zhang & Sennrich 2019 |
 //! | [`layer_norm`] | y = (x − mean x) (var x + ε)^{−1/2} ⊙ w + b | x [T, d] | Ba et al. 2016 |
 //! | [`l2_normalise`] | x ← x · scale · (Σ x² + ε)^{−1/2} | x [rows, width] | Yang et al. 2024 |
@@ -30,6 +30,7 @@ pub mod attention;
 pub mod conv;
 mod cpu;
 pub mod delta_rule;
+pub mod limits;
 pub mod linear;
 pub mod matrix;
 pub mod mixing;
@@ -37,6 +38,7 @@ pub mod mmap;
 pub mod norm;
 pub mod par;
 pub mod pool;
+pub mod q8;
 pub mod reduce;
 pub mod selective_scan;
 pub mod ssd;
@@ -57,5 +59,6 @@ pub use mmap::MappedFile;
 pub use norm::{gated_group_rms_norm, group_rms_norm_gated, l2_normalise, layer_norm, rms_norm};
 pub use par::set_threads;
 pub use pool::{pool_row, pool_signed_absmax, pooled_row};
+pub use q8::Q8Block;
 pub use selective_scan::SelectiveScan;
 pub use ssd::Ssd;

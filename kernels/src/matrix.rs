@@ -2,10 +2,10 @@
 
 use std::{fmt, ops::Range, str::FromStr, sync::Arc};
 
-use bytemuck::cast_slice;
+use bytemuck::{Zeroable, cast_slice};
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 
-use crate::mmap::MappedFile;
+use crate::{mmap::MappedFile, par, q8::Q8Block};
 
 /// Element type of stored weights. Arithmetic is f32 whatever it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -13,14 +13,44 @@ pub enum Dtype {
     F32,
     Bf16,
     F16,
+    /// Blocks of 32 with a scale: [`Q8Block`].
+    Q8,
 }
 
 impl Dtype {
-    /// Bytes an element.
-    pub fn bytes(self) -> usize {
+    pub const ALL: [Dtype; 4] = [Dtype::F32, Dtype::Bf16, Dtype::F16, Dtype::Q8];
+
+    /// Bytes of a row of `cols` elements.
+    pub fn row_bytes(self, cols: usize) -> usize {
+        cols.div_ceil(self.item()) * self.item_bytes()
+    }
+
+    /// Elements that are stored together.
+    fn item(self) -> usize {
+        if self == Dtype::Q8 { Q8Block::WEIGHTS } else { 1 }
+    }
+
+    fn item_bytes(self) -> usize {
         match self {
             Dtype::F32 => 4,
             Dtype::Bf16 | Dtype::F16 => 2,
+            Dtype::Q8 => size_of::<Q8Block>(),
+        }
+    }
+
+    /// What the address of a row must be a multiple of.
+    fn align(self) -> usize {
+        if self == Dtype::F32 { 4 } else { 2 }
+    }
+
+    /// The largest f32 that does not become infinite.
+    pub fn largest(self) -> f32 {
+        match self {
+            Dtype::F32 => f32::MAX,
+            // Below the middle between the largest finite number and the next power of two.
+            Dtype::Bf16 => f32::from_bits(0x7f7f_7fff),
+            Dtype::F16 => 65520.0f32.next_down(),
+            Dtype::Q8 => 127.0 * 65504.0,
         }
     }
 }
@@ -31,24 +61,20 @@ impl fmt::Display for Dtype {
             Dtype::F32 => "f32",
             Dtype::Bf16 => "bf16",
             Dtype::F16 => "f16",
+            Dtype::Q8 => "q8",
         })
     }
 }
 
 /// A name that is no [`Dtype`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown dtype {0:?}: expected f32, bf16 or f16")]
+#[error("unknown dtype {0:?}: expected f32, bf16, f16 or q8")]
 pub struct UnknownDtype(pub String);
 
 impl FromStr for Dtype {
     type Err = UnknownDtype;
     fn from_str(name: &str) -> Result<Dtype, UnknownDtype> {
-        match name {
-            "f32" => Ok(Dtype::F32),
-            "bf16" => Ok(Dtype::Bf16),
-            "f16" => Ok(Dtype::F16),
-            _ => Err(UnknownDtype(name.to_owned())),
-        }
+        Dtype::ALL.into_iter().find(|d| d.to_string() == name).ok_or_else(|| UnknownDtype(name.to_owned()))
     }
 }
 
@@ -58,19 +84,19 @@ pub enum Elements {
     F32(Vec<f32>),
     Bf16(Vec<bf16>),
     F16(Vec<f16>),
+    /// ⌈columns / 32⌉ blocks a row.
+    Q8(Vec<Q8Block>),
 }
 
 impl Elements {
-    pub fn len(&self) -> usize {
+    /// Of all dtypes but q8 the numbers, of q8 the blocks.
+    fn items(&self) -> usize {
         match self {
             Elements::F32(e) => e.len(),
             Elements::Bf16(e) => e.len(),
             Elements::F16(e) => e.len(),
+            Elements::Q8(e) => e.len(),
         }
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     pub fn values(&self) -> Values<'_> {
@@ -78,15 +104,12 @@ impl Elements {
             Elements::F32(e) => Values::F32(e),
             Elements::Bf16(e) => Values::Bf16(e),
             Elements::F16(e) => Values::F16(e),
+            Elements::Q8(e) => Values::Q8(e),
         }
     }
 
     pub fn dtype(&self) -> Dtype {
-        match self {
-            Elements::F32(_) => Dtype::F32,
-            Elements::Bf16(_) => Dtype::Bf16,
-            Elements::F16(_) => Dtype::F16,
-        }
+        self.values().dtype()
     }
 }
 
@@ -96,6 +119,7 @@ pub enum Values<'a> {
     F32(&'a [f32]),
     Bf16(&'a [bf16]),
     F16(&'a [f16]),
+    Q8(&'a [Q8Block]),
 }
 
 /// The number of elements is not rows · columns.
@@ -125,10 +149,9 @@ enum Storage {
 
 impl Matrix {
     pub fn new(rows: usize, cols: usize, elements: Elements) -> Result<Matrix, ShapeError> {
-        if rows.checked_mul(cols) != Some(elements.len()) {
-            return Err(ShapeError { rows, cols, found: elements.len() });
-        }
-        Ok(Matrix { rows, cols, dtype: elements.dtype(), storage: Storage::Memory(Arc::new(elements)) })
+        let dtype = elements.dtype();
+        check_shape(rows, cols, dtype, elements.items())?;
+        Ok(Matrix { rows, cols, dtype, storage: Storage::Memory(Arc::new(elements)) })
     }
 
     /// A matrix that stays in its file: the little-endian numbers at `bytes`. None where they do not lie aligned (or on a big-endian
@@ -143,11 +166,10 @@ impl Matrix {
         file: &Arc<MappedFile>,
         bytes: Range<usize>,
     ) -> Result<Option<Matrix>, ShapeError> {
-        let found = file.get(bytes.clone()).map_or(0, |bytes| bytes.len() / dtype.bytes());
-        if rows.checked_mul(cols) != Some(found) {
-            return Err(ShapeError { rows, cols, found });
-        }
-        let aligned = (file.as_ptr() as usize + bytes.start).is_multiple_of(dtype.bytes());
+        let whole = |bytes: &&[u8]| bytes.len().is_multiple_of(dtype.item_bytes());
+        let items = file.get(bytes.clone()).filter(whole).map_or(0, |bytes| bytes.len() / dtype.item_bytes());
+        check_shape(rows, cols, dtype, items)?;
+        let aligned = (file.as_ptr() as usize + bytes.start).is_multiple_of(dtype.align());
         let storage = Storage::File(file.clone(), bytes);
         Ok((aligned && cfg!(target_endian = "little")).then_some(Matrix { rows, cols, dtype, storage }))
     }
@@ -173,13 +195,14 @@ impl Matrix {
                 Dtype::F32 => Values::F32(cast_slice(&file[range.clone()])),
                 Dtype::Bf16 => Values::Bf16(cast_slice(&file[range.clone()])),
                 Dtype::F16 => Values::F16(cast_slice(&file[range.clone()])),
+                Dtype::Q8 => Values::Q8(cast_slice(&file[range.clone()])),
             },
         }
     }
 
     /// Bytes of the elements.
     pub fn bytes(&self) -> usize {
-        self.rows * self.cols * self.dtype.bytes()
+        self.rows * self.dtype.row_bytes(self.cols)
     }
 
     /// Row `row` as f32 into `out` [cols]: an embedding lookup.
@@ -191,10 +214,20 @@ impl Matrix {
             Values::F32(e) => out.copy_from_slice(&e[range]),
             Values::Bf16(e) => e[range].convert_to_f32_slice(out),
             Values::F16(e) => e[range].convert_to_f32_slice(out),
+            Values::Q8(e) => {
+                let blocks = &e[row * self.row_items()..][..self.row_items()];
+                out.chunks_mut(Q8Block::WEIGHTS).zip(blocks).for_each(|(out, block)| block.copy_to(out));
+            }
         }
     }
 
-    /// The same numbers rounded to `dtype` (to nearest, ties to even).
+    /// Stored items of a row: numbers, or blocks.
+    fn row_items(&self) -> usize {
+        self.cols.div_ceil(self.dtype.item())
+    }
+
+    /// The same numbers rounded to `dtype`: to nearest, ties to even; to q8 as [`Q8Block::quantised`] does. None may be larger in
+    /// magnitude than [`Dtype::largest`].
     pub fn to_dtype(self, dtype: Dtype) -> Matrix {
         if self.dtype() == dtype {
             return self;
@@ -203,11 +236,24 @@ impl Matrix {
             Dtype::F32 => Elements::F32(self.to_vec_f32()),
             Dtype::Bf16 => Elements::Bf16(self.to_vec_f32().into_iter().map(bf16::from_f32).collect()),
             Dtype::F16 => Elements::F16(self.to_vec_f32().into_iter().map(f16::from_f32).collect()),
+            Dtype::Q8 => Elements::Q8(self.quantised()),
         };
         Matrix { dtype, storage: Storage::Memory(Arc::new(elements)), ..self }
     }
 
-    /// The same numbers as columns.
+    fn quantised(&self) -> Vec<Q8Block> {
+        let per_row = self.cols.div_ceil(Q8Block::WEIGHTS);
+        let mut blocks = vec![Q8Block::zeroed(); self.rows * per_row];
+        par::for_each_chunk(&mut blocks, per_row, self.rows * self.cols, |row, blocks| {
+            let mut weights = vec![0.0; self.cols];
+            self.copy_row(row, &mut weights);
+            let weights = weights.chunks(Q8Block::WEIGHTS);
+            blocks.iter_mut().zip(weights).for_each(|(block, weights)| *block = Q8Block::quantised(weights));
+        });
+        blocks
+    }
+
+    /// The same numbers as columns; of a q8 matrix in f32, since its blocks lie along the rows.
     pub fn transposed(&self) -> Matrix {
         fn turn<T: Copy>(values: &[T], rows: usize, cols: usize) -> Vec<T> {
             (0..cols).flat_map(|col| (0..rows).map(move |row| values[row * cols + col])).collect()
@@ -217,25 +263,28 @@ impl Matrix {
             Values::F32(e) => Elements::F32(turn(e, rows, cols)),
             Values::Bf16(e) => Elements::Bf16(turn(e, rows, cols)),
             Values::F16(e) => Elements::F16(turn(e, rows, cols)),
+            Values::Q8(_) => Elements::F32(turn(&self.to_vec_f32(), rows, cols)),
         };
-        Matrix { rows: cols, cols: rows, dtype: self.dtype, storage: Storage::Memory(Arc::new(elements)) }
+        Matrix { rows: cols, cols: rows, dtype: elements.dtype(), storage: Storage::Memory(Arc::new(elements)) }
     }
 
     /// A matrix of the given rows, in that order. One run of rows of a mapped matrix stays in its file.
     pub fn pick_rows(&self, runs: &[Range<usize>]) -> Matrix {
         let rows = runs.iter().map(Range::len).sum();
         if let (Storage::File(file, bytes), [run]) = (&self.storage, runs) {
-            let row = self.cols * self.dtype.bytes();
+            let row = self.dtype.row_bytes(self.cols);
             let part = bytes.start + run.start * row..bytes.start + run.end * row;
             return Matrix { rows, storage: Storage::File(file.clone(), part), ..self.clone() };
         }
-        fn pick<T: Copy>(values: &[T], cols: usize, runs: &[Range<usize>]) -> Vec<T> {
-            runs.iter().flat_map(|run| &values[run.start * cols..run.end * cols]).copied().collect()
+        fn pick<T: Copy>(values: &[T], width: usize, runs: &[Range<usize>]) -> Vec<T> {
+            runs.iter().flat_map(|run| &values[run.start * width..run.end * width]).copied().collect()
         }
+        let width = self.row_items();
         let elements = match self.values() {
-            Values::F32(e) => Elements::F32(pick(e, self.cols, runs)),
-            Values::Bf16(e) => Elements::Bf16(pick(e, self.cols, runs)),
-            Values::F16(e) => Elements::F16(pick(e, self.cols, runs)),
+            Values::F32(e) => Elements::F32(pick(e, width, runs)),
+            Values::Bf16(e) => Elements::Bf16(pick(e, width, runs)),
+            Values::F16(e) => Elements::F16(pick(e, width, runs)),
+            Values::Q8(e) => Elements::Q8(pick(e, width, runs)),
         };
         Matrix { rows, storage: Storage::Memory(Arc::new(elements)), ..self.clone() }
     }
@@ -246,26 +295,63 @@ impl Matrix {
             Values::F32(e) => e.to_vec(),
             Values::Bf16(e) => e.to_f32_vec(),
             Values::F16(e) => e.to_f32_vec(),
+            Values::Q8(_) => {
+                let mut all = vec![0.0; self.rows * self.cols];
+                all.chunks_exact_mut(self.cols.max(1)).enumerate().for_each(|(row, out)| self.copy_row(row, out));
+                all
+            }
         }
     }
 }
 
+fn check_shape(rows: usize, cols: usize, dtype: Dtype, items: usize) -> Result<(), ShapeError> {
+    match rows.checked_mul(cols.div_ceil(dtype.item())) {
+        Some(needed) if needed == items => Ok(()),
+        _ => Err(ShapeError { rows, cols, found: items.saturating_mul(dtype.item()) }),
+    }
+}
+
 impl Values<'_> {
-    /// Element `index` as f32.
+    /// Element `index` as f32; in q8 the zeros that fill up a row count too.
     pub fn at(&self, index: usize) -> f32 {
         match self {
             Values::F32(e) => e[index],
             Values::Bf16(e) => e[index].to_f32(),
             Values::F16(e) => e[index].to_f32(),
+            Values::Q8(e) => e[index / Q8Block::WEIGHTS].weight(index % Q8Block::WEIGHTS),
         }
     }
 
-    /// Index of the first element that is NaN or infinite.
+    /// Index of the first element that is NaN or infinite; see [`Values::at`].
     pub fn first_not_finite(&self) -> Option<usize> {
         match self {
             Values::F32(e) => first_where(e, |x| !x.is_finite()),
             Values::Bf16(e) => first_where(e, |x| !x.is_finite()),
             Values::F16(e) => first_where(e, |x| !x.is_finite()),
+            Values::Q8(e) => first_where(e, |x| !x.scale.is_finite()).map(|block| block * Q8Block::WEIGHTS),
+        }
+    }
+
+    /// Index of the first element that would be infinite in `dtype`.
+    pub fn first_beyond(&self, dtype: Dtype) -> Option<usize> {
+        let (own, limit) = (self.dtype(), dtype.largest());
+        if own == dtype || own.largest() <= limit {
+            return None;
+        }
+        match self {
+            Values::F32(e) => first_where(e, |x| x.abs() > limit),
+            Values::Bf16(e) => first_where(e, |x| x.to_f32().abs() > limit),
+            Values::F16(e) => first_where(e, |x| x.to_f32().abs() > limit),
+            Values::Q8(e) => (0..e.len() * Q8Block::WEIGHTS).find(|&i| self.at(i).abs() > limit),
+        }
+    }
+
+    fn dtype(&self) -> Dtype {
+        match self {
+            Values::F32(_) => Dtype::F32,
+            Values::Bf16(_) => Dtype::Bf16,
+            Values::F16(_) => Dtype::F16,
+            Values::Q8(_) => Dtype::Q8,
         }
     }
 }
@@ -279,59 +365,5 @@ fn first_where<T: Copy>(elements: &[T], wanted: impl Fn(T) -> bool) -> Option<us
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn shape_must_fit() {
-        assert!(Matrix::new(2, 3, Elements::F32(vec![0.0; 6])).is_ok());
-        let error = Matrix::new(2, 3, Elements::F32(vec![0.0; 5])).unwrap_err();
-        assert_eq!(error.to_string(), "2 × 3 matrix needs 6 elements, got 5");
-        assert!(Matrix::new(usize::MAX, 2, Elements::F32(vec![])).is_err());
-    }
-
-    #[test]
-    fn dtypes_round_trip() {
-        for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
-            assert_eq!(dtype.to_string().parse(), Ok(dtype));
-            let m =
-                Matrix::new(3, 5, Elements::F32((0..15).map(|i| i as f32 * 0.25).collect())).unwrap().to_dtype(dtype);
-            assert_eq!((m.dtype(), m.bytes()), (dtype, 15 * dtype.bytes()));
-            let mut row = [f32::NAN; 5];
-            m.copy_row(2, &mut row);
-            assert_eq!(row, [2.5, 2.75, 3.0, 3.25, 3.5]);
-            assert_eq!(m.values().first_not_finite(), None);
-        }
-        assert!("q4".parse::<Dtype>().is_err());
-    }
-
-    #[test]
-    fn sees_what_is_not_finite() {
-        let m = Matrix::new(1, 2, Elements::F32(vec![1.0, 1e30])).unwrap();
-        assert_eq!(m.clone().to_dtype(Dtype::Bf16).values().first_not_finite(), None);
-        assert_eq!(m.to_dtype(Dtype::F16).values().first_not_finite(), Some(1));
-    }
-
-    #[test]
-    fn rows_and_columns_can_be_picked() {
-        let m = Matrix::new(3, 2, Elements::F32(vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0])).unwrap();
-        assert_eq!(m.pick_rows(&[2..3, 0..1]).to_vec_f32(), [4.0, 5.0, 0.0, 1.0]);
-        assert_eq!(m.transposed().to_vec_f32(), [0.0, 2.0, 4.0, 1.0, 3.0, 5.0]);
-        assert_eq!((m.transposed().rows(), m.transposed().cols()), (2, 3));
-    }
-
-    #[test]
-    fn a_mapped_matrix_reads_its_file() {
-        let path = std::env::temp_dir().join(format!("statescope-matrix-{}", std::process::id()));
-        let bytes: Vec<u8> = [1.0f32, 2.0, 3.0, 4.0, 5.0].iter().flat_map(|x| x.to_le_bytes()).collect();
-        std::fs::write(&path, bytes).unwrap();
-        let file = Arc::new(MappedFile::open(&path).unwrap());
-        let m = Matrix::mapped(2, 2, Dtype::F32, &file, 4..20).unwrap().unwrap();
-        assert_eq!(m.to_vec_f32(), [2.0, 3.0, 4.0, 5.0]);
-        let second = 1..2;
-        assert_eq!(m.pick_rows(std::slice::from_ref(&second)).to_vec_f32(), [4.0, 5.0]);
-        assert!(Matrix::mapped(2, 2, Dtype::F32, &file, 2..18).unwrap().is_none(), "not aligned");
-        assert!(Matrix::mapped(3, 2, Dtype::F32, &file, 0..24).is_err(), "beyond the end");
-        std::fs::remove_file(&path).unwrap();
-    }
-}
+#[path = "tests/matrix.rs"]
+mod tests;

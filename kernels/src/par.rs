@@ -2,10 +2,19 @@
 //!
 //! The caller cuts the work into pieces whose boundaries depend on the shapes alone; threads only decide who computes a piece.
 
+use std::cell::Cell;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
-/// Work (in multiply-adds, or as many ns × 8) below which waking a thread costs more than it saves.
-pub const MIN_PARALLEL_WORK: usize = 1 << 20;
+/// Work (in multiply-adds, or as many ns × 8) below which handing it over costs more than it saves.
+pub const MIN_PARALLEL_WORK: usize = 1 << 16;
+
+/// How long a thread looks for more work before it sleeps: longer than what lies between two ops of a forward pass, whose threads
+/// would otherwise be woken, which takes longer than many an op.
+const LINGER: Duration = Duration::from_micros(200);
+/// How long the calling thread watches the others end before it sleeps, too.
+const WATCH: Duration = Duration::from_micros(100);
 
 struct Workers {
     /// Threads that share the work, the calling one included.
@@ -71,12 +80,51 @@ where
             f(item);
         }
     };
+    let helpers = AtomicUsize::new(threads.min(count) - 1);
+    let help = || {
+        drain();
+        if !LINGERS.get() {
+            rayon::spawn(linger);
+        }
+        helpers.fetch_sub(1, Ordering::Release);
+    };
     pool.in_place_scope(|scope| {
         for _ in 1..threads.min(count) {
-            scope.spawn(|_| drain());
+            scope.spawn(|_| help());
         }
         drain();
+        spin_while(WATCH, || helpers.load(Ordering::Acquire) > 0);
     });
+}
+
+thread_local! {
+    /// Whether this thread of the pool is in [`linger`].
+    static LINGERS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Keeps a thread of the pool awake, doing what is handed over, until nothing was for a while.
+fn linger() {
+    if LINGERS.replace(true) {
+        return;
+    }
+    while spin_while(LINGER, || !matches!(rayon::yield_now(), Some(rayon::Yield::Executed))) {}
+    LINGERS.set(false);
+}
+
+/// Spins as long as `go_on` says, but not longer than `limit`. Whether it was `go_on` that ended it.
+fn spin_while(limit: Duration, mut go_on: impl FnMut() -> bool) -> bool {
+    let start = Instant::now();
+    loop {
+        for _ in 0..64 {
+            if !go_on() {
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+        if start.elapsed() > limit {
+            return false;
+        }
+    }
 }
 
 /// Calls `f(index, chunk)` for chunks of `size` elements (the last may be shorter); see [`for_each`].

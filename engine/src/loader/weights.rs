@@ -213,28 +213,42 @@ impl Weights {
     /// # Errors
     /// Missing, of another shape, of an element type that is no float, or not finite.
     pub fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix, LoadError> {
-        self.matrix_of(name, &[rows, cols], rows, cols)
+        self.matrix_of(name, &[rows, cols], (rows, cols), false)
+    }
+
+    /// The matrix whose columns are the rows of the tensor `name` `[cols, rows]`. Errors as [`Weights::matrix`].
+    pub fn transposed_matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix, LoadError> {
+        self.matrix_of(name, &[cols, rows], (cols, rows), true)
     }
 
     /// `count` matrices in one tensor `[count, rows, cols]`, as one matrix `[count·rows, cols]`. Errors as [`Weights::matrix`].
     pub fn stacked_matrix(&self, name: &str, count: usize, rows: usize, cols: usize) -> Result<Matrix, LoadError> {
-        self.matrix_of(name, &[count, rows, cols], count * rows, cols)
+        self.matrix_of(name, &[count, rows, cols], (count * rows, cols), false)
     }
 
-    fn matrix_of(&self, name: &str, shape: &[usize], rows: usize, cols: usize) -> Result<Matrix, LoadError> {
+    fn matrix_of(
+        &self,
+        name: &str,
+        shape: &[usize],
+        (rows, cols): (usize, usize),
+        turned: bool,
+    ) -> Result<Matrix, LoadError> {
         let entry = self.entry(name, shape)?;
-        if let Some(matrix) = self.in_its_file(entry, rows, cols) {
+        // A turned matrix is turned before it is converted: the blocks of q8 lie along its own rows.
+        let turn = |matrix: Matrix| if turned { matrix.transposed() } else { matrix };
+        if let Some(matrix) = self.in_its_file(entry, rows, cols).map(turn) {
             entry.mark_read(matrix.bytes());
             return Ok(matrix);
         }
         let mut matrix = Matrix::new(rows, cols, self.elements(entry, name)?).expect("the shape was checked");
-        if let Some(dtype) = self.dtype.filter(|&dtype| dtype != matrix.dtype()) {
-            let converted = matrix.clone().to_dtype(dtype);
-            if let Some(index) = converted.values().first_not_finite() {
+        if let Some(dtype) = self.dtype {
+            if let Some(index) = matrix.values().first_beyond(dtype) {
                 let (file, tensor, value) = (self.label(entry), name.to_owned(), matrix.values().at(index));
                 return Err(LoadError::DoesNotFit { file, tensor, index, value, dtype });
             }
-            matrix = converted;
+            matrix = turn(matrix).to_dtype(dtype);
+        } else {
+            matrix = turn(matrix);
         }
         entry.mark_read(matrix.bytes());
         Ok(matrix)
@@ -271,8 +285,7 @@ impl Weights {
         let entry = self.entry(name, shape)?;
         let values = match self.elements(entry, name)? {
             Elements::F32(elements) => elements,
-            Elements::Bf16(elements) => elements.into_iter().map(bf16::to_f32).collect(),
-            Elements::F16(elements) => elements.into_iter().map(f16::to_f32).collect(),
+            other => Matrix::new(1, shape.iter().product(), other).expect("the shape was checked").to_vec_f32(),
         };
         entry.mark_read(size_of_val(values.as_slice()));
         Ok(values)
@@ -365,7 +378,7 @@ impl<'a> Scope<'a> {
     /// As [`Weights::matrix`].
     pub fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix, LoadError> {
         if self.names.is_some_and(|names| names.transposed) {
-            return Ok(self.weights.matrix(&self.name(name), cols, rows)?.transposed());
+            return self.weights.transposed_matrix(&self.name(name), rows, cols);
         }
         self.weights.matrix(&self.name(name), rows, cols)
     }

@@ -65,20 +65,37 @@ fn reads_every_dtype_and_converts_on_request() {
         let matrix = weights.matrix("a.w", 2, 3).unwrap();
         assert_eq!((matrix.dtype(), matrix.to_vec_f32()), (dtype, values.to_vec()));
         assert_eq!(weights.unused(), ["a.b"]);
-        assert_eq!((weights.parameters_read(), weights.bytes_read()), (6, 6 * dtype.bytes()));
+        assert_eq!((weights.parameters_read(), weights.bytes_read()), (6, 2 * dtype.row_bytes(3)));
         let error = weights.require_all_read().unwrap_err().to_string();
         assert!(error.contains("tensor a.b"), "{error}");
         assert_eq!(weights.scope("a").vector("b", 3).unwrap(), values[..3]);
         weights.require_all_read().unwrap();
-        assert_eq!(weights.total_bytes(), 9 * dtype.bytes());
-        assert_eq!(weights.bytes_read(), 6 * dtype.bytes() + 3 * 4, "vectors are held as f32");
+        assert_eq!(weights.total_bytes(), 9 * dtype.row_bytes(1));
+        assert_eq!(weights.bytes_read(), 6 * dtype.row_bytes(1) + 3 * 4, "vectors are held as f32");
         for other in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
             let weights = Weights::open(folder.path(), Some(other)).unwrap();
             let matrix = weights.matrix("a.w", 2, 3).unwrap();
             assert_eq!((matrix.dtype(), matrix.to_vec_f32()), (other, values.to_vec()));
-            assert_eq!(weights.bytes_read(), 6 * other.bytes());
+            assert_eq!(weights.bytes_read(), 6 * other.row_bytes(1));
         }
     }
+}
+
+#[test]
+fn eight_bits_are_made_of_the_matrix_as_it_is_used() {
+    // Stored as [3, 2] and used as [2, 3]: the blocks lie along the rows of three.
+    let values = [1.0, 100.0, -0.5, 30.0, 0.25, -2.0];
+    let file = f32_file(&[("a.w", &[3, 2], &values), ("a.b", &[3], &values[..3])]);
+    let weights = Weights::embedded("x".to_owned(), file.leak(), Some(Dtype::Q8)).unwrap();
+    let matrix = weights.transposed_matrix("a.w", 2, 3).unwrap();
+    assert_eq!((matrix.dtype(), weights.bytes_read()), (Dtype::Q8, 2 * 34));
+    for (value, exact) in matrix.to_vec_f32().into_iter().zip([1.0, -0.5, 0.25, 100.0, 30.0, -2.0f32]) {
+        let largest = if exact.abs() > 1.0 { 100.0 } else { 1.0 };
+        assert!((value - exact).abs() < 0.502 * largest / 127.0, "{exact} became {value}");
+    }
+    assert_eq!(weights.vector("a.b", 3).unwrap(), values[..3], "vectors stay as they are");
+    let plain = weights.matrix("a.w", 3, 2).unwrap();
+    assert_eq!((plain.rows(), plain.bytes()), (3, 3 * 34));
 }
 
 #[test]

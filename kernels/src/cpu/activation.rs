@@ -1,17 +1,27 @@
 //! CPU twin of [`crate::activation`].
 
-use crate::cpu::{
-    simd::{Kernel, LANES, Simd, dispatch},
-    vector,
+use crate::{
+    cpu::{
+        simd::{Kernel, LANES, Simd, dispatch},
+        vector,
+    },
+    par,
 };
 
+/// Numbers of a piece of work.
+const PIECE: usize = 1 << 12;
+
+/// A number in units of multiply-adds.
+const WORK: usize = 6;
+
 /// A function of one number, eight at a time.
-pub(crate) trait Map {
+pub(crate) trait Map: Copy + Sync {
     fn map<S: Simd>(s: S, x: S::V) -> S::V;
 }
 
 macro_rules! maps {
     ($($name:ident $kernel:ident |$s:ident, $x:ident| $body:expr;)*) => {$(
+        #[derive(Clone, Copy)]
         pub(crate) struct $kernel;
         impl Map for $kernel {
             #[inline(always)]
@@ -20,7 +30,7 @@ macro_rules! maps {
             }
         }
         pub(crate) fn $name(xs: &mut [f32]) {
-            dispatch(InPlace(xs, $kernel));
+            in_place($kernel, xs);
         }
     )*};
 }
@@ -39,6 +49,11 @@ maps! {
     };
 }
 
+fn in_place<M: Map>(function: M, xs: &mut [f32]) {
+    let work = xs.len() * WORK;
+    par::for_each_chunk(xs, PIECE, work, |_, xs| dispatch(InPlace(xs, function)));
+}
+
 struct InPlace<'a, M>(&'a mut [f32], M);
 
 impl<M: Map> Kernel for InPlace<'_, M> {
@@ -53,7 +68,11 @@ impl<M: Map> Kernel for InPlace<'_, M> {
 
 /// out = f(gate) ⊙ up.
 pub(crate) fn mul<M: Map>(function: M, gate: &[f32], up: &[f32], out: &mut [f32]) {
-    dispatch(Gated(function, gate, up, out));
+    let work = out.len() * WORK;
+    par::for_each_chunk(out, PIECE, work, |i, out| {
+        let own = i * PIECE..i * PIECE + out.len();
+        dispatch(Gated(function, &gate[own.clone()], &up[own], out));
+    });
 }
 
 struct Gated<'a, M>(M, &'a [f32], &'a [f32], &'a mut [f32]);

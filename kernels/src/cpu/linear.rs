@@ -3,21 +3,33 @@
 use half::{bf16, f16};
 
 use crate::{
-    Matrix, Values,
+    Matrix, Q8Block, Values,
     cpu::{
-        product::{PANEL, TILE, View, add_product},
+        product::{PANEL, View, add_product},
         simd::{Kernel, LANES, Simd, dispatch},
     },
     par,
 };
 
-/// A stored weight.
+/// What a row of weights is stored in.
 trait Weight: Copy + Sync {
+    /// Weights of an item: 1, or a block.
+    const WEIGHTS: usize;
+
+    /// R rows times x at once: their sums are independent, which hides the latency of the multiply-adds, and x is loaded once for all.
+    fn dot_rows<S: Simd, const R: usize>(s: S, rows: [&[Self]; R], x: &[f32]) -> [f32; R];
+
+    /// The eight weights from `start`, a multiple of eight; 0 beyond the end of the row.
+    fn eight<S: Simd>(s: S, row: &[Self], start: usize) -> S::V;
+}
+
+/// A weight that is stored as a number of its own.
+trait Number: Copy + Sync {
     fn load<S: Simd>(s: S, xs: &[Self]) -> S::V;
     fn to_f32(self) -> f32;
 }
 
-impl Weight for f32 {
+impl Number for f32 {
     #[inline(always)]
     fn load<S: Simd>(s: S, xs: &[f32]) -> S::V {
         s.load(xs)
@@ -28,7 +40,7 @@ impl Weight for f32 {
     }
 }
 
-impl Weight for bf16 {
+impl Number for bf16 {
     #[inline(always)]
     fn load<S: Simd>(s: S, xs: &[bf16]) -> S::V {
         s.load_bf16(xs)
@@ -39,7 +51,7 @@ impl Weight for bf16 {
     }
 }
 
-impl Weight for f16 {
+impl Number for f16 {
     #[inline(always)]
     fn load<S: Simd>(s: S, xs: &[f16]) -> S::V {
         s.load_f16(xs)
@@ -50,8 +62,83 @@ impl Weight for f16 {
     }
 }
 
-/// Rows of one GEMV piece.
-const GEMV_ROWS: usize = 128;
+impl<N: Number> Weight for N {
+    const WEIGHTS: usize = 1;
+
+    #[inline(always)]
+    fn dot_rows<S: Simd, const R: usize>(s: S, rows: [&[N]; R], x: &[f32]) -> [f32; R] {
+        let (n, body) = (x.len(), x.len() - x.len() % (2 * LANES));
+        let rows = rows.map(|r| &r[..n]);
+        let mut sums = [[s.splat(0.0); 2]; R];
+        let mut i = 0;
+        while i < body {
+            let x = [s.load(&x[i..]), s.load(&x[i + LANES..])];
+            for r in 0..R {
+                sums[r][0] = s.fma(N::load(s, &rows[r][i..]), x[0], sums[r][0]);
+                sums[r][1] = s.fma(N::load(s, &rows[r][i + LANES..]), x[1], sums[r][1]);
+            }
+            i += 2 * LANES;
+        }
+        let mut out = [0.0; R];
+        for r in 0..R {
+            out[r] = s.sum(s.add(sums[r][0], sums[r][1]));
+            for (w, x) in rows[r][body..].iter().zip(&x[body..]) {
+                out[r] += w.to_f32() * x;
+            }
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn eight<S: Simd>(s: S, row: &[N], start: usize) -> S::V {
+        let row = &row[start..];
+        if row.len() >= LANES {
+            return N::load(s, row);
+        }
+        let mut lanes = [0.0; LANES];
+        lanes.iter_mut().zip(row).for_each(|(lane, w)| *lane = w.to_f32());
+        s.load(&lanes)
+    }
+}
+
+impl Weight for Q8Block {
+    const WEIGHTS: usize = Q8Block::WEIGHTS;
+
+    /// The quants of a block times x are summed before the scale comes in.
+    #[inline(always)]
+    fn dot_rows<S: Simd, const R: usize>(s: S, rows: [&[Q8Block]; R], x: &[f32]) -> [f32; R] {
+        let mut sums = [s.splat(0.0); R];
+        let blocks = rows[0].len();
+        let rows = rows.map(|row| &row[..blocks]);
+        for (i, x) in x.chunks(Q8Block::WEIGHTS).enumerate() {
+            let xs: [S::V; Q8Block::WEIGHTS / LANES] = std::array::from_fn(|j| match x.len() {
+                Q8Block::WEIGHTS => s.load(&x[j * LANES..]),
+                len => s.load_some(&x[len.min(j * LANES)..]),
+            });
+            for (row, sum) in rows.iter().zip(&mut sums) {
+                let block = &row[i];
+                let product = |j: usize, sum| s.fma(s.load_i8(&block.quants[j * LANES..]), xs[j], sum);
+                let first = s.mul(s.load_i8(&block.quants), xs[0]);
+                *sum = s.fma(s.splat_f16(block.scale), product(3, product(2, product(1, first))), *sum);
+            }
+        }
+        sums.map(|sum| s.sum(sum))
+    }
+
+    #[inline(always)]
+    fn eight<S: Simd>(s: S, row: &[Q8Block], start: usize) -> S::V {
+        let block = &row[start / Q8Block::WEIGHTS];
+        s.mul(s.splat_f16(block.scale), s.load_i8(&block.quants[start % Q8Block::WEIGHTS..]))
+    }
+}
+
+/// Rows of a piece of a matrix-vector product: some 64 Ki weights, a multiple of the rows that go together.
+fn gemv_rows(inputs: usize) -> usize {
+    ((1 << 16) / inputs.max(1)).clamp(ROWS, 128).next_multiple_of(ROWS)
+}
+
+/// Rows that go together.
+const ROWS: usize = 4;
 
 /// y [out] = W x, x [in].
 pub(crate) fn gemv(weight: &Matrix, x: &[f32], y: &mut [f32]) {
@@ -59,14 +146,16 @@ pub(crate) fn gemv(weight: &Matrix, x: &[f32], y: &mut [f32]) {
         Values::F32(w) => gemv_of(w, x, y),
         Values::Bf16(w) => gemv_of(w, x, y),
         Values::F16(w) => gemv_of(w, x, y),
+        Values::Q8(w) => gemv_of(w, x, y),
     }
 }
 
 fn gemv_of<W: Weight>(weight: &[W], x: &[f32], y: &mut [f32]) {
-    let work = weight.len();
-    par::for_each_chunk(y, GEMV_ROWS, work, |i, y| {
-        let first = i * GEMV_ROWS * x.len();
-        dispatch(Gemv { rows: &weight[first..first + y.len() * x.len()], x, y });
+    let (work, items) = (y.len() * x.len(), x.len().div_ceil(W::WEIGHTS));
+    let rows = gemv_rows(x.len());
+    par::for_each_chunk(y, rows, work, |i, y| {
+        let first = i * rows * items;
+        dispatch(Gemv { rows: &weight[first..first + y.len() * items], x, y });
     });
 }
 
@@ -76,60 +165,30 @@ struct Gemv<'a, W> {
     y: &'a mut [f32],
 }
 
-/// R rows at once: their sums are independent, which hides the latency of the multiply-adds, and x is loaded once for all.
-#[inline(always)]
-fn dot_rows<S: Simd, W: Weight, const R: usize>(s: S, rows: [&[W]; R], x: &[f32]) -> [f32; R] {
-    let (n, body) = (x.len(), x.len() - x.len() % (2 * LANES));
-    let rows = rows.map(|r| &r[..n]);
-    let mut sums = [[s.splat(0.0); 2]; R];
-    let mut i = 0;
-    while i < body {
-        let x = [s.load(&x[i..]), s.load(&x[i + LANES..])];
-        for r in 0..R {
-            sums[r][0] = s.fma(W::load(s, &rows[r][i..]), x[0], sums[r][0]);
-            sums[r][1] = s.fma(W::load(s, &rows[r][i + LANES..]), x[1], sums[r][1]);
-        }
-        i += 2 * LANES;
-    }
-    let mut out = [0.0; R];
-    for r in 0..R {
-        out[r] = s.sum(s.add(sums[r][0], sums[r][1]));
-        for (w, x) in rows[r][body..].iter().zip(&x[body..]) {
-            out[r] += w.to_f32() * x;
-        }
-    }
-    out
-}
-
 impl<W: Weight> Kernel for Gemv<'_, W> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        const R: usize = 4;
-        let n = self.x.len();
-        if n == 0 {
+        let items = self.x.len().div_ceil(W::WEIGHTS);
+        if items == 0 {
             return self.y.fill(0.0);
         }
-        let mut rows = self.rows.chunks_exact(n);
-        let mut ys = self.y.chunks_exact_mut(R);
+        let mut rows = self.rows.chunks_exact(items);
+        let mut ys = self.y.chunks_exact_mut(ROWS);
         for y in &mut ys {
             let four = std::array::from_fn(|_| rows.next().unwrap_or(&[]));
-            y.copy_from_slice(&dot_rows::<S, W, R>(s, four, self.x));
+            y.copy_from_slice(&W::dot_rows::<S, ROWS>(s, four, self.x));
         }
         for (y, row) in ys.into_remainder().iter_mut().zip(rows) {
-            *y = dot_rows(s, [row], self.x)[0];
+            *y = W::dot_rows(s, [row], self.x)[0];
         }
     }
 }
 
-/// Tokens of a piece of work: enough tiles to reuse a panel while it is in L1, few enough that two threads share the work evenly.
-fn piece(tokens: usize) -> usize {
-    if tokens < 128 { 4 * TILE } else { 8 * TILE }
-}
-/// Inputs taken at a time: that part of a panel (32 KiB) stays in L1.
-const DEPTH: usize = 512;
-/// Inputs packed at a time: a cache line of bf16.
-const PACKED: usize = 32;
+/// Tokens of a piece of work: enough tiles to reuse a panel while it is in L1, few enough that threads share the 128 of a chunk evenly.
+const PIECE: usize = 16;
+/// Inputs taken at a time: that part of a panel and of the tokens (16 KiB each) stays in L1.
+const DEPTH: usize = 256;
 /// Weights packed at a time (1 MiB of f32): they stay in L2 and L3 while all tokens pass.
 const GROUP: usize = 1 << 18;
 
@@ -139,6 +198,7 @@ pub(crate) fn gemm(weight: &Matrix, xs: &[f32], ys: &mut [f32]) {
         Values::F32(w) => gemm_of(w, weight.cols(), xs, ys),
         Values::Bf16(w) => gemm_of(w, weight.cols(), xs, ys),
         Values::F16(w) => gemm_of(w, weight.cols(), xs, ys),
+        Values::Q8(w) => gemm_of(w, weight.cols(), xs, ys),
     }
 }
 
@@ -147,31 +207,31 @@ fn gemm_of<W: Weight>(weight: &[W], inputs: usize, xs: &[f32], ys: &mut [f32]) {
     if inputs == 0 {
         return;
     }
-    let (outputs, tokens) = (weight.len() / inputs, xs.len() / inputs);
+    let items = inputs.div_ceil(W::WEIGHTS);
+    let (outputs, tokens) = (weight.len() / items, xs.len() / inputs);
     let group = (GROUP / (inputs * PANEL)).max(1) * PANEL;
-    let piece = piece(tokens);
     let mut packed = vec![0.0; group.min(outputs.next_multiple_of(PANEL)) * inputs];
     for first in (0..outputs).step_by(group) {
         let count = group.min(outputs - first);
         let packed = &mut packed[..count.next_multiple_of(PANEL) * inputs];
-        let rows = &weight[first * inputs..(first + count) * inputs];
-        // Packing an element takes about as long as two vectors of multiply-adds.
-        par::for_each_chunk(packed, PANEL * inputs, 2 * rows.len(), |p, panel| {
-            let first = p * PANEL * inputs;
-            dispatch(Pack { rows: &rows[first..rows.len().min(first + PANEL * inputs)], inputs, panel });
+        let rows = &weight[first * items..(first + count) * items];
+        par::for_each_chunk(packed, PANEL * inputs, count * inputs, |p, panel| {
+            let first = p * PANEL * items;
+            dispatch(Pack { rows: &rows[first..rows.len().min(first + PANEL * items)], items, panel });
         });
         let packed = &*packed;
-        par::for_each_chunk(ys, piece * outputs, tokens * rows.len() / LANES, |i, ys| {
-            let xs = &xs[i * piece * inputs..][..ys.len() / outputs * inputs];
+        par::for_each_chunk(ys, PIECE * outputs, tokens * count * inputs / LANES, |i, ys| {
+            let xs = &xs[i * PIECE * inputs..][..ys.len() / outputs * inputs];
             dispatch(Gemm { packed, xs, ys, inputs, outputs, first, count });
         });
     }
 }
 
-/// Turns up to 16 rows [rows, in] into a panel [in, 16]; the columns of missing rows are left as they are, and never used.
+/// Turns up to 16 rows [rows, in] into a panel [in, 16], the columns of missing rows 0.
 struct Pack<'a, W> {
     rows: &'a [W],
-    inputs: usize,
+    /// Of a row.
+    items: usize,
     panel: &'a mut [f32],
 }
 
@@ -179,21 +239,14 @@ impl<W: Weight> Kernel for Pack<'_, W> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        // A block of inputs of all rows at a time: what is written stays in L1, and lines of rows that fall on one set are read once.
-        for (block, panel) in self.panel.chunks_mut(PACKED * PANEL).enumerate() {
-            let count = panel.len() / PANEL;
-            for (r, row) in self.rows.chunks_exact(self.inputs).enumerate() {
-                let row = &row[block * PACKED..][..count];
-                for (row, panel) in row.chunks(LANES).zip(panel.chunks_mut(LANES * PANEL)) {
-                    let mut unpacked = [0.0; LANES];
-                    if row.len() == LANES {
-                        s.store(W::load(s, row), &mut unpacked);
-                    } else {
-                        unpacked.iter_mut().zip(row).for_each(|(x, w)| *x = w.to_f32());
-                    }
-                    for (column, x) in panel.chunks_exact_mut(PANEL).zip(unpacked) {
-                        column[r] = x;
-                    }
+        let row = |r: usize| self.rows.get(r * self.items..(r + 1) * self.items);
+        // Squares of eight rows and eight inputs.
+        for (i, panel) in self.panel.chunks_mut(LANES * PANEL).enumerate() {
+            for first in [0, LANES] {
+                let square =
+                    std::array::from_fn(|r| row(first + r).map_or(s.splat(0.0), |row| W::eight(s, row, i * LANES)));
+                for (column, weights) in panel.chunks_exact_mut(PANEL).zip(s.transpose(square)) {
+                    s.store(weights, &mut column[first..]);
                 }
             }
         }

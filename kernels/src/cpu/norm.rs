@@ -1,15 +1,27 @@
 //! CPU twin of [`crate::norm`].
 
+use std::ops::Range;
+
 use crate::{
     cpu::{
         simd::{Kernel, LANES, Simd, dispatch},
         vector::{dot, sigmoid, sum},
     },
     norm::{Gated, Order},
+    par,
 };
 
+/// Numbers of a piece of work, at least.
+const PIECE: usize = 1 << 12;
+
+/// Calls `f` with pieces of whole rows of `width`, and where they lie in `out`.
+fn by_rows(out: &mut [f32], width: usize, f: impl Fn(Range<usize>, &mut [f32]) + Sync) {
+    let (size, work) = (PIECE.div_ceil(width.max(1)) * width, 2 * out.len());
+    par::for_each_chunk(out, size, work, |i, out| f(i * size..i * size + out.len(), out));
+}
+
 pub(crate) fn rms_norm(xs: &[f32], weight: &[f32], eps: f32, ys: &mut [f32]) {
-    dispatch(RmsNorm { xs, weight, eps, ys });
+    by_rows(ys, weight.len(), |own, ys| dispatch(RmsNorm { xs: &xs[own], weight, eps, ys }));
 }
 
 struct RmsNorm<'a> {
@@ -39,7 +51,7 @@ impl Kernel for RmsNorm<'_> {
 }
 
 pub(crate) fn layer_norm(xs: &[f32], weight: &[f32], bias: Option<&[f32]>, eps: f32, out: &mut [f32]) {
-    dispatch(LayerNorm { xs, weight, bias, eps, out });
+    by_rows(out, weight.len(), |own, out| dispatch(LayerNorm { xs: &xs[own], weight, bias, eps, out }));
 }
 
 struct LayerNorm<'a> {
@@ -96,7 +108,16 @@ impl Kernel for L2<'_> {
 }
 
 pub(crate) fn gated(arguments: Gated, out: &mut [f32], scale_out: Option<&mut [f32]>) {
-    dispatch(GatedNorm { arguments, out, scale_out });
+    let (width, groups, work) = (arguments.weight.len(), arguments.groups, 6 * out.len());
+    let rows = PIECE.div_ceil(width);
+    let mut scales = scale_out.map(|scales| scales.chunks_mut(rows * groups));
+    let pieces = out.chunks_mut(rows * width).enumerate();
+    let pieces: Vec<_> = pieces.map(|(i, out)| (i, out, scales.as_mut().and_then(Iterator::next))).collect();
+    par::for_each(pieces.into_iter(), work, |(i, out, scale_out)| {
+        let own = i * rows * width..i * rows * width + out.len();
+        let arguments = Gated { ys: &arguments.ys[own.clone()], zs: &arguments.zs[own], ..arguments };
+        dispatch(GatedNorm { arguments, out, scale_out });
+    });
 }
 
 struct GatedNorm<'a> {

@@ -1,10 +1,12 @@
 //! CPU twin of [`crate::selective_scan`].
 
+use std::f32::consts::LOG2_E;
+
 use crate::{
     SelectiveScan,
     cpu::{
         simd::{Kernel, LANES, Simd, dispatch},
-        vector::exp,
+        vector::exp2,
     },
     par,
 };
@@ -12,13 +14,16 @@ use crate::{
 /// Channels of a piece of work: states of a piece stay in L1.
 const PIECE: usize = 64;
 
-/// An exponential in units of multiply-adds.
-const EXP: usize = 12;
+/// Tokens whose outputs are copied into place together.
+const COPIED: usize = 16;
+
+/// Eight elements of a state in units of multiply-adds: an exponential, above all.
+const EIGHT: usize = 64;
 
 pub(crate) fn forward(scan: &SelectiveScan, state: &mut [f32], y: Option<&mut [f32]>, state_norm: Option<&mut [f32]>) {
     let (channels, tokens) = (scan.channels(), scan.x.len() / scan.channels());
     let n = scan.state_dim();
-    let work = tokens * channels * n.div_ceil(LANES) * EXP;
+    let work = tokens * channels * n.div_ceil(LANES) * EIGHT;
     // Pieces own columns of y, which are no slices of it: each works on a strip [T, its channels], copied into place at the end.
     let strip = |wanted: bool| vec![0.0; if wanted { tokens * channels } else { 0 }];
     let (mut y_strips, mut norm_strips) = (strip(y.is_some()), strip(state_norm.is_some()));
@@ -35,12 +40,16 @@ pub(crate) fn forward(scan: &SelectiveScan, state: &mut [f32], y: Option<&mut [f
     });
     for (out, strips) in [(y, y_strips), (state_norm, norm_strips)] {
         let Some(out) = out else { continue };
-        for (i, strip) in strips.chunks(size).enumerate() {
-            let width = strip.len() / tokens;
-            for (row, part) in out.chunks_exact_mut(channels).zip(strip.chunks_exact(width)) {
-                row[i * PIECE..][..width].copy_from_slice(part);
+        let work = out.len();
+        par::for_each_chunk(out, COPIED * channels, work, |first, rows| {
+            for (i, strip) in strips.chunks(size).enumerate() {
+                let width = strip.len() / tokens;
+                let parts = strip.chunks_exact(width).skip(first * COPIED);
+                for (row, part) in rows.chunks_exact_mut(channels).zip(parts) {
+                    row[i * PIECE..][..width].copy_from_slice(part);
+                }
             }
-        }
+        });
     }
 }
 
@@ -68,12 +77,12 @@ impl Kernel for Scan<'_> {
             let delta = &scan.delta[t * channels + first..][..width];
             let x = &scan.x[t * channels + first..][..width];
             for (i, (h, a)) in state.chunks_exact_mut(n).zip(a.chunks_exact(n)).enumerate() {
-                let (step, write) = (s.splat(delta[i]), s.splat(delta[i] * x[i]));
+                let (step, write) = (s.splat(delta[i] * LOG2_E), s.splat(delta[i] * x[i]));
                 let (mut sum, mut square) = (s.splat(0.0), s.splat(0.0));
                 for (((h, a), b), c) in
                     h.chunks_mut(LANES).zip(a.chunks(LANES)).zip(b.chunks(LANES)).zip(c.chunks(LANES))
                 {
-                    let decay = exp(s, s.mul(step, s.load_some(a)));
+                    let decay = exp2(s, s.mul(step, s.load_some(a)));
                     let next = s.fma(decay, s.load_some(h), s.mul(write, s.load_some(b)));
                     s.store_some(next, h);
                     sum = s.fma(s.load_some(c), next, sum);

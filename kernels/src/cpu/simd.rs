@@ -19,6 +19,10 @@ pub(crate) trait Simd: Copy {
     fn load(self, xs: &[f32]) -> Self::V;
     fn load_bf16(self, xs: &[bf16]) -> Self::V;
     fn load_f16(self, xs: &[f16]) -> Self::V;
+    fn load_i8(self, xs: &[i8]) -> Self::V;
+    fn splat_f16(self, x: f16) -> Self::V;
+    /// The rows of an 8 × 8 square as its columns.
+    fn transpose(self, rows: [Self::V; LANES]) -> [Self::V; LANES];
     /// Writes the first eight elements; panics when there are fewer.
     fn store(self, v: Self::V, xs: &mut [f32]);
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
@@ -116,6 +120,18 @@ impl Simd for Portable {
     #[inline(always)]
     fn load_f16(self, xs: &[f16]) -> Self::V {
         lanes(|i| xs[i].to_f32())
+    }
+    #[inline(always)]
+    fn load_i8(self, xs: &[i8]) -> Self::V {
+        lanes(|i| f32::from(xs[i]))
+    }
+    #[inline(always)]
+    fn splat_f16(self, x: f16) -> Self::V {
+        [x.to_f32(); LANES]
+    }
+    #[inline(always)]
+    fn transpose(self, rows: [Self::V; LANES]) -> [Self::V; LANES] {
+        std::array::from_fn(|i| lanes(|j| rows[j][i]))
     }
     #[inline(always)]
     fn store(self, v: Self::V, xs: &mut [f32]) {
@@ -222,6 +238,45 @@ mod avx2 {
             let xs = &xs[..LANES];
             // SAFETY: sixteen bytes are readable at `xs`, unaligned; f16 is transparent over u16.
             unsafe { _mm256_cvtph_ps(_mm_loadu_si128(xs.as_ptr().cast())) }
+        }
+        #[inline(always)]
+        fn load_i8(self, xs: &[i8]) -> __m256 {
+            let xs = &xs[..LANES];
+            // SAFETY: eight bytes are readable at `xs`, unaligned.
+            unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(xs.as_ptr().cast()))) }
+        }
+        #[inline(always)]
+        fn splat_f16(self, x: f16) -> __m256 {
+            // SAFETY: see above.
+            unsafe { _mm256_cvtph_ps(_mm_set1_epi16(x.to_bits() as i16)) }
+        }
+        #[inline(always)]
+        fn transpose(self, rows: [__m256; LANES]) -> [__m256; LANES] {
+            let [a, b, c, d, e, f, g, h] = rows;
+            // SAFETY: see above. Pairs of rows, then of pairs, within the halves of the vectors; then the halves change places.
+            unsafe {
+                let quad = |a, b, c, d| {
+                    let (low, high) = (
+                        [_mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d)],
+                        [_mm256_unpackhi_ps(a, b), _mm256_unpackhi_ps(c, d)],
+                    );
+                    [
+                        _mm256_shuffle_ps::<0x44>(low[0], low[1]),
+                        _mm256_shuffle_ps::<0xee>(low[0], low[1]),
+                        _mm256_shuffle_ps::<0x44>(high[0], high[1]),
+                        _mm256_shuffle_ps::<0xee>(high[0], high[1]),
+                    ]
+                };
+                let (top, bottom) = (quad(a, b, c, d), quad(e, f, g, h));
+                std::array::from_fn(|i| {
+                    let (top, bottom) = (top[i % 4], bottom[i % 4]);
+                    if i < 4 {
+                        _mm256_permute2f128_ps::<0x20>(top, bottom)
+                    } else {
+                        _mm256_permute2f128_ps::<0x31>(top, bottom)
+                    }
+                })
+            }
         }
         #[inline(always)]
         fn store(self, v: __m256, xs: &mut [f32]) {

@@ -12,10 +12,12 @@ use crate::{
 
 /// Tokens of a chunk.
 const CHUNK: usize = 64;
+/// Tokens whose outputs are copied into place together.
+const COPIED: usize = 16;
 
-/// Multiply-adds of the recurrence for T tokens, in vectors.
+/// Work of the recurrence for T tokens: it reads and writes the state.
 fn recurrence_work(ssd: &Ssd) -> usize {
-    3 * ssd.x.len() * ssd.state_dim / LANES
+    2 * ssd.x.len() * ssd.state_dim
 }
 
 /// One token: y [H, P].
@@ -160,14 +162,17 @@ pub(crate) fn chunked(ssd: &Ssd, state: &mut [f32], y: &mut [f32]) {
     let shared = &shared;
 
     // A head owns columns of y, which are no slice of it: it works on a strip [T, P], copied into place at the end.
-    let mut strips = vec![0.0; y.len()];
+    let (mut strips, y_len) = (vec![0.0; y.len()], y.len());
     let work = tokens * ssd.heads * (2 * size + CHUNK / 2 * ssd.head_dim) / LANES;
     let heads = state.chunks_mut(size).zip(strips.chunks_mut(tokens * ssd.head_dim)).enumerate();
     par::for_each(heads, work, |(head, (state, y))| dispatch(Chunked { ssd, head, shared, state, y }));
-    for (i, y) in y.chunks_exact_mut(ssd.head_dim).enumerate() {
-        let (t, head) = (i / ssd.heads, i % ssd.heads);
-        y.copy_from_slice(&strips[(head * tokens + t) * ssd.head_dim..][..ssd.head_dim]);
-    }
+    let row = ssd.heads * ssd.head_dim;
+    par::for_each_chunk(y, COPIED * row, y_len, |i, y| {
+        for (j, y) in y.chunks_exact_mut(ssd.head_dim).enumerate() {
+            let (t, head) = (i * COPIED + j / ssd.heads, j % ssd.heads);
+            y.copy_from_slice(&strips[(head * tokens + t) * ssd.head_dim..][..ssd.head_dim]);
+        }
+    });
 }
 
 /// Of one chunk and group: Cᵀ [N, 64] and the products [s, t] = B_s·C_t [64, 64].

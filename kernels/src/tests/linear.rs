@@ -10,7 +10,7 @@ fn equals_the_reference() {
     on_each_set(|| {
         let mut rng = Rng::new(1);
         for (outputs, inputs) in [(1, 1), (3, 5), (4, 7), (16, 16), (17, 33), (133, 70), (300, 256)] {
-            for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
+            for dtype in Dtype::ALL {
                 let w = matrix(&mut rng, outputs, inputs, dtype);
                 let bias = rng.vec(outputs);
                 for tokens in [1, 2, 3, 4, 5, 6, 7, 13, 24, 25, 65] {

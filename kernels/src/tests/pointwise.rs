@@ -1,5 +1,14 @@
 use super::*;
-use crate::{activation::*, conv, norm::*, *};
+use crate::{
+    activation::*,
+    conv,
+    cpu::{
+        simd::{Kernel, LANES, Simd, dispatch},
+        vector,
+    },
+    norm::*,
+    *,
+};
 
 /// Largest error over a sweep of [low, high], as a part of the true value.
 fn worst(low: f64, high: f64, slice: fn(&mut [f32]), truth: fn(f64) -> f64) -> f64 {
@@ -27,6 +36,29 @@ fn exponential_is_right_to_two_ulp() {
         let mut small = [-95.0];
         exp_slice(&mut small);
         assert!((small[0] - 5.52e-42).abs() < 2e-44);
+    });
+}
+
+/// The exponential of the selective scan.
+struct Exp2<'a>(&'a mut [f32]);
+
+impl Kernel for Exp2<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        self.0.chunks_mut(LANES).for_each(|y| s.store_some(vector::exp2(s, s.load_some(y)), y));
+    }
+}
+
+#[test]
+fn powers_of_two_are_right_within_the_normal_range() {
+    on_each_set(|| {
+        let error = worst(-126.0, 127.0, |xs| dispatch(Exp2(xs)), f64::exp2);
+        assert!(error <= 2e-7, "exp2: {error:.2e}");
+        let mut ys = [0.0, -0.0, -1.0, 3.0, -1e4, f32::NEG_INFINITY, f32::MAX, f32::NAN];
+        dispatch(Exp2(&mut ys));
+        assert_eq!(ys[..4], [1.0, 1.0, 0.5, 8.0]);
+        assert!(ys[4] < 1.2e-38 && ys[5] == ys[4] && ys[6] > 1.7e38 && ys[7].is_nan());
     });
 }
 

@@ -1,0 +1,113 @@
+//! Tokens a second that a model reads and makes, without a window, as one JSON line: `cargo bench -p statescope-engine --bench tokens --
+//! --model M [--dtype D] [--threads N] [--prefill 512,4096] [--decode 64] [--depth 0] [--repeat 3] [--limits]`.
+//!
+//! The session is the one that `generate` drives. A list of `--depth` measures how fast tokens are made after texts of those lengths.
+//! `--limits` measures what the machine reads from memory and multiplies instead.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde_json::{Value, json};
+use statescope_engine::open::open_model;
+use statescope_engine::protocol::{ModelSource, TokenId};
+use statescope_engine::sampler::Sampling;
+use statescope_engine::session::{Budgets, Session};
+use statescope_kernels::{limits, set_threads};
+
+/// The value that follows `name` on the command line.
+fn option(name: &str) -> Option<String> {
+    std::env::args().skip_while(|a| a != name).nth(1)
+}
+
+fn number(name: &str, default: usize) -> usize {
+    option(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")))
+}
+
+fn numbers(name: &str) -> Vec<usize> {
+    let text = option(name).unwrap_or_default();
+    let items = text.split(',').filter(|item| !item.is_empty());
+    items.map(|item| item.parse().unwrap_or_else(|_| panic!("{name} is no list of numbers: {text}"))).collect()
+}
+
+fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_unstable_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+fn timed(call: impl FnOnce()) -> f64 {
+    let now = Instant::now();
+    call();
+    now.elapsed().as_secs_f64()
+}
+
+/// Bytes that this process holds now; 0 where the system does not say.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) * 1024
+}
+
+fn main() {
+    set_threads(number("--threads", std::thread::available_parallelism().map_or(1, usize::from)));
+    if std::env::args().any(|a| a == "--limits") {
+        let (bandwidth, rate) = (limits::read_bandwidth(), limits::multiply_adds());
+        println!("{}", json!({ "read_bytes_per_s": bandwidth, "multiply_adds_per_s": rate }));
+        return;
+    }
+    let Some(model) = option("--model") else { return println!("give --model M") };
+    let source: ModelSource = model.parse().unwrap_or_else(|never| match never {});
+    let dtype = option("--dtype").map(|text| text.parse().unwrap_or_else(|error| panic!("{error}")));
+    let loaded = Instant::now();
+    let (model, _, info) = open_model(&source, dtype, |_| true).unwrap_or_else(|error| panic!("{error}"));
+    let load = loaded.elapsed().as_secs_f64();
+    let tokens = |count: usize| -> Vec<TokenId> {
+        (0..count).map(|i| ((i * 7919 + i * i * 31 + 13) % info.vocab_size) as TokenId).collect()
+    };
+    let mut session = Session::new(Arc::new(model), None, Budgets { tape_bytes: 64 << 20, snapshot_bytes: 0 });
+    let repeats = number("--repeat", 3);
+    let rate = |count: usize, seconds: f64| (count as f64 / seconds * 100.0).round() / 100.0;
+
+    // The weights come into memory before anything counts.
+    session.start(&tokens(2)).expect("two tokens can be read");
+    session.read_all();
+    let prefill: Vec<Value> = numbers("--prefill")
+        .into_iter()
+        .map(|count| {
+            let read = |session: &mut Session| {
+                session.start(&tokens(count)).unwrap_or_else(|error| panic!("{error}"));
+                session.read_all();
+            };
+            let seconds = median((0..repeats).map(|_| timed(|| read(&mut session))).collect());
+            json!({ "tokens": count, "tokens_per_s": rate(count, seconds) })
+        })
+        .collect();
+
+    let greedy = Sampling { temperature: 0.0, top_k: None, top_p: None, seed: 0 };
+    let (count, depths) = (number("--decode", 0), numbers("--depth"));
+    let depths = if depths.is_empty() { vec![0] } else { depths };
+    let decode: Vec<Value> = depths
+        .into_iter()
+        .filter(|_| count > 0)
+        .map(|depth| {
+            session.start(&tokens(depth + 1)).unwrap_or_else(|error| panic!("{error}"));
+            session.read_all();
+            let make = |session: &mut Session| {
+                for _ in 0..count {
+                    session.extend(&greedy).unwrap_or_else(|error| panic!("{error}"));
+                    session.read_all();
+                }
+            };
+            let seconds = median((0..repeats).map(|_| timed(|| make(&mut session))).collect());
+            json!({ "after": depth, "tokens_per_s": rate(count, seconds), "resident_bytes": resident() })
+        })
+        .collect();
+    // The embedding is looked up, and the head asked for the last token alone.
+    let vocabulary = (info.vocab_size * info.hidden_size) as u64;
+    let multiplied = info.parameters - vocabulary * if info.tied_embeddings { 1 } else { 2 };
+    let line = json!({
+        "model": info.name, "dtype": info.dtype.to_string(), "threads": statescope_engine::threads(), "load_s": load,
+        "parameters": info.parameters, "weights_bytes": info.weights_bytes, "state_bytes": info.state_bytes,
+        "multiply_adds_per_token": multiplied, "prefill": prefill, "decode": decode,
+    });
+    println!("{line}");
+}
