@@ -13,7 +13,9 @@ pub enum Action {
     // Model
     Load(ModelSource),
     OpenFolder,
-    OpenedFolder(PathBuf),
+    OpenFile,
+    /// A folder or a file that was chosen.
+    Opened(PathBuf),
     CancelLoading,
     // Run
     /// Reads the prompt afresh if it changed since it was last read, then makes tokens.

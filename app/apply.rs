@@ -31,11 +31,11 @@ impl App {
     pub(crate) fn act(&mut self, ctx: &egui::Context, action: Action) {
         match action {
             Action::Load(source) => self.load(source),
-            Action::OpenFolder => {
+            Action::OpenFolder | Action::OpenFile => {
                 let start = self.settings.recent.first().and_then(|p| p.parent()).map(Into::into);
-                dialog::open_folder(ctx, &self.answers.0, start);
+                dialog::open_model(ctx, &self.answers.0, start, action == Action::OpenFile);
             }
-            Action::OpenedFolder(folder) => self.load(ModelSource::Path(folder)),
+            Action::Opened(path) => self.load(ModelSource::Path(path)),
             Action::CancelLoading => {
                 self.engine.cancel_loading();
                 self.store.loading = None;

@@ -109,6 +109,7 @@ pub fn table() -> Vec<Entry> {
             Some(Action::SetTimeAxis(TimeAxis::Window(a.min(b) as f64..a.max(b) as f64 + 1.0)))
         }),
         ("Model", "Open a folder", "Ctrl+O", Some((CTRL, Key::O)), |_| Some(Action::OpenFolder)),
+        ("Model", "Open a GGUF file", "", None, |_| Some(Action::OpenFile)),
         ("Model", "Cancel loading", "", None, |now| now.store.loading.as_ref().map(|_| Action::CancelLoading)),
         ("Window", "Commands", "Ctrl+K", Some((CTRL, Key::K)), |_| Some(Action::ToggleCommands)),
         ("Window", "Keys and help", "F1", Some((NONE, Key::F1)), |_| Some(Action::ToggleHelp)),

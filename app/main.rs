@@ -14,7 +14,7 @@ use statescope_engine::protocol::{Dtype, ModelSource};
 struct Arguments {
     #[command(subcommand)]
     verb: Option<cli::Verb>,
-    /// builtin:NAME, or a folder with config.json and *.safetensors
+    /// builtin:NAME, a folder with config.json and *.safetensors, or a GGUF file
     #[arg(long, value_name = "M")]
     model: Option<ModelSource>,
     /// How to draw [default: wgpu with a graphics processor, else glow]

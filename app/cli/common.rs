@@ -14,7 +14,7 @@ use statescope_engine::sampler;
 /// Which model, where and in what precision.
 #[derive(Debug, clap::Args)]
 pub struct Common {
-    /// builtin:NAME, or a folder with config.json and *.safetensors
+    /// builtin:NAME, a folder with config.json and *.safetensors, or a GGUF file
     #[arg(long, value_name = "M")]
     pub model: ModelSource,
     /// Where to compute
@@ -53,7 +53,7 @@ impl Common {
     /// Checks the device and sets the threads, for verbs that let the engine open the model.
     pub fn prepare(&self) -> Result<()> {
         if self.model == ModelSource::Path(PathBuf::new()) {
-            bail!("--model is empty: give builtin:NAME, or a folder with config.json and *.safetensors");
+            bail!("--model is empty: give builtin:NAME, a folder with config.json and *.safetensors, or a GGUF file");
         }
         if matches!(self.device, Device::Cuda) {
             bail!("this build has no CUDA support: leave out --device cuda, every model runs on the CPU");

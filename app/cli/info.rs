@@ -34,6 +34,7 @@ fn describe(info: &ModelInfo) -> Value {
     json!({
         "model": info.source.to_string(),
         "name": info.name,
+        "format": info.format,
         "model_type": info.model_type,
         "parameters": info.parameters,
         "dtype": info.dtype.to_string(),
@@ -99,6 +100,7 @@ fn print(info: &ModelInfo, out: &mut impl Write) -> Result<()> {
         ("architecture", info.model_type.clone()),
         ("layers", info.layers.len().to_string()),
         ("parameters", format!("{} ({})", info.parameters, count(info.parameters))),
+        ("format", info.format.clone()),
         ("weights", format!("{}, {}", bytes(info.weights_bytes), info.dtype)),
         ("state", format!("{} whatever the length of the text", bytes(info.state_bytes))),
         ("KV cache", cache(info)),

@@ -57,6 +57,10 @@ fn models(ui: &mut Ui, cx: &ViewContext<'_>, actions: &mut Vec<Action>) {
             actions.push(Action::OpenFolder);
             ui.close();
         }
+        if ui.button("Open GGUF file…").clicked() {
+            actions.push(Action::OpenFile);
+            ui.close();
+        }
         if !cx.settings.recent.is_empty() {
             caption(ui, cx.theme, "Recent");
         }

@@ -283,6 +283,7 @@ mod tests {
         let model = ModelInfo {
             source: ModelSource::Builtin("hybrid".into()),
             name: "hybrid".into(),
+            format: "safetensors".into(),
             model_type: "hybrid".into(),
             layers: vec![
                 layer(&[MixerKind::FeedForward]),

@@ -28,6 +28,7 @@ pub fn open_model(
     let info = ModelInfo {
         source: source.clone(),
         name: opened.name,
+        format: opened.format,
         model_type: model.spec().model_type.clone(),
         hidden_size: model.spec().hidden_size,
         vocab_size: model.spec().vocab_size,

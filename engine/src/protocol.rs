@@ -162,6 +162,8 @@ pub struct ModelInfo {
     pub source: ModelSource,
     /// Short name: the built-in's, or the folder's.
     pub name: String,
+    /// The format of the weights, for people: `safetensors`, `GGUF, Q4_K, F32` and so on.
+    pub format: String,
     /// `model_type` of config.json.
     pub model_type: String,
     pub layers: Vec<LayerInfo>,

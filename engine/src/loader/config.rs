@@ -69,7 +69,15 @@ pub fn parse(text: &str, file: &str) -> Result<ModelSpec, LoadError> {
     let text = json_from_python(text.trim_start_matches('\u{feff}'));
     let value: Value =
         serde_json::from_str(&text).map_err(|source| LoadError::Json { file: file.to_owned(), source })?;
-    spec(&value).map_err(|problem| LoadError::Config { file: file.to_owned(), problem })
+    from_value(&value, file)
+}
+
+/// Reads a config that another format says in the same words; `file` is its name in messages.
+///
+/// # Errors
+/// [`LoadError::Config`].
+pub fn from_value(value: &Value, file: &str) -> Result<ModelSpec, LoadError> {
+    spec(value).map_err(|problem| LoadError::Config { file: file.to_owned(), problem })
 }
 
 /// Reads the text of the params.json beside a `consolidated.safetensors`; `shape` tells the shapes of tensors, which say what it leaves

@@ -9,9 +9,9 @@ use super::config::supported_model_types;
 /// Why a model could not be opened. The message is one sentence that names the file, what was expected and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    #[error("{} does not exist: give a folder with config.json and *.safetensors, or builtin:NAME", path.display())]
+    #[error("{} does not exist: give a folder with config.json and *.safetensors, a *.gguf file, or builtin:NAME", path.display())]
     NoSuchPath { path: PathBuf },
-    #[error("{} is a file: give the folder that holds config.json and *.safetensors instead", path.display())]
+    #[error("{} is a file, but no GGUF: give the folder that holds config.json and *.safetensors instead", path.display())]
     NotAFolder { path: PathBuf },
     #[error("{} has no config.json: give the folder of one model as Hugging Face lays it out", path.display())]
     NoConfig { path: PathBuf },

@@ -6,12 +6,14 @@
 pub mod config;
 mod error;
 mod files;
+pub mod gguf;
 mod keys;
 pub mod names;
 mod pickle;
 mod rope;
 pub mod tokenizer;
 pub mod weights;
+pub mod world;
 
 use std::path::Path;
 
@@ -30,8 +32,10 @@ pub struct Loaded {
     pub weights: Weights,
     /// None for a folder without tokenizer.json: then prompts are token ids.
     pub tokenizer: Option<Tokenizer>,
-    /// Short name: the built-in's, or the folder's.
+    /// Short name: the built-in's, the folder's, or the file's.
     pub name: String,
+    /// The format of the weights, for people.
+    pub format: String,
 }
 
 /// Reads what describes a model, and the headers of its weights. `dtype`: what to hold matrices in; the file's own if none.
@@ -60,11 +64,15 @@ fn open_builtin(name: &str, dtype: Option<Dtype>) -> Result<Loaded, LoadError> {
         weights: Weights::embedded(file("model.safetensors"), model.weights, dtype)?,
         tokenizer: Some(tokenizer(model.tokenizer, file("tokenizer.json"))?),
         name: name.to_owned(),
+        format: "safetensors".to_owned(),
     })
 }
 
 fn open_folder(folder: &Path, dtype: Option<Dtype>) -> Result<Loaded, LoadError> {
     let read = |path: &Path| std::fs::read(path).map_err(|source| LoadError::Read { path: path.to_owned(), source });
+    if folder.is_file() && gguf::is_gguf(folder) {
+        return gguf::open(folder, dtype);
+    }
     if folder.is_file() {
         return Err(LoadError::NotAFolder { path: folder.to_owned() });
     }
@@ -86,9 +94,21 @@ fn open_folder(folder: &Path, dtype: Option<Dtype>) -> Result<Loaded, LoadError>
     let tokenizer_path = folder.join("tokenizer.json");
     let tokenizer = match tokenizer_path.is_file() {
         true => Some(tokenizer(&read(&tokenizer_path)?, tokenizer_path.display().to_string())?),
-        false => None,
+        false => world_vocabulary(folder)?,
     };
-    Ok(Loaded { spec, weights, tokenizer, name: folder_name(folder) })
+    let format = weights.format().to_owned();
+    Ok(Loaded { spec, weights, tokenizer, name: folder_name(folder), format })
+}
+
+/// RWKV's vocabulary, which has a file of its own kind.
+fn world_vocabulary(folder: &Path) -> Result<Option<Tokenizer>, LoadError> {
+    let Some(path) = world::FILES.iter().map(|file| folder.join(file)).find(|path| path.is_file()) else {
+        return Ok(None);
+    };
+    let text = std::fs::read(&path).map_err(|source| LoadError::Read { path: path.clone(), source })?;
+    let broken = |problem: String| LoadError::Tokenizer { file: path.display().to_string(), problem };
+    let text = String::from_utf8(text).map_err(|error| broken(error.to_string()))?;
+    world::World::from_file(&text).map(|world| Some(Tokenizer::from_world(world))).map_err(broken)
 }
 
 fn tokenizer(bytes: &[u8], file: String) -> Result<Tokenizer, LoadError> {
@@ -102,5 +122,7 @@ fn folder_name(folder: &Path) -> String {
     last(folder).or_else(real).unwrap_or_else(|| folder.display().to_string())
 }
 
+#[cfg(test)]
+mod hostile;
 #[cfg(test)]
 mod tests;

@@ -42,6 +42,8 @@ pub struct Names {
     pub renames: &'static [(&'static str, &'static str)],
     /// Whether the matrices of a layer are stored `[in, out]`.
     pub transposed: bool,
+    /// Whether what stands for `A_log` is A = −exp(A_log) already.
+    pub holds_rates: bool,
 }
 
 impl Names {
@@ -96,7 +98,7 @@ impl Names {
     }
 }
 
-const LLAMA: Names = Names {
+pub const LLAMA: Names = Names {
     embeddings: "model.embed_tokens.weight",
     positions: "",
     final_norm: "model.norm",
@@ -115,6 +117,7 @@ const LLAMA: Names = Names {
     beside_shared: "",
     renames: &[],
     transposed: false,
+    holds_rates: false,
 };
 
 /// `mamba`, `mamba2`, `falcon_mamba` and the original state-spaces files (their `embedding` is read under its newer name).

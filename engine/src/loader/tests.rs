@@ -30,8 +30,8 @@ fn every_golden_folder_opens() {
 #[test]
 fn paths_that_are_no_model() {
     let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("model.gguf");
-    fs::write(&file, "GGUF").unwrap();
+    let file = folder.path().join("model.txt");
+    fs::write(&file, "text").unwrap();
     assert!(refusal(&file).contains("is a file"));
     assert!(refusal(&folder.path().join("nothing")).contains("does not exist"));
     assert!(refusal(folder.path()).contains("no config.json"));

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use serde_json::Value;
 use tokenizers::tokenizer::Tokenizer as HfTokenizer;
 
+use super::world::World;
 use crate::protocol::TokenId;
 
 /// Ids beyond this are taken for damage; the largest vocabularies have 2^18 entries.
@@ -25,11 +26,19 @@ pub enum TokenizerError {
 
 /// A tokenizer and the bytes of each of its tokens.
 pub struct Tokenizer {
-    inner: HfTokenizer,
+    inner: Inner,
     /// Indexed by token id; an id that the vocabulary skips stands for no bytes.
     pieces: Vec<Piece>,
     /// The decoder removes the space that the first word of a text was given.
     strips_first_space: bool,
+}
+
+/// What turns text into ids.
+enum Inner {
+    /// A tokenizer.json, or what says the same.
+    HuggingFace(Box<HfTokenizer>),
+    /// RWKV's vocabulary.
+    World(World),
 }
 
 #[derive(Clone, Default)]
@@ -84,7 +93,15 @@ impl Tokenizer {
             (part["type"] == "Strip" && part["content"] == " " && part["start"].as_u64() > Some(0))
                 || (part["type"] == "Metaspace" && part["prepend_scheme"] != "never")
         });
-        Ok(Self { inner, pieces, strips_first_space })
+        Ok(Self { inner: Inner::HuggingFace(Box::new(inner)), pieces, strips_first_space })
+    }
+
+    /// RWKV's world vocabulary; id 0 ends a text.
+    pub fn from_world(world: World) -> Self {
+        let piece = |bytes: &Vec<u8>| Piece { bytes: bytes.as_slice().into(), special: None };
+        let mut pieces: Vec<Piece> = world.pieces().iter().map(piece).collect();
+        pieces[0].special = Some("<|endoftext|>".into());
+        Self { inner: Inner::World(world), pieces, strips_first_space: false }
     }
 
     /// The token ids of a text, with the special tokens that the tokenizer itself puts around one.
@@ -92,7 +109,11 @@ impl Tokenizer {
     /// # Errors
     /// [`TokenizerError::Encode`] where the text has characters that the vocabulary cannot spell and the file forbids that.
     pub fn encode(&self, text: &str) -> Result<Vec<TokenId>, TokenizerError> {
-        let encoding = self.inner.encode_fast(text, true).map_err(|error| TokenizerError::Encode(error.to_string()))?;
+        let inner = match &self.inner {
+            Inner::HuggingFace(inner) => inner,
+            Inner::World(world) => return Ok(world.encode(text)),
+        };
+        let encoding = inner.encode_fast(text, true).map_err(|error| TokenizerError::Encode(error.to_string()))?;
         Ok(encoding.get_ids().to_vec())
     }
 

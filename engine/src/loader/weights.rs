@@ -7,14 +7,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 use half::{bf16, f16};
-use safetensors::{Dtype as StoredDtype, SafeTensors};
+use safetensors::SafeTensors;
 use statescope_kernels::matrix::{Dtype, Elements, Matrix};
 use statescope_kernels::mmap::MappedFile;
 
 use super::error::{LoadError, Shape};
 use super::files::weight_files;
 use super::names::{Names, canonical, is_known_buffer};
-use super::pickle::{self, Located};
+use super::pickle;
+use messages::{closest, explain};
+use stored::{halves, in_halves, squeezed};
+
+mod messages;
+mod stored;
+pub use stored::{Located, Stored};
 
 /// Models from this size on stay in their files.
 const MAPPED_FROM: usize = 1 << 30;
@@ -28,6 +34,8 @@ pub struct Weights {
     entries: HashMap<String, Entry>,
     /// What matrices are converted to; the file's own if none.
     dtype: Option<Dtype>,
+    /// The names of the file's own tensors, where the format has its own, and shapes may differ by ones.
+    own_names: Option<&'static Names>,
 }
 
 /// Bytes of one safetensors file and its name in messages.
@@ -54,10 +62,12 @@ impl Deref for Bytes {
 struct Entry {
     /// Index into `files`.
     file: usize,
-    dtype: StoredDtype,
+    stored: Stored,
     shape: Vec<usize>,
     /// Bytes within the file; checked to lie inside.
     range: Range<usize>,
+    /// Rows of so many heads are stored pair by pair ([`halves`]).
+    paired_heads: Option<usize>,
     /// Read, or ignored on purpose.
     known: AtomicBool,
     /// Bytes in memory of what was read; 0 before.
@@ -77,7 +87,7 @@ impl Weights {
     /// # Errors
     /// No weights, only pickled weights, a missing shard, a damaged file, a tensor that is in two files.
     pub fn open(folder: &Path, dtype: Option<Dtype>) -> Result<Self, LoadError> {
-        let mut weights = Self { files: Vec::new(), entries: HashMap::new(), dtype };
+        let mut weights = Self::empty(dtype);
         for path in weight_files(folder)? {
             let file = MappedFile::open(&path).map_err(|source| LoadError::Read { path: path.clone(), source })?;
             match path.extension().is_some_and(|end| end == "bin") {
@@ -93,9 +103,41 @@ impl Weights {
     /// # Errors
     /// A damaged file.
     pub fn embedded(label: String, bytes: &'static [u8], dtype: Option<Dtype>) -> Result<Self, LoadError> {
-        let mut weights = Self { files: Vec::new(), entries: HashMap::new(), dtype };
+        let mut weights = Self::empty(dtype);
         weights.add(label, Bytes::Embedded(bytes))?;
         Ok(weights)
+    }
+
+    fn empty(dtype: Option<Dtype>) -> Self {
+        Self { files: Vec::new(), entries: HashMap::new(), dtype, own_names: None }
+    }
+
+    /// The given tensors of a file whose format has names of its own. `paired_heads` tells in which of them the rows of so many heads are
+    /// stored pair by pair; that they can be is the caller's promise.
+    ///
+    /// # Errors
+    /// A tensor that is there twice.
+    pub fn located(
+        label: String,
+        file: Arc<MappedFile>,
+        tensors: Vec<Located>,
+        names: &'static Names,
+        paired_heads: impl Fn(&str) -> Option<usize>,
+        dtype: Option<Dtype>,
+    ) -> Result<Self, LoadError> {
+        let mut weights = Self { own_names: Some(names), ..Self::empty(dtype) };
+        for tensor in tensors {
+            let (name, paired_heads) = (tensor.name.clone(), paired_heads(&tensor.name));
+            weights.insert(&label, 0, tensor)?;
+            weights.entries.entry(name).and_modify(|entry| entry.paired_heads = paired_heads);
+        }
+        weights.files.push(WeightFile { label, bytes: Bytes::Mapped(file) });
+        Ok(weights)
+    }
+
+    /// The name map of the file itself, where it has one.
+    pub fn own_names(&self) -> Option<&'static Names> {
+        self.own_names
     }
 
     /// Reads the header of a file. The crate checks that offsets neither overlap nor leave the file, and that they fit the shapes.
@@ -111,7 +153,11 @@ impl Weights {
         for (stored, info) in metadata.tensors() {
             let (start, end) = info.data_offsets;
             let (name, range) = (stored.clone(), data_start + start..data_start + end);
-            self.insert(&label, file, Located { name, dtype: info.dtype, shape: info.shape.clone(), range })?;
+            self.insert(
+                &label,
+                file,
+                Located { name, stored: Stored::Plain(info.dtype), shape: info.shape.clone(), range },
+            )?;
         }
         self.files.push(WeightFile { label, bytes });
         Ok(())
@@ -121,10 +167,7 @@ impl Weights {
     fn add_pickle(&mut self, path: &Path, bytes: MappedFile) -> Result<(), LoadError> {
         let label = path.display().to_string();
         let malformed = |problem: String| LoadError::Malformed { file: label.clone(), problem };
-        if !pickle::is_little_endian(&bytes) {
-            return Err(malformed("it was written on a big-endian machine; convert it to safetensors".to_owned()));
-        }
-        for tensor in pickle::tensors(path, &bytes).map_err(malformed)? {
+        for tensor in pickle::tensors(&bytes).map_err(malformed)? {
             self.insert(&label, self.files.len(), tensor)?;
         }
         self.files.push(WeightFile { label, bytes: Bytes::Mapped(Arc::new(bytes)) });
@@ -132,12 +175,10 @@ impl Weights {
     }
 
     fn insert(&mut self, label: &str, file: usize, tensor: Located) -> Result<(), LoadError> {
-        let Located { name, dtype, shape, range } = tensor;
+        let Located { name, stored, shape, range } = tensor;
         let (known, held) = (AtomicBool::new(false), AtomicUsize::new(0));
-        let Some(other) = self.entries.insert(canonical(&name), Entry { file, dtype, shape, range, known, held })
-        else {
-            return Ok(());
-        };
+        let entry = Entry { file, stored, shape, range, paired_heads: None, known, held };
+        let Some(other) = self.entries.insert(canonical(&name), entry) else { return Ok(()) };
         let first = self.files.get(other.file).map_or_else(|| label.to_owned(), |file| file.label.clone());
         Err(LoadError::DuplicateTensor { tensor: name, first, second: label.to_owned() })
     }
@@ -157,6 +198,11 @@ impl Weights {
     /// Sizes of the tensor `name`, if there is one.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.find(name).map(|entry| entry.shape.as_slice())
+    }
+
+    /// The format of the files, for people.
+    pub fn format(&self) -> &'static str {
+        if self.files.iter().any(|file| file.label.ends_with(".bin")) { "PyTorch pickle" } else { "safetensors" }
     }
 
     /// Bytes of all tensors as they are stored.
@@ -234,21 +280,23 @@ impl Weights {
         turned: bool,
     ) -> Result<Matrix, LoadError> {
         let entry = self.entry(name, shape)?;
-        // A turned matrix is turned before it is converted: the blocks of q8 lie along its own rows.
-        let turn = |matrix: Matrix| if turned { matrix.transposed() } else { matrix };
-        if let Some(matrix) = self.in_its_file(entry, rows, cols).map(turn) {
+        // A matrix is brought in order before it is converted: the blocks of q8 lie along its own rows.
+        let ordered = |matrix: Matrix| {
+            let matrix = if turned { matrix.transposed() } else { matrix };
+            entry.paired_heads.map_or(matrix.clone(), |heads| halves(&matrix, heads))
+        };
+        if let Some(matrix) = self.in_its_file(entry, rows, cols).map(ordered) {
             entry.mark_read(matrix.bytes());
             return Ok(matrix);
         }
-        let mut matrix = Matrix::new(rows, cols, self.elements(entry, name)?).expect("the shape was checked");
+        let elements = self.elements(entry, name, self.dtype_of_blocks())?;
+        let mut matrix = ordered(Matrix::new(rows, cols, elements).expect("the shape was checked"));
         if let Some(dtype) = self.dtype {
             if let Some(index) = matrix.values().first_beyond(dtype) {
                 let (file, tensor, value) = (self.label(entry), name.to_owned(), matrix.values().at(index));
                 return Err(LoadError::DoesNotFit { file, tensor, index, value, dtype });
             }
-            matrix = turn(matrix).to_dtype(dtype);
-        } else {
-            matrix = turn(matrix);
+            matrix = matrix.to_dtype(dtype);
         }
         entry.mark_read(matrix.bytes());
         Ok(matrix)
@@ -258,16 +306,19 @@ impl Weights {
     /// at; one that is not finite shows in the logits.
     fn in_its_file(&self, entry: &Entry, rows: usize, cols: usize) -> Option<Matrix> {
         let Bytes::Mapped(file) = &self.files[entry.file].bytes else { return None };
-        let dtype = match entry.dtype {
-            StoredDtype::F32 => Dtype::F32,
-            StoredDtype::BF16 => Dtype::Bf16,
-            StoredDtype::F16 => Dtype::F16,
-            _ => return None,
-        };
+        let dtype = entry.stored.dtype()?;
         if self.total_bytes() < MAPPED_FROM || self.dtype.is_some_and(|wanted| wanted != dtype) {
             return None;
         }
         Matrix::mapped(rows, cols, dtype, file, entry.range.clone()).ok().flatten()
+    }
+
+    /// What numbers stored in blocks become: what was asked for, else f32, which is exact, or bf16 where that would take 1 GiB and more.
+    fn dtype_of_blocks(&self) -> Dtype {
+        let elements: usize = self.entries.values().map(|entry| entry.shape.iter().product::<usize>()).sum();
+        let exact = if elements < MAPPED_FROM / size_of::<f32>() { Dtype::F32 } else { Dtype::Bf16 };
+        // 8-bit blocks are made of whole matrices, whose rows may not be in order yet.
+        self.dtype.filter(|&dtype| dtype != Dtype::Q8).unwrap_or(exact)
     }
 
     /// The vector `name`, `[len]`, as f32. Errors as [`Weights::matrix`].
@@ -283,9 +334,13 @@ impl Weights {
     /// The tensor `name` of the given shape, row-major, as f32. Errors as [`Weights::matrix`].
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
         let entry = self.entry(name, shape)?;
-        let values = match self.elements(entry, name)? {
+        let values: Vec<f32> = match self.elements(entry, name, Dtype::F32)? {
             Elements::F32(elements) => elements,
             other => Matrix::new(1, shape.iter().product(), other).expect("the shape was checked").to_vec_f32(),
+        };
+        let values = match entry.paired_heads {
+            Some(heads) => in_halves(values.len(), heads).map(|row| values[row]).collect(),
+            None => values,
         };
         entry.mark_read(size_of_val(values.as_slice()));
         Ok(values)
@@ -308,25 +363,20 @@ impl Weights {
 
     fn entry(&self, name: &str, shape: &[usize]) -> Result<&Entry, LoadError> {
         let entry = self.find(name).ok_or_else(|| self.missing(name, Some(shape)))?;
-        if entry.shape == shape {
+        if entry.shape == shape || (self.own_names.is_some() && squeezed(&entry.shape) == squeezed(shape)) {
             return Ok(entry);
         }
         let (expected, found) = (Shape(shape.to_vec()), Shape(entry.shape.clone()));
         Err(LoadError::WrongShape { file: self.label(entry), tensor: name.to_owned(), expected, found })
     }
 
-    /// A copy of the numbers, each of which is looked at.
-    fn elements(&self, entry: &Entry, name: &str) -> Result<Elements, LoadError> {
+    /// A copy of the numbers, each of which is looked at; those in blocks as `dtype`.
+    fn elements(&self, entry: &Entry, name: &str, dtype: Dtype) -> Result<Elements, LoadError> {
         let bytes = &self.files[entry.file].bytes[entry.range.clone()];
-        let elements = match entry.dtype {
-            StoredDtype::F32 => Elements::F32(decode(bytes, f32::from_le_bytes)),
-            StoredDtype::BF16 => Elements::Bf16(decode(bytes, bf16::from_le_bytes)),
-            StoredDtype::F16 => Elements::F16(decode(bytes, f16::from_le_bytes)),
-            other => {
-                let found = format!("{other:?}");
-                return Err(LoadError::UnsupportedDtype { file: self.label(entry), tensor: name.to_owned(), found });
-            }
-        };
+        let elements = entry.stored.elements(bytes, dtype).ok_or_else(|| {
+            let found = entry.stored.to_string();
+            LoadError::UnsupportedDtype { file: self.label(entry), tensor: name.to_owned(), found }
+        })?;
         if let Some(index) = elements.values().first_not_finite() {
             let (file, tensor, value) = (self.label(entry), name.to_owned(), elements.values().at(index));
             return Err(LoadError::NotFinite { file, tensor, index, value });
@@ -357,7 +407,11 @@ impl<'a> Scope<'a> {
     /// The whole name of a tensor in this scope; an empty prefix adds nothing.
     pub fn name(&self, name: &str) -> String {
         let name = self.names.map_or_else(|| name.to_owned(), |names| names.stored(name));
-        if self.prefix.is_empty() { name } else { format!("{}.{name}", self.prefix) }
+        match (self.prefix.as_str(), name.as_str()) {
+            (prefix, "") => prefix.to_owned(),
+            ("", _) => name,
+            (prefix, _) => format!("{prefix}.{name}"),
+        }
     }
 
     /// This scope with a family's own spellings.
@@ -407,56 +461,15 @@ impl<'a> Scope<'a> {
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
         self.weights.tensor(&self.name(name), shape)
     }
-}
 
-fn decode<const SIZE: usize, T>(bytes: &[u8], from_le_bytes: fn([u8; SIZE]) -> T) -> Vec<T> {
-    bytes.as_chunks::<SIZE>().0.iter().map(|&chunk| from_le_bytes(chunk)).collect()
-}
-
-/// What is wrong with a file, in words that say what to do.
-fn explain(error: &safetensors::SafeTensorError, file_len: usize) -> String {
-    use safetensors::SafeTensorError as E;
-    let cut = "the file is cut off or no safetensors file, download it again";
-    match error {
-        E::HeaderTooSmall => format!("it has {file_len} bytes, fewer than a header; {cut}"),
-        E::HeaderTooLarge | E::InvalidHeaderLength => {
-            format!("its header would end beyond its {file_len} bytes; {cut}")
-        }
-        E::MetadataIncompleteBuffer => format!("its tensors do not fill its {file_len} bytes exactly; {cut}"),
-        E::InvalidOffset(tensor) => {
-            format!("the place of tensor {tensor} overlaps another or leaves a gap; download it again")
-        }
-        E::TensorInvalidInfo => "the size of a tensor does not fit its shape; download it again".to_owned(),
-        other => format!("{other}; download it again"),
-    }
-}
-
-/// Up to three names that differ least from `name`.
-fn closest(name: &str, names: &[&str]) -> Vec<String> {
-    const LONGEST: usize = 256;
-    let mut ranked: Vec<(usize, &str)> = names
-        .iter()
-        .filter(|other| other.len() <= LONGEST && name.len() <= LONGEST)
-        .map(|&other| (edit_distance(name.as_bytes(), other.as_bytes()), other))
-        .filter(|&(distance, other)| distance <= name.len().max(other.len()) / 2)
-        .collect();
-    ranked.sort_unstable();
-    ranked.into_iter().take(3).map(|(_, other)| other.to_owned()).collect()
-}
-
-/// Levenshtein distance.
-fn edit_distance(a: &[u8], b: &[u8]) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.iter().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let substituted = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = substituted.min(diagonal + 1).min(row[j] + 1);
+    /// A < 0 of a state space: −exp of the stored `A_log`, or itself in formats that store it so.
+    pub fn rates(&self, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
+        let stored = self.tensor("A_log", shape)?;
+        match self.names {
+            Some(names) if names.holds_rates => Ok(stored),
+            _ => Ok(stored.into_iter().map(|log| -log.exp()).collect()),
         }
     }
-    row[b.len()]
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
+use safetensors::Dtype as StoredDtype;
 use safetensors::tensor::TensorView;
 use tempfile::TempDir;
 

@@ -20,7 +20,7 @@ use statescope_kernels::norm::rms_norm;
 use statescope_kernels::reduce::l2_norm;
 use statescope_kernels::selective_scan::SelectiveScan;
 
-use super::{Mixer, StateSlot, Surroundings, columns, negative_exp};
+use super::{Mixer, StateSlot, Surroundings, columns};
 use crate::hooks::Hooks;
 use crate::loader::LoadError;
 use crate::loader::weights::Scope;
@@ -130,16 +130,15 @@ impl Mamba1 {
         let mut in_proj = scope.matrix("in_proj.weight", 2 * e, hidden_size)?;
         let mut in_bias = scope.vector_if(spec.proj_bias, "in_proj.bias", 2 * e)?;
         let (heads, a, d) = match spec.heads {
-            None => (Selector::load(spec, scope)?, scope.tensor("A_log", &[e, n])?, scope.vector("D", e)?),
+            None => (Selector::load(spec, scope)?, scope.rates(&[e, n])?, scope.vector("D", e)?),
             Some(heads) => {
                 // Its in_proj alternates rows of x̂ and z.
                 in_proj = in_proj.pick_rows(&alternate(e));
                 in_bias = in_bias.map(|bias| alternate(e).into_iter().flatten().map(|row| bias[row]).collect());
                 let (selectors, per_head) = (Selector::load_heads(spec, heads, scope)?, e / heads);
-                (selectors, scope.tensor("A_log", &[heads, per_head, n])?, scope.tensor("D", &[heads, per_head])?)
+                (selectors, scope.rates(&[heads, per_head, n])?, scope.tensor("D", &[heads, per_head])?)
             }
         };
-        let a = negative_exp(a);
         Ok(Self {
             in_proj,
             in_bias,

@@ -19,7 +19,7 @@ use statescope_kernels::norm::{gated_group_rms_norm, group_rms_norm_gated};
 use statescope_kernels::reduce::l2_norm;
 use statescope_kernels::ssd::Ssd;
 
-use super::{Mixer, StateSlot, Surroundings, columns, negative_exp};
+use super::{Mixer, StateSlot, Surroundings, columns};
 use crate::hooks::Hooks;
 use crate::loader::LoadError;
 use crate::loader::weights::Scope;
@@ -59,7 +59,7 @@ impl Mamba2 {
             conv_weight: scope.tensor("conv1d.weight", &[conv_dim, 1, spec.conv_taps])?,
             conv_bias: scope.vector_if(spec.conv_bias, "conv1d.bias", conv_dim)?,
             dt_bias: scope.vector("dt_bias", spec.heads)?,
-            a: negative_exp(scope.vector("A_log", spec.heads)?),
+            a: scope.rates(&[spec.heads])?,
             d: scope.vector("D", spec.heads)?,
             norm: scope.vector_if(spec.norm != GateNorm::GateOnly, "norm.weight", inner)?.unwrap_or_default(),
             out_proj: scope.matrix("out_proj.weight", hidden_size, inner)?,

@@ -51,7 +51,7 @@ impl Model {
     /// # Errors
     /// A tensor is missing, has the wrong shape or holds NaN; or the load was cancelled.
     pub fn load(spec: ModelSpec, weights: &Weights, mut progress: impl FnMut(f32) -> bool) -> Result<Self, LoadError> {
-        let names = Names::of(&spec.model_type)?;
+        let names = weights.own_names().map_or_else(|| Names::of(&spec.model_type), Ok)?;
         let (d, vocab) = (spec.hidden_size, spec.vocab_size);
         let root = weights.scope(String::new());
         let steps = spec.layers.len() as f32 + 2.0;
