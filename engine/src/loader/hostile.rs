@@ -139,7 +139,10 @@ fn good(name: &str) -> Vec<Vec<u8>> {
     let entries = |folder: PathBuf| fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let mut paths: Vec<PathBuf> = match name {
         "config" => entries(goldens()).map(|case| case.join("config.json")).filter(|path| path.is_file()).collect(),
-        "gguf" => entries(goldens().join("gguf")).filter(|path| path.metadata().unwrap().len() < 50_000).collect(),
+        "gguf" => entries(goldens().join("gguf"))
+            .chain(entries(goldens().join("vocabulary")))
+            .filter(|path| path.metadata().unwrap().len() < 50_000)
+            .collect(),
         "safetensors" => vec![goldens().join("mistral_legacy/model.safetensors")],
         _ => vec![goldens().join("mamba_pickle/pytorch_model.bin")],
     };

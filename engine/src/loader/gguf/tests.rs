@@ -263,3 +263,15 @@ fn damaged_files_are_refused() {
     let architecture = find("general.architecture") + "general.architecture".len() + 12;
     assert!(with(architecture, b"rwkv99").contains("rwkv99"));
 }
+
+/// Vocabularies of all kinds are read whatever the weights are: only then it is said that there are none.
+#[test]
+fn vocabularies_alone() {
+    for name in ["gpt2", "llama", "rwkv"] {
+        let path = goldens().join(format!("vocabulary/{name}.gguf"));
+        let tokenizer = super::super::open(&ModelSource::Path(path), None).unwrap().tokenizer.unwrap();
+        let ids = tokenizer.encode("the").unwrap();
+        assert_eq!(tokenizer.decode(&ids), "the", "{name}");
+        assert!(ids.len() <= 2, "{name}: {ids:?}");
+    }
+}
