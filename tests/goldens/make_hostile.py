@@ -58,12 +58,12 @@ def listed(key: bytes, kind: int, items: list[bytes]) -> bytes:
 sizes = {"block_count": 1, "embedding_length": 16, "context_length": 64, "ssm.conv_kernel": 4, "ssm.inner_size": 32}
 sizes |= {"ssm.state_size": 4, "ssm.time_step_rank": 2}
 model = [architecture] + [number(b"mamba." + key.encode(), n) for key, n in sizes.items()]
-pieces = [bytes([b]) for b in range(0x21, 0x7F)] + [b"th", b"the", b"in", "\u0120the".encode(), "\u0120t".encode(), "\u0120".encode()]
+pieces = [b"<unk>", b"<s>"] + [bytes([b]) for b in range(0x21, 0x7F)] + [b"th", b"the", b"in", "\u0120the".encode(), "\u0120t".encode(), "\u0120".encode()]
 sentence = [b"<unk>", b"<s>", b"</s>", "\u2581".encode(), "\u2581the".encode(), "\u2581t".encode(), b"he", b"t", b"h", b"e"]
 sentence += [f"<0x{b:02X}>".encode() for b in range(256)]
 world = [b"<s>"] + [repr(bytes([b]))[2:-1].encode() for b in range(256)] + [b"the", rb"\xe4\xb8\xad"]
 seeds = {
-    "gpt2": (pieces, [1] * len(pieces), [value(b"tokenizer.ggml.pre", 8, text(b"llama-bpe"))]),
+    "gpt2": (pieces, [2, 3] + [1] * (len(pieces) - 2), [value(b"tokenizer.ggml.pre", 8, text(b"llama-bpe"))]),
     "llama": (sentence, [2, 3, 3] + [1] * 7 + [6] * 256, []),
     "rwkv": (world, [3] + [1] * (len(world) - 1), []),
 }
