@@ -1,4 +1,4 @@
-"""Hostile files, made by hand; the rest of the corpus is what the fuzzer found. See README.md."""
+"""Hostile files, made by hand, and vocabularies for the fuzzer to start from. See README.md."""
 
 import struct
 from pathlib import Path

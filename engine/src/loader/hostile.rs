@@ -1,5 +1,5 @@
-//! Hostile files. The corpus in `tests/goldens/hostile` holds what was made to mislead and what the fuzzer found; each has to end in one
-//! sentence. The fuzzer mutates good files, always the same way for the same seed; it looks for panics, and under `ulimit -v` for large
+//! Hostile files. The corpus in `tests/goldens/hostile` was made by hand to mislead; each has to end in one sentence. What the fuzzer finds
+//! belongs there too. It mutates good files, always the same way for the same seed; it looks for panics, and under `ulimit -v` for large
 //! allocations:
 //!
 //! ```text
