@@ -71,7 +71,7 @@ const SHIFT: Modifiers = Modifiers::SHIFT;
 
 /// All commands, in the order of help.
 pub fn table() -> Vec<Entry> {
-    let fixed: [Line; 42] = [
+    let fixed: [Line; 43] = [
         ("Run", "Run or pause", "Space", Some((NONE, Key::Space)), |now| {
             Some(if now.store.run == RunState::Running { Action::Pause } else { Action::Run })
         }),

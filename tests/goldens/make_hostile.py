@@ -1,4 +1,4 @@
-"""Hostile files, made by hand; the rest of the corpus is what the fuzzer found. See README.md."""
+"""Hostile files, made by hand, and vocabularies for the fuzzer to start from. See README.md."""
 
 import struct
 from pathlib import Path
@@ -44,3 +44,35 @@ header = b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]},"b":{"dtype":"
 (OUT / "safetensors-overlap.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(24))
 header = b'{"a":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,0]}}'
 (OUT / "safetensors-wrapping-shape.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+
+
+# Files of vocabularies alone, from which the fuzzer starts.
+def number(key: bytes, n: int) -> bytes:
+    return value(key, 4, struct.pack("<I", n))
+
+
+def listed(key: bytes, kind: int, items: list[bytes]) -> bytes:
+    return value(key, 9, struct.pack("<IQ", kind, len(items)) + b"".join(items))
+
+
+sizes = {"block_count": 1, "embedding_length": 16, "context_length": 64, "ssm.conv_kernel": 4, "ssm.inner_size": 32}
+sizes |= {"ssm.state_size": 4, "ssm.time_step_rank": 2}
+model = [architecture] + [number(b"mamba." + key.encode(), n) for key, n in sizes.items()]
+pieces = [b"<unk>", b"<s>"] + [bytes([b]) for b in range(0x21, 0x7F)] + [b"th", b"the", b"in", "\u0120the".encode(), "\u0120t".encode(), "\u0120".encode()]
+sentence = [b"<unk>", b"<s>", b"</s>", "\u2581".encode(), "\u2581the".encode(), "\u2581t".encode(), b"he", b"t", b"h", b"e"]
+sentence += [f"<0x{b:02X}>".encode() for b in range(256)]
+world = [b"<s>"] + [repr(bytes([b]))[2:-1].encode() for b in range(256)] + [b"the", rb"\xe4\xb8\xad"]
+seeds = {
+    "gpt2": (pieces, [2, 3] + [1] * (len(pieces) - 2), [value(b"tokenizer.ggml.pre", 8, text(b"llama-bpe"))]),
+    "llama": (sentence, [2, 3, 3] + [1] * 7 + [6] * 256, []),
+    "rwkv": (world, [3] + [1] * (len(world) - 1), []),
+}
+for name, (tokens, kinds, more) in seeds.items():
+    values = model + more + [value(b"tokenizer.ggml.model", 8, text(name.encode()))]
+    values.append(listed(b"tokenizer.ggml.tokens", 8, [text(token) for token in tokens]))
+    values.append(listed(b"tokenizer.ggml.token_type", 5, [struct.pack("<i", kind) for kind in kinds]))
+    values.append(listed(b"tokenizer.ggml.scores", 6, [struct.pack("<f", -n) for n in range(len(tokens))]))
+    values.append(listed(b"tokenizer.ggml.merges", 8, [text(b"t h"), text(b"th e"), text(b"i n")]))
+    values.append(number(b"tokenizer.ggml.bos_token_id", 1))
+    values.append(value(b"tokenizer.ggml.add_bos_token", 7, b"\x01"))
+    (OUT.parent / "vocabulary" / f"{name}.gguf").write_bytes(gguf(values))

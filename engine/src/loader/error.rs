@@ -36,13 +36,13 @@ pub enum LoadError {
     Malformed { file: String, problem: String },
     #[error("tensor {tensor} is in both {first} and {second}: leave only one set of weights in the folder")]
     DuplicateTensor { tensor: String, first: String, second: String },
-    #[error("{files} has no tensor {tensor}{}: config.json asks for it, so the two do not belong together{}",
-        expected.as_ref().map(|shape| format!(" {shape}")).unwrap_or_default(), closest(candidates))]
+    #[error("{files} has no tensor {tensor}{}: {} asks for it, so the two do not belong together{}",
+        expected.as_ref().map(|shape| format!(" {shape}")).unwrap_or_default(), described_by(files), closest(candidates))]
     MissingTensor { files: String, tensor: String, expected: Option<Shape>, candidates: Vec<String> },
-    #[error("{file}: nothing in config.json asks for tensor {tensor}{}: dropping it would change the result, check config.json",
-        if *others > 0 { format!(" and {others} more") } else { String::new() })]
+    #[error("{file}: nothing in {by} asks for tensor {tensor}{}: dropping it would change the result, check {by}",
+        if *others > 0 { format!(" and {others} more") } else { String::new() }, by = described_by(file))]
     UnexpectedTensor { file: String, tensor: String, others: usize },
-    #[error("{file}: tensor {tensor} has shape {found}, but config.json makes it {expected}")]
+    #[error("{file}: tensor {tensor} has shape {found}, but {} makes it {expected}", described_by(file))]
     WrongShape { file: String, tensor: String, expected: Shape, found: Shape },
     #[error("{file}: tensor {tensor} is stored as {found}, which is not supported: expected F32, BF16 or F16")]
     UnsupportedDtype { file: String, tensor: String, found: String },
@@ -96,6 +96,11 @@ impl fmt::Display for Shape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?}", self.0)
     }
+}
+
+/// What says which tensors a file has to hold.
+fn described_by(file: &str) -> &'static str {
+    if file.ends_with(".gguf") { "its metadata" } else { "config.json" }
 }
 
 fn closest(candidates: &[String]) -> String {

@@ -1,5 +1,5 @@
-//! Hostile files. The corpus in `tests/goldens/hostile` holds what was made to mislead and what the fuzzer found; each has to end in one
-//! sentence. The fuzzer mutates good files, always the same way for the same seed; it looks for panics, and under `ulimit -v` for large
+//! Hostile files. The corpus in `tests/goldens/hostile` was made by hand to mislead; each has to end in one sentence. What the fuzzer finds
+//! belongs there too. It mutates good files, always the same way for the same seed; it looks for panics, and under `ulimit -v` for large
 //! allocations:
 //!
 //! ```text
@@ -139,7 +139,10 @@ fn good(name: &str) -> Vec<Vec<u8>> {
     let entries = |folder: PathBuf| fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let mut paths: Vec<PathBuf> = match name {
         "config" => entries(goldens()).map(|case| case.join("config.json")).filter(|path| path.is_file()).collect(),
-        "gguf" => entries(goldens().join("gguf")).filter(|path| path.metadata().unwrap().len() < 50_000).collect(),
+        "gguf" => entries(goldens().join("gguf"))
+            .chain(entries(goldens().join("vocabulary")))
+            .filter(|path| path.metadata().unwrap().len() < 50_000)
+            .collect(),
         "safetensors" => vec![goldens().join("mistral_legacy/model.safetensors")],
         _ => vec![goldens().join("mamba_pickle/pytorch_model.bin")],
     };

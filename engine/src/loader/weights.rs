@@ -6,7 +6,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
-use half::{bf16, f16};
 use safetensors::SafeTensors;
 use statescope_kernels::matrix::{Dtype, Elements, Matrix};
 use statescope_kernels::mmap::MappedFile;

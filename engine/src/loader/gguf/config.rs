@@ -384,19 +384,23 @@ fn granite(keys: &Keys<'_>) -> Result<Json, String> {
 
 fn nemotron(keys: &Keys<'_>) -> Result<Json, String> {
     let [heads, head_dim] = head_dim(keys)?;
-    let widths = keys.by_layer("feed_forward_length")?;
-    let kind = |(layer, (&kv_heads, &width)): (usize, (&usize, &usize))| match (kv_heads, width) {
-        (0, 0) => "mamba",
-        (_, 0) => "attention",
-        _ if keys.has_in(layer, "ffn_gate_inp.weight") => "moe",
-        _ => "mlp",
+    // By tensors: the metadata cannot tell a layer of experts from an MLP, nor, in files with both, an MLP from a state space.
+    let kind = |layer: usize| {
+        let kinds = [
+            ("ssm_in.weight", "mamba"),
+            ("attn_q.weight", "attention"),
+            ("ffn_gate_inp.weight", "moe"),
+            ("ffn_up.weight", "mlp"),
+        ];
+        let found = kinds.iter().find(|(part, _)| keys.has_in(layer, part));
+        found.map(|(_, kind)| *kind).ok_or_else(|| format!("its layer {layer} has no tensors that such a model has"))
     };
-    let kinds: Vec<&str> = kv_heads(keys)?.iter().zip(&widths).enumerate().map(kind).collect();
+    let kinds = (0..keys.layers).map(kind).collect::<Result<Vec<_>, _>>()?;
     let own = json!({
         "model_type": "nemotron_h",
         "layers_block_type": kinds,
         "layer_norm_epsilon": eps(keys)?,
-        "intermediate_size": widths.iter().max().filter(|&&width| width > 0),
+        "intermediate_size": keys.rows("ffn_up.weight"),
         "mlp_bias": keys.has("ffn_up.bias"),
         "mamba_num_heads": heads,
         "mamba_head_dim": head_dim,

@@ -68,6 +68,9 @@ pub fn as_asked_for(tensors: Vec<Located>, experts: usize) -> Result<Vec<Located
         } else if let Some(part) = part.strip_suffix("_exps.weight") {
             asked.extend(each(&tensor, experts, |expert| within(part, &format!("experts.{expert}")))?);
             continue;
+        } else if part == "ffn_norm" {
+            // As Falcon-H1's files have it.
+            tensor.name.push_str(".weight");
         } else if part == "ssm_norm.weight" {
             tensor.shape = vec![tensor.shape.iter().product()];
         }

@@ -241,7 +241,7 @@ fn damaged_files_are_refused() {
         bad[at..at + bytes.len()].copy_from_slice(bytes);
         refusal(&bad)
     };
-    for len in [0, 3, 4, 8, 23, 24, 100, 1000, good.len() / 2, good.len() - 1] {
+    for len in [0, 3, 4, 8, 23, 24, 100, 1000, good.len() / 2, good.len() - 256] {
         refusal(&good[..len]);
     }
     assert!(with(4, &[9]).contains("version 9"));
@@ -262,4 +262,16 @@ fn damaged_files_are_refused() {
     assert!(with(find("mamba2.block_count") + "mamba2.block_count".len() + 4, &[0xFF; 4]).contains("layers"));
     let architecture = find("general.architecture") + "general.architecture".len() + 12;
     assert!(with(architecture, b"rwkv99").contains("rwkv99"));
+}
+
+/// Vocabularies of all kinds are read whatever the weights are: only then it is said that there are none.
+#[test]
+fn vocabularies_alone() {
+    for name in ["gpt2", "llama", "rwkv"] {
+        let path = goldens().join(format!("vocabulary/{name}.gguf"));
+        let tokenizer = super::super::open(&ModelSource::Path(path), None).unwrap().tokenizer.unwrap();
+        let ids = tokenizer.encode("the").unwrap();
+        assert_eq!(tokenizer.decode(&ids), "the", "{name}");
+        assert!(ids.len() <= 2, "{name}: {ids:?}");
+    }
 }

@@ -82,7 +82,7 @@ pub fn tokenizer(header: &Header<'_>) -> Result<Option<Tokenizer>, String> {
     Tokenizer::from_bytes(&json).map(Some).map_err(|error| format!("its vocabulary cannot be used ({error})"))
 }
 
-fn bytes<'a>(value: Value<'a>) -> Option<&'a [u8]> {
+fn bytes(value: Value<'_>) -> Option<&[u8]> {
     if let Value::Text(text) = value { Some(text) } else { None }
 }
 
