@@ -6,7 +6,7 @@ use crate::{
 };
 
 /// Tokens of a piece of work.
-const PIECE: usize = 64;
+const PIECE: usize = 8;
 
 pub(crate) fn causal_conv(
     xs: &[f32],
@@ -17,26 +17,14 @@ pub(crate) fn causal_conv(
     channels: usize,
 ) {
     let taps = weight.len() / channels;
-    // [K, C]: a tap of eight channels is then one load, which pays with more tokens than one.
-    let turned = xs.len() > channels;
-    let mut transposed = vec![0.0; if turned { weight.len() } else { 0 }];
-    if turned {
-        for (c, w) in weight.chunks_exact(taps).enumerate() {
-            for (j, &w) in w.iter().enumerate() {
-                transposed[j * channels + c] = w;
-            }
-        }
-    }
-    let weight = if turned { &transposed } else { weight };
-    let work = xs.len() * taps;
-    par::for_each_chunk(out, PIECE * channels, work, |i, out| {
-        dispatch(Conv { xs, weight, bias, history, out, channels, taps, turned, first: i * PIECE });
+    par::for_each_chunk(out, PIECE * channels, xs.len() * taps, |i, out| {
+        dispatch(Conv { xs, weight, bias, history, out, channels, taps, first: i * PIECE });
     });
 }
 
 struct Conv<'a> {
     xs: &'a [f32],
-    /// [K, C] where it is turned, else [C, K].
+    /// [C, K]
     weight: &'a [f32],
     bias: Option<&'a [f32]>,
     history: &'a [f32],
@@ -44,7 +32,6 @@ struct Conv<'a> {
     out: &'a mut [f32],
     channels: usize,
     taps: usize,
-    turned: bool,
     first: usize,
 }
 
@@ -52,31 +39,36 @@ impl Kernel for Conv<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Conv { xs, weight, bias, history, out, channels, taps, turned, first } = self;
-        for (t, out) in out.chunks_exact_mut(channels).enumerate() {
-            match bias {
-                Some(bias) => out.copy_from_slice(bias),
-                None => out.fill(0.0),
-            }
-            for j in 0..taps {
-                // Row t + j of (history, xs).
-                let row = (first + t + j) * channels;
-                let x = if row < history.len() {
-                    &history[row..][..channels]
-                } else {
-                    &xs[row - history.len()..][..channels]
-                };
-                for (i, (x, out)) in x.chunks(LANES).zip(out.chunks_mut(LANES)).enumerate() {
-                    let c = i * LANES;
-                    let w = if turned {
-                        s.load_some(&weight[j * channels + c..][..x.len()])
-                    } else {
-                        let mut lanes = [0.0; LANES];
-                        let own = weight[c * taps + j..].iter().step_by(taps);
-                        lanes[..x.len()].iter_mut().zip(own).for_each(|(lane, w)| *lane = *w);
-                        s.load(&lanes)
+        let Conv { xs, weight, bias, history, out, channels, taps, first } = self;
+        // Eight channels and up to eight of their taps at a time: [K, C] is what the products need.
+        for c in (0..channels).step_by(LANES) {
+            let width = LANES.min(channels - c);
+            let bias = bias.map_or(s.splat(0.0), |bias| s.load_some(&bias[c..c + width]));
+            for from in (0..taps).step_by(LANES) {
+                let count = LANES.min(taps - from);
+                let mut square = [s.splat(0.0); LANES];
+                for r in 0..width {
+                    // What follows the taps of a channel is loaded with them and not used.
+                    square[r] = s.load_some(&weight[(c + r) * taps + from..]);
+                }
+                let w = s.transpose(square);
+                for (t, out) in out.chunks_exact_mut(channels).enumerate() {
+                    let out = &mut out[c..];
+                    let mut sum = match from {
+                        0 => bias,
+                        _ => s.load_some(&out[..width]),
                     };
-                    s.store_some(s.fma(s.load_some(x), w, s.load_some(out)), out);
+                    for j in 0..count {
+                        // Row t + j of (history, xs).
+                        let at = (first + t + from + j) * channels + c;
+                        let x = match at.checked_sub(history.len()) {
+                            Some(at) => &xs[at..],
+                            None => &history[at..],
+                        };
+                        // Likewise the channels that follow.
+                        sum = s.fma(s.load_some(x), w[j], sum);
+                    }
+                    s.store_some(sum, &mut out[..width]);
                 }
             }
         }

@@ -101,6 +101,17 @@ impl<N: Number> Weight for N {
     }
 }
 
+/// sum + scale · Σ quants · x.
+#[inline(always)]
+fn add_block<S: Simd>(s: S, block: &Q8Block, x: &[f32; Q8Block::WEIGHTS], sum: S::V) -> S::V {
+    let q = &block.quants;
+    let mut products = s.mul(s.load_i8(q), s.load(x));
+    for j in [LANES, 2 * LANES, 3 * LANES] {
+        products = s.fma(s.load_i8(&q[j..]), s.load(&x[j..]), products);
+    }
+    s.fma(s.splat_f16(block.scale), products, sum)
+}
+
 impl Weight for Q8Block {
     const WEIGHTS: usize = Q8Block::WEIGHTS;
 
@@ -108,21 +119,24 @@ impl Weight for Q8Block {
     #[inline(always)]
     fn dot_rows<S: Simd, const R: usize>(s: S, rows: [&[Q8Block]; R], x: &[f32]) -> [f32; R] {
         let mut sums = [s.splat(0.0); R];
-        let blocks = rows[0].len();
-        let rows = rows.map(|row| &row[..blocks]);
-        for (i, x) in x.chunks(Q8Block::WEIGHTS).enumerate() {
-            let xs: [S::V; Q8Block::WEIGHTS / LANES] = std::array::from_fn(|j| match x.len() {
-                Q8Block::WEIGHTS => s.load(&x[j * LANES..]),
-                len => s.load_some(&x[len.min(j * LANES)..]),
-            });
-            for (row, sum) in rows.iter().zip(&mut sums) {
-                let block = &row[i];
-                let product = |j: usize, sum| s.fma(s.load_i8(&block.quants[j * LANES..]), xs[j], sum);
-                let first = s.mul(s.load_i8(&block.quants), xs[0]);
-                *sum = s.fma(s.splat_f16(block.scale), product(3, product(2, product(1, first))), *sum);
+        let (whole, rest) = x.as_chunks::<{ Q8Block::WEIGHTS }>();
+        for (i, x) in whole.iter().enumerate() {
+            for r in 0..R {
+                sums[r] = add_block(s, &rows[r][i], x, sums[r]);
             }
         }
-        sums.map(|sum| s.sum(sum))
+        if !rest.is_empty() {
+            let mut x = [0.0; Q8Block::WEIGHTS];
+            x[..rest.len()].copy_from_slice(rest);
+            for r in 0..R {
+                sums[r] = add_block(s, &rows[r][whole.len()], &x, sums[r]);
+            }
+        }
+        let mut out = [0.0; R];
+        for r in 0..R {
+            out[r] = s.sum(sums[r]);
+        }
+        out
     }
 
     #[inline(always)]
@@ -173,14 +187,18 @@ impl<W: Weight> Kernel for Gemv<'_, W> {
         if items == 0 {
             return self.y.fill(0.0);
         }
-        let mut rows = self.rows.chunks_exact(items);
-        let mut ys = self.y.chunks_exact_mut(ROWS);
-        for y in &mut ys {
-            let four = std::array::from_fn(|_| rows.next().unwrap_or(&[]));
-            y.copy_from_slice(&W::dot_rows::<S, ROWS>(s, four, self.x));
+        // Row by row in each quarter: four long streams from memory, which the prefetchers of the machine follow. Four rows side by side
+        // lie in one page, where they follow none of them.
+        let quarter = self.y.len() / ROWS;
+        let row = |i: usize| &self.rows[i * items..(i + 1) * items];
+        for i in 0..quarter {
+            let rows = [row(i), row(i + quarter), row(i + 2 * quarter), row(i + 3 * quarter)];
+            for (r, sum) in W::dot_rows(s, rows, self.x).into_iter().enumerate() {
+                self.y[i + r * quarter] = sum;
+            }
         }
-        for (y, row) in ys.into_remainder().iter_mut().zip(rows) {
-            *y = W::dot_rows(s, [row], self.x)[0];
+        for i in ROWS * quarter..self.y.len() {
+            self.y[i] = W::dot_rows(s, [row(i)], self.x)[0];
         }
     }
 }
@@ -239,13 +257,18 @@ impl<W: Weight> Kernel for Pack<'_, W> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let row = |r: usize| self.rows.get(r * self.items..(r + 1) * self.items);
+        let mut rows: [&[W]; PANEL] = [&[]; PANEL];
+        let count = self.rows.len() / self.items;
+        rows.iter_mut().zip(self.rows.chunks_exact(self.items)).for_each(|(row, own)| *row = own);
         // Squares of eight rows and eight inputs.
         for (i, panel) in self.panel.chunks_mut(LANES * PANEL).enumerate() {
             for first in [0, LANES] {
-                let square =
-                    std::array::from_fn(|r| row(first + r).map_or(s.splat(0.0), |row| W::eight(s, row, i * LANES)));
-                for (column, weights) in panel.chunks_exact_mut(PANEL).zip(s.transpose(square)) {
+                let mut square = [s.splat(0.0); LANES];
+                for r in 0..LANES.min(count.saturating_sub(first)) {
+                    square[r] = W::eight(s, rows[first + r], i * LANES);
+                }
+                let square = s.transpose(square);
+                for (column, weights) in panel.chunks_exact_mut(PANEL).zip(square) {
                     s.store(weights, &mut column[first..]);
                 }
             }

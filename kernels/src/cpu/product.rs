@@ -70,8 +70,12 @@ fn tile<S: Simd, const M: usize, const TRANSPOSED: bool>(
         *sums = [s.load_some(out), s.load_some(&out[width.min(LANES)..])];
     }
     // Slices of known length spare the inner loop most checks.
-    let a_rows: [&[f32]; M] =
-        std::array::from_fn(|m| if TRANSPOSED { &[][..] } else { &a.data[m * a.stride..][..depth] });
+    let mut a_rows: [&[f32]; M] = [&[]; M];
+    if !TRANSPOSED {
+        for (m, row) in a_rows.iter_mut().enumerate() {
+            *row = &a.data[m * a.stride..][..depth];
+        }
+    }
     for k in 0..depth {
         let b = &b.data[k * b.stride..];
         let b = if width == PANEL {

@@ -79,13 +79,20 @@ impl Kernel for Scan<'_> {
             for (i, (h, a)) in state.chunks_exact_mut(n).zip(a.chunks_exact(n)).enumerate() {
                 let (step, write) = (s.splat(delta[i] * LOG2_E), s.splat(delta[i] * x[i]));
                 let (mut sum, mut square) = (s.splat(0.0), s.splat(0.0));
-                for (((h, a), b), c) in
-                    h.chunks_mut(LANES).zip(a.chunks(LANES)).zip(b.chunks(LANES)).zip(c.chunks(LANES))
-                {
-                    let decay = exp2(s, s.mul(step, s.load_some(a)));
-                    let next = s.fma(decay, s.load_some(h), s.mul(write, s.load_some(b)));
-                    s.store_some(next, h);
-                    sum = s.fma(s.load_some(c), next, sum);
+                let mut k = 0;
+                while k + LANES <= n {
+                    let decay = exp2(s, s.mul(step, s.load(&a[k..])));
+                    let next = s.fma(decay, s.load(&h[k..]), s.mul(write, s.load(&b[k..])));
+                    s.store(next, &mut h[k..]);
+                    sum = s.fma(s.load(&c[k..]), next, sum);
+                    square = s.fma(next, next, square);
+                    k += LANES;
+                }
+                if k < n {
+                    let decay = exp2(s, s.mul(step, s.load_some(&a[k..])));
+                    let next = s.fma(decay, s.load_some(&h[k..]), s.mul(write, s.load_some(&b[k..])));
+                    s.store_some(next, &mut h[k..]);
+                    sum = s.fma(s.load_some(&c[k..]), next, sum);
                     square = s.fma(next, next, square);
                 }
                 if let Some(y) = &mut y {

@@ -2,7 +2,8 @@
 //!
 //! A CPU twin is a [`Kernel`]: a struct of its arguments whose `run` is written once over any [`Simd`]. [`dispatch`] picks the widest
 //! set the machine has. Both sets keep eight lanes and the same order of sums; they differ only in that AVX2 fuses multiply and add.
-//! Everything below `run` has to be `#[inline(always)]`, so that it is compiled inside the one function that enables AVX2.
+//! Everything below `run` has to be `#[inline(always)]`, so that it is compiled inside the one function that enables AVX2. A closure that
+//! computes vectors cannot be: it may become a function of its own, in which each instruction is a call. Write a function instead.
 
 use half::{bf16, f16};
 
@@ -253,29 +254,26 @@ mod avx2 {
         #[inline(always)]
         fn transpose(self, rows: [__m256; LANES]) -> [__m256; LANES] {
             let [a, b, c, d, e, f, g, h] = rows;
-            // SAFETY: see above. Pairs of rows, then of pairs, within the halves of the vectors; then the halves change places.
+            // SAFETY: see above. Pairs of rows, then pairs of pairs, within the halves of the vectors; then the halves change places.
             unsafe {
-                let quad = |a, b, c, d| {
-                    let (low, high) = (
-                        [_mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d)],
-                        [_mm256_unpackhi_ps(a, b), _mm256_unpackhi_ps(c, d)],
-                    );
-                    [
-                        _mm256_shuffle_ps::<0x44>(low[0], low[1]),
-                        _mm256_shuffle_ps::<0xee>(low[0], low[1]),
-                        _mm256_shuffle_ps::<0x44>(high[0], high[1]),
-                        _mm256_shuffle_ps::<0xee>(high[0], high[1]),
-                    ]
-                };
-                let (top, bottom) = (quad(a, b, c, d), quad(e, f, g, h));
-                std::array::from_fn(|i| {
-                    let (top, bottom) = (top[i % 4], bottom[i % 4]);
-                    if i < 4 {
-                        _mm256_permute2f128_ps::<0x20>(top, bottom)
-                    } else {
-                        _mm256_permute2f128_ps::<0x31>(top, bottom)
-                    }
-                })
+                let (ab, cd) = (_mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d));
+                let (ef, gh) = (_mm256_unpacklo_ps(e, f), _mm256_unpacklo_ps(g, h));
+                let (top0, top1) = (_mm256_shuffle_ps::<0x44>(ab, cd), _mm256_shuffle_ps::<0xee>(ab, cd));
+                let (low0, low1) = (_mm256_shuffle_ps::<0x44>(ef, gh), _mm256_shuffle_ps::<0xee>(ef, gh));
+                let (ab, cd) = (_mm256_unpackhi_ps(a, b), _mm256_unpackhi_ps(c, d));
+                let (ef, gh) = (_mm256_unpackhi_ps(e, f), _mm256_unpackhi_ps(g, h));
+                let (top2, top3) = (_mm256_shuffle_ps::<0x44>(ab, cd), _mm256_shuffle_ps::<0xee>(ab, cd));
+                let (low2, low3) = (_mm256_shuffle_ps::<0x44>(ef, gh), _mm256_shuffle_ps::<0xee>(ef, gh));
+                [
+                    _mm256_permute2f128_ps::<0x20>(top0, low0),
+                    _mm256_permute2f128_ps::<0x20>(top1, low1),
+                    _mm256_permute2f128_ps::<0x20>(top2, low2),
+                    _mm256_permute2f128_ps::<0x20>(top3, low3),
+                    _mm256_permute2f128_ps::<0x31>(top0, low0),
+                    _mm256_permute2f128_ps::<0x31>(top1, low1),
+                    _mm256_permute2f128_ps::<0x31>(top2, low2),
+                    _mm256_permute2f128_ps::<0x31>(top3, low3),
+                ]
             }
         }
         #[inline(always)]

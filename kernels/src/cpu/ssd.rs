@@ -89,7 +89,11 @@ fn advance<S: Simd, const R: usize>(
             sums[r] = s.fma(c, next, sums[r]);
         }
     }
-    sums.map(|sum| s.sum(sum))
+    let mut out = [0.0; R];
+    for r in 0..R {
+        out[r] = s.sum(sums[r]);
+    }
+    out
 }
 
 /// The recurrence without y; `norms` [T, H].
