@@ -289,6 +289,27 @@ impl Matrix {
         Matrix { rows, storage: Storage::Memory(Arc::new(elements)), ..self.clone() }
     }
 
+    /// The rows of all `parts`, one after the other, in the dtype of the first.
+    ///
+    /// # Panics
+    /// There is no part, or the columns differ.
+    pub fn stacked(parts: &[Matrix]) -> Matrix {
+        let (cols, dtype) = (parts[0].cols, parts[0].dtype);
+        assert!(parts.iter().all(|part| part.cols == cols), "stacked: the columns differ");
+        let parts: Vec<Matrix> = parts.iter().map(|part| part.clone().to_dtype(dtype)).collect();
+        fn join<'a, T: Copy + 'a>(parts: &'a [Matrix], of: impl Fn(Values<'a>) -> Option<&'a [T]>) -> Vec<T> {
+            parts.iter().filter_map(|part| of(part.values())).flatten().copied().collect()
+        }
+        let elements = match dtype {
+            Dtype::F32 => Elements::F32(join(&parts, |v| if let Values::F32(e) = v { Some(e) } else { None })),
+            Dtype::Bf16 => Elements::Bf16(join(&parts, |v| if let Values::Bf16(e) = v { Some(e) } else { None })),
+            Dtype::F16 => Elements::F16(join(&parts, |v| if let Values::F16(e) = v { Some(e) } else { None })),
+            Dtype::Q8 => Elements::Q8(join(&parts, |v| if let Values::Q8(e) = v { Some(e) } else { None })),
+        };
+        let rows = parts.iter().map(Matrix::rows).sum();
+        Matrix { rows, cols, dtype, storage: Storage::Memory(Arc::new(elements)) }
+    }
+
     /// All elements as f32.
     pub fn to_vec_f32(&self) -> Vec<f32> {
         match self.values() {

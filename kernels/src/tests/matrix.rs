@@ -35,6 +35,8 @@ fn sees_what_is_not_finite() {
 fn rows_and_columns_can_be_picked() {
     let m = Matrix::new(3, 2, Elements::F32(vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0])).unwrap();
     assert_eq!(m.pick_rows(&[2..3, 0..1]).to_vec_f32(), [4.0, 5.0, 0.0, 1.0]);
+    let both = Matrix::stacked(&[m.pick_rows(&[1..2, 0..1]), m.clone()]);
+    assert_eq!((both.rows(), both.to_vec_f32()[..5].to_vec()), (5, vec![2.0, 3.0, 0.0, 1.0, 0.0]));
     assert_eq!(m.transposed().to_vec_f32(), [0.0, 2.0, 4.0, 1.0, 3.0, 5.0]);
     assert_eq!((m.transposed().rows(), m.transposed().cols()), (2, 3));
 }
