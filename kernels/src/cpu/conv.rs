@@ -58,7 +58,7 @@ impl Kernel for Conv<'_> {
                         0 => bias,
                         _ => s.load_some(&out[..width]),
                     };
-                    for j in 0..count {
+                    for (j, w) in w.iter().enumerate().take(count) {
                         // Row t + j of (history, xs).
                         let at = (first + t + from + j) * channels + c;
                         let x = match at.checked_sub(history.len()) {
@@ -66,7 +66,7 @@ impl Kernel for Conv<'_> {
                             None => &history[at..],
                         };
                         // Likewise the channels that follow.
-                        sum = s.fma(s.load_some(x), w[j], sum);
+                        sum = s.fma(s.load_some(x), *w, sum);
                     }
                     s.store_some(sum, &mut out[..width]);
                 }

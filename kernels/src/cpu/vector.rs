@@ -55,6 +55,8 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
 
 /// 2ʸ for decays, to 2·10⁻⁷ of its value at two thirds of the cost of [`exp`]: y between −126 and 127, beyond which it stays what it is
 /// there (10⁻³⁸, when a state is forgotten). NaN stays NaN. y = n + f, |f| ≤ ½, and a polynomial in f (Remez).
+// One coefficient is close to ln 2 and is not meant to be it.
+#[allow(clippy::approx_constant)]
 #[inline(always)]
 pub(crate) fn exp2<S: Simd>(s: S, y: S::V) -> S::V {
     let y = s.max(s.splat(-126.0), s.min(s.splat(127.0), y));
