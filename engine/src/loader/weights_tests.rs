@@ -1,5 +1,6 @@
 //! Reading tensors, and every way in which weight files can be wrong.
 
+use half::{bf16, f16};
 use std::fs;
 use std::path::PathBuf;
 

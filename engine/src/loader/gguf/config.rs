@@ -446,7 +446,7 @@ pub fn as_stored(spec: &mut ModelSpec, rope_factors: Option<&[f32]>) -> Result<(
                     split(&mut shared.mlp.layout);
                 }
             }
-            None => {}
+            Some(FeedForwardSpec::ChannelMix(_)) | None => {}
         }
         let Some(factors) = rope_factors else { continue };
         for part in &mut layer.parts {
