@@ -29,6 +29,8 @@ pub mod activation;
 pub mod attention;
 pub mod conv;
 mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod delta_rule;
 pub mod linear;
 pub mod matrix;
