@@ -234,7 +234,7 @@ impl<'a> Linear<'a> {
             Input::Gate { x, gate } => (5, x, Some(gate), None, None, 1, 0.0),
             Input::SigmoidGate { x, gate } => (6, x, Some(gate), None, None, 1, 0.0),
         };
-        assert!(groups > 0 && cols.is_multiple_of(groups), "linear: {cols} inputs in {groups} groups");
+        assert!((1..=256).contains(&groups) && cols.is_multiple_of(groups), "linear: {cols} inputs in {groups} groups");
         let pair = self.gated.as_ref();
         if let Some(unit) = pair {
             assert_eq!((unit.up.rows, unit.up.cols, unit.up.dtype()), (rows, cols, self.weight.dtype()), "linear: up");
@@ -287,20 +287,21 @@ impl<'a> Linear<'a> {
             (params.dt_bias, params.delta) = (bias.ptr(0), delta.ptr(bias.len(), "linear: delta"));
             (params.dt_low, params.dt_high) = (low, high);
         }
-        // Rows a warp: enough warps to keep the memory busy, few enough to share reads of x.
+        // (kernel, rows a block, blocks a multiprocessor at most): enough warps to keep the memory busy, few enough that each pays the
+        // prologue once and shares reads of x.
         let busy = rows as u32 / gpu.processors();
-        let (variant, rows_a_block) = match (pair.is_some(), self.weight.in_eights()) {
-            (true, true) => ("pair", 16),
-            (true, false) => ("pair_any", 8),
-            (false, false) => ("any", 8),
-            (false, true) if busy < 8 => ("r1s8", 1),
-            (false, true) if busy < 16 => ("r1", 8),
-            (false, true) if busy < 64 || self.weight.dtype() == Dtype::F32 => ("r2", 16),
-            (false, true) => ("r4", 32),
+        let (variant, rows_a_block, resident) = match (pair.is_some(), self.weight.in_eights()) {
+            (true, true) => ("pair", 16, 2),
+            (true, false) => ("pair_any", 8, 8),
+            (false, false) => ("any", 8, 8),
+            (false, true) if busy < 4 => ("r1s8", 1, 8),
+            (false, true) if busy < 16 => ("r1", 8, 3),
+            (false, true) if busy < 128 || self.weight.dtype() == Dtype::F32 => ("r2", 16, 3),
+            (false, true) => ("r4", 32, 2),
         };
         let kernel = format!("linear_{variant}_{}", self.weight.dtype());
         let shape = Shape {
-            grid: (number(rows).div_ceil(rows_a_block), 1),
+            grid: (number(rows).div_ceil(rows_a_block).min(resident * gpu.processors()), 1),
             threads: 256,
             shared: number(cols.div_ceil(8) * 32),
             early: true,

@@ -85,12 +85,19 @@ impl<T: Element> Ssd<'_, T> {
             && self.tokens > 1
     }
 
-    /// (segments, chunks of each): enough blocks for all multiprocessors, but each of at least two chunks.
+    /// (segments, chunks of each): so many that the last wave of blocks is nearly full, two blocks a multiprocessor, and a state to
+    /// carry for each.
     fn segments(&self, gpu: &Gpu) -> (usize, usize) {
-        let chunks = self.tokens.div_ceil(CHUNK);
-        let wanted = (gpu.processors() as usize * 9).div_ceil(self.heads).min(chunks.div_ceil(2)).max(1);
-        let each = chunks.div_ceil(wanted);
-        (chunks.div_ceil(each), each)
+        let (chunks, slots) = (self.tokens.div_ceil(CHUNK), 2 * gpu.processors() as usize);
+        let split = |wanted: usize| {
+            let each = chunks.div_ceil(wanted);
+            (chunks.div_ceil(each), each)
+        };
+        let cost = |(segments, each): (usize, usize)| {
+            let passes = if segments == 1 { 4 } else { 5 };
+            passes * each * (self.heads * segments).div_ceil(slots) * 4 + segments
+        };
+        (1..=chunks.div_ceil(2).min(64)).map(split).min_by_key(|&split| cost(split)).unwrap_or((1, chunks))
     }
 
     /// Floats of scratch memory that [`Ssd::run`] needs.
@@ -141,26 +148,27 @@ impl<T: Element> Ssd<'_, T> {
             dt_high: self.delta_limit.1,
             pad: 0,
         };
-        let shape = |blocks: usize, shared: usize| Shape {
+        let shape = |blocks: usize, threads: u32, shared: usize| Shape {
             grid: (number(blocks), 1),
-            threads: 128,
+            threads,
             shared: number(shared),
             early: false,
         };
         if !self.on_tensor_cores() {
             let kernel = format!("ssd_recurrent_{}_{}", per_lane(n), T::NAME);
-            return gpu.launch("ssd", &kernel, shape(heads * head_dim.div_ceil(16), 0), &params);
+            return gpu.launch("ssd", &kernel, shape(heads * head_dim.div_ceil(16), 128, 0), &params);
         }
         if segments > 1 {
             let scratch = At::from(scratch);
             params.segment_state = scratch.ptr(self.scratch_len(gpu), "ssd: scratch");
             params.segment_decay = At(scratch.0, segments * e * n).ptr(segments * heads, "ssd: scratch");
             let kernel = format!("ssd_segment_{n}_{}", T::NAME);
-            gpu.launch("ssd", &kernel, shape(heads * (segments - 1), 2 * CHUNK * (HEAD_DIM + n)), &params)?;
+            gpu.launch("ssd", &kernel, shape(heads * (segments - 1), 256, 4 * CHUNK * (HEAD_DIM + n)), &params)?;
             let carry = Shape { grid: (number(e * n).div_ceil(256), 1), threads: 256, shared: 0, early: false };
             gpu.launch("ssd", "ssd_carry", carry, &params)?;
         }
-        let shared = 2 * CHUNK * (HEAD_DIM + 2 * n) + 2 * HEAD_DIM * n;
-        gpu.launch("ssd", &format!("ssd_chunk_{n}_{}", T::NAME), shape(heads * segments, shared), &params)
+        // Two stages of x, B and C, and the state.
+        let shared = 4 * CHUNK * (HEAD_DIM + 2 * n) + 2 * HEAD_DIM * n;
+        gpu.launch("ssd", &format!("ssd_chunk_{n}_{}", T::NAME), shape(heads * segments, 256, shared), &params)
     }
 }
