@@ -1,11 +1,11 @@
-"""Times the peers (mamba_ssm, causal_conv1d) on the shapes of this bench: python3 peers.py. They are built on the machine, see README."""
+"""Times mamba_ssm, built on the machine (see kernels/README.md), on the shapes of this bench: python3 peers.py [scans] [ssds]."""
+import importlib.util
 import sys
 import types
 
 import torch
 
 # The package's __init__ imports what these ops do not need.
-import importlib.util
 root = importlib.util.find_spec("mamba_ssm").submodule_search_locations
 package = types.ModuleType("mamba_ssm")
 package.__path__ = list(root)
@@ -41,8 +41,7 @@ def scans():
             A = -torch.arange(1, N + 1, device=dev, dtype=torch.float32).repeat(D, 1)
             Dv, bias = torch.randn(D, device=dev), torch.full((D,), -4.0, device=dev)
             with torch.no_grad():
-                t = median(lambda: selective_scan_fn(u, dt * 1, A, B, C, Dv, z, bias, True, True) if False else
-                           selective_scan_fn(u, dt, A, B, C, Dv, z, bias, True, True))
+                t = median(lambda: selective_scan_fn(u, dt, A, B, C, Dv, z, bias, True, True))
             print(f"| peer: selective scan {dtype}, D5120 N16 L{L} | {t:.3f} ms |", flush=True)
             del u, dt, z
 
@@ -64,32 +63,7 @@ def ssds():
         print(f"| peer: SSD bf16, H{H} P{P} N{N} G{G} L{L} | {best:.3f} ms (best of chunks of 128 and 256) |", flush=True)
 
 
-def decodes():
-    from mamba_ssm.models.config_mamba import MambaConfig
-    from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
-    for name, kind, d, layers in (("mamba-130m", "Mamba1", 768, 24), ("mamba2-130m", "Mamba2", 768, 24),
-                                  ("mamba-2.8b", "Mamba1", 2560, 64), ("mamba2-2.7b", "Mamba2", 2560, 64)):
-        config = MambaConfig(d_model=d, n_layer=layers, vocab_size=50277, ssm_cfg={"layer": kind},
-                             rms_norm=True, residual_in_fp32=True, fused_add_norm=True)
-        model = MambaLMHeadModel(config, device=dev, dtype=torch.bfloat16).eval()
-        ids = torch.randint(0, 50000, (1, 16), device=dev)
-        rates = []
-        for _ in range(3):
-            torch.cuda.synchronize()
-            lengths = []
-            for n in (16 + 32, 16 + 232):
-                a, b = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-                a.record()
-                model.generate(input_ids=ids, max_length=n, cg=True, top_k=1)
-                b.record()
-                b.synchronize()
-                lengths.append(a.elapsed_time(b))
-            rates.append(200e3 / (lengths[1] - lengths[0]))
-        print(f"| peer: decode {name}, bf16, CUDA graph | {sorted(rates)[1]:.0f} tokens/s |", flush=True)
-        del model
-
-
-for part in (scans, ssds, decodes):
+for part in (scans, ssds):
     if len(sys.argv) > 1 and part.__name__ not in sys.argv[1:]:
         continue
     try:

@@ -85,19 +85,21 @@ impl<T: Element> Ssd<'_, T> {
             && self.tokens > 1
     }
 
-    /// (segments, chunks of each): so many that the last wave of blocks is nearly full, two blocks a multiprocessor, and a state to
-    /// carry for each.
+    /// (segments, chunks of each): as many as fill the device, two blocks a multiprocessor. Long segments must end together, or the
+    /// last wave of blocks is waited for; each segment also costs a state to carry.
     fn segments(&self, gpu: &Gpu) -> (usize, usize) {
-        let (chunks, slots) = (self.tokens.div_ceil(CHUNK), 2 * gpu.processors() as usize);
+        let (chunks, slots) = (self.tokens.div_ceil(CHUNK), 2.0 * gpu.processors() as f32);
         let split = |wanted: usize| {
             let each = chunks.div_ceil(wanted);
             (chunks.div_ceil(each), each)
         };
         let cost = |(segments, each): (usize, usize)| {
-            let passes = if segments == 1 { 4 } else { 5 };
-            passes * each * (self.heads * segments).div_ceil(slots) * 4 + segments
+            let waves = (self.heads * segments) as f32 / slots;
+            let waves = if each < 16 { waves.max(1.0) } else { waves.ceil() };
+            each as f32 * waves + 0.2 * segments as f32
         };
-        (1..=chunks.div_ceil(2).min(64)).map(split).min_by_key(|&split| cost(split)).unwrap_or((1, chunks))
+        let splits = (1..=chunks.div_ceil(2).min(64)).map(split);
+        splits.min_by(|&a, &b| cost(a).total_cmp(&cost(b))).unwrap_or((1, chunks))
     }
 
     /// Floats of scratch memory that [`Ssd::run`] needs.
