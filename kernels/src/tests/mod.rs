@@ -1,6 +1,8 @@
 //! Every op against its f64 twin, at lengths around the sizes of vectors, tiles and chunks.
 
 mod attention;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod delta_rule;
 mod goldens;
 mod linear;

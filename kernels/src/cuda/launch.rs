@@ -1,0 +1,449 @@
+//! The device: context, one stream, memory, modules, launches, captured graphs. The only unsafe code of the CUDA kernels.
+//!
+//! Everything runs on one stream, in order. A [`Buffer`] may be cloned: the clones share the numbers, and a [`Graph`] keeps the buffers
+//! alive that its launches use. What a launch reads and writes is checked by the op that makes it, before it comes here.
+
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use bytemuck::Pod;
+use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
+use cudarc::driver::{CudaContext, CudaEvent, CudaGraph, CudaSlice, CudaStream, DriverError, result};
+use half::{bf16, f16};
+
+/// Machine code by source file.
+static MODULES: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/modules.rs"));
+
+/// The oldest driver whose CUDA version runs our machine code, as `cuDriverGetVersion` counts.
+const DRIVER: i32 = 13_000;
+
+/// Why the GPU cannot do it, in one sentence.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CudaError {
+    #[error("no NVIDIA driver is installed; run on the CPU, or install a driver for CUDA 13 or newer")]
+    NoDriver,
+    #[error(
+        "the NVIDIA driver knows CUDA {}.{} only; install one for CUDA 13 or newer (580 or newer), or run on the CPU", version / 1000, version % 1000 / 10
+    )]
+    DriverTooOld { version: i32 },
+    #[error("the driver sees no NVIDIA GPU; run on the CPU")]
+    NoDevice,
+    #[error("{name} is of compute capability {major}.{minor}; 8.0 or newer is needed (Ampere)")]
+    DeviceTooOld { name: String, major: i32, minor: i32 },
+    #[error(
+        "{what} needs {needed} MiB of GPU memory and {free} MiB are free; take a smaller model or a shorter text, or run on the CPU"
+    )]
+    OutOfMemory { what: String, needed: usize, free: usize },
+    #[error("no CUDA kernel for {0}")]
+    Unsupported(String),
+    #[error("CUDA failed: {0}")]
+    Driver(String),
+}
+
+impl From<DriverError> for CudaError {
+    fn from(error: DriverError) -> Self {
+        CudaError::Driver(error.to_string())
+    }
+}
+
+pub type Result<T> = std::result::Result<T, CudaError>;
+
+/// An element of device memory.
+pub trait Element:
+    Pod + cudarc::driver::DeviceRepr + cudarc::driver::ValidAsZeroBits + Send + Sync + fmt::Debug
+{
+    /// What the kernels call it.
+    const NAME: &'static str;
+}
+impl Element for f32 {
+    const NAME: &'static str = "f32";
+}
+impl Element for bf16 {
+    const NAME: &'static str = "bf16";
+}
+impl Element for f16 {
+    const NAME: &'static str = "f16";
+}
+impl Element for u32 {
+    const NAME: &'static str = "u32";
+}
+
+/// An address in device memory as kernels receive it; 0 is none.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct Ptr(u64);
+
+/// Numbers in device memory. Clones share them.
+#[derive(Clone)]
+pub struct Buffer<T: Element> {
+    slice: Arc<Mutex<CudaSlice<T>>>,
+    address: u64,
+    len: usize,
+    kept: Kept,
+}
+
+/// Buffers that the launches being captured use.
+type Kept = Arc<Mutex<Option<Vec<Arc<dyn std::any::Any + Send + Sync>>>>>;
+
+impl<T: Element> fmt::Debug for Buffer<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Buffer<{}>[{}]", T::NAME, self.len)
+    }
+}
+
+impl<T: Element> Buffer<T> {
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The address of element `from`.
+    pub(super) fn ptr(&self, from: usize) -> Ptr {
+        assert!(from <= self.len, "element {from} of a buffer of {}", self.len);
+        if let Some(kept) = lock(&self.kept).as_mut() {
+            kept.push(self.slice.clone());
+        }
+        Ptr(self.address + (from * size_of::<T>()) as u64)
+    }
+}
+
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic while it was held leaves nothing half done.
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Page-locked host memory that copies, captured ones too, fill and read.
+pub struct Pinned<T: Element> {
+    start: *mut T,
+    len: usize,
+    context: Arc<CudaContext>,
+}
+
+// SAFETY: the memory belongs to this value alone, like a Vec's.
+unsafe impl<T: Element> Send for Pinned<T> {}
+
+impl<T: Element> Pinned<T> {
+    /// What is there; copies into it must have been waited for ([`Gpu::wait`]).
+    pub fn as_slice(&self) -> &[T] {
+        // SAFETY: `len` numbers were allocated and set; the device writes them only between a replay and the wait for it.
+        unsafe { std::slice::from_raw_parts(self.start, self.len) }
+    }
+
+    pub fn as_mut_slice(&mut self) -> &mut [T] {
+        // SAFETY: as above, and borrowed alone.
+        unsafe { std::slice::from_raw_parts_mut(self.start, self.len) }
+    }
+}
+
+impl<T: Element> Drop for Pinned<T> {
+    fn drop(&mut self) {
+        let _ = self.context.bind_to_thread();
+        // SAFETY: allocated by `Gpu::pinned`, freed once.
+        let _ = unsafe { result::free_host(self.start.cast()) };
+    }
+}
+
+/// Blocks, threads and bytes of shared memory of a launch.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shape {
+    pub(super) grid: (u32, u32),
+    pub(super) threads: u32,
+    pub(super) shared: u32,
+    /// Whether it may start before the launch before it has ended: the kernel must then wait for its inputs itself.
+    pub(super) early: bool,
+}
+
+struct Functions {
+    /// In the order of [`MODULES`].
+    modules: Vec<sys::CUmodule>,
+    by_name: HashMap<String, sys::CUfunction>,
+}
+
+// SAFETY: module and function handles belong to the context, not to a thread; the driver serialises their use.
+unsafe impl Send for Functions {}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        let _ = self.context.bind_to_thread();
+        for module in lock(&self.functions).modules.drain(..) {
+            // SAFETY: the module was loaded by `open` and is unloaded once; nothing launches after the last owner of the Gpu is gone.
+            let _ = unsafe { result::module::unload(module) };
+        }
+    }
+}
+
+/// One GPU and one stream on it.
+pub struct Gpu {
+    stream: Arc<CudaStream>,
+    context: Arc<CudaContext>,
+    functions: Mutex<Functions>,
+    kept: Kept,
+    name: String,
+    processors: u32,
+    /// Whether launches may overlap the end of the one before (compute capability 9.0).
+    overlaps: bool,
+    limit: usize,
+}
+
+impl Gpu {
+    /// Opens a GPU and loads the kernels.
+    ///
+    /// # Errors
+    /// No driver, one too old, no such GPU, or one older than Ampere.
+    pub fn open(ordinal: usize) -> Result<Arc<Gpu>> {
+        // SAFETY: this only tries to load the driver's library.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(CudaError::NoDriver);
+        }
+        match result::init() {
+            Ok(()) => {}
+            Err(DriverError(CUresult::CUDA_ERROR_NO_DEVICE)) => return Err(CudaError::NoDevice),
+            Err(error) => return Err(error.into()),
+        }
+        let mut version = 0;
+        // SAFETY: writes one integer.
+        unsafe { sys::cuDriverGetVersion(&mut version) }.result()?;
+        if version < DRIVER {
+            return Err(CudaError::DriverTooOld { version });
+        }
+        if result::device::get_count()? <= ordinal as i32 {
+            return Err(CudaError::NoDevice);
+        }
+        let context = CudaContext::new(ordinal)?;
+        let name = context.name()?;
+        let (major, minor) = context.compute_capability()?;
+        if major < 8 {
+            return Err(CudaError::DeviceTooOld { name, major, minor });
+        }
+        // SAFETY: all work goes to one stream, so that no event is needed to order it.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream()?;
+        let mut modules = Vec::new();
+        for (_, code) in MODULES {
+            // SAFETY: the image is what nvcc made, whole.
+            modules.push(unsafe { result::module::load_data(code.as_ptr().cast()) }?);
+        }
+        let processors = context.attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32;
+        Ok(Arc::new(Gpu {
+            functions: Mutex::new(Functions { modules, by_name: HashMap::new() }),
+            kept: Arc::default(),
+            name,
+            processors,
+            overlaps: major >= 9,
+            limit: context.attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize,
+            stream,
+            context,
+        }))
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Multiprocessors.
+    pub fn processors(&self) -> u32 {
+        self.processors
+    }
+
+    /// Bytes free and in all.
+    pub fn memory(&self) -> Result<(usize, usize)> {
+        Ok(self.context.mem_get_info()?)
+    }
+
+    fn allocate<T: Element>(&self, len: usize) -> Result<CudaSlice<T>> {
+        // SAFETY: all callers fill the memory before it is read.
+        match unsafe { self.stream.alloc(len.max(1)) } {
+            Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => Err(CudaError::OutOfMemory {
+                what: "this".to_owned(),
+                needed: (len * size_of::<T>()) >> 20,
+                free: self.memory().map_or(0, |(free, _)| free >> 20),
+            }),
+            other => Ok(other?),
+        }
+    }
+
+    fn wrap<T: Element>(&self, slice: CudaSlice<T>, len: usize) -> Buffer<T> {
+        use cudarc::driver::DevicePtr;
+        let address = slice.device_ptr(&self.stream).0;
+        Buffer { slice: Arc::new(Mutex::new(slice)), address, len, kept: self.kept.clone() }
+    }
+
+    /// `len` zeros.
+    pub fn zeros<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
+        let mut slice = self.allocate(len)?;
+        self.stream.memset_zeros(&mut slice)?;
+        Ok(self.wrap(slice, len))
+    }
+
+    /// A copy of `values`.
+    pub fn upload<T: Element>(&self, values: &[T]) -> Result<Buffer<T>> {
+        let mut slice = self.allocate(values.len())?;
+        self.stream.memcpy_htod(values, &mut slice)?;
+        // The host may go on with its memory.
+        self.stream.synchronize()?;
+        Ok(self.wrap(slice, values.len()))
+    }
+
+    /// Overwrites elements from `from` on.
+    pub fn write<T: Element>(&self, buffer: &Buffer<T>, from: usize, values: &[T]) -> Result<()> {
+        let mut slice = lock(&buffer.slice);
+        self.stream.memcpy_htod(values, &mut slice.slice_mut(from..from + values.len()))?;
+        self.stream.synchronize()?;
+        Ok(())
+    }
+
+    /// All numbers, after everything launched so far.
+    pub fn download<T: Element>(&self, buffer: &Buffer<T>) -> Result<Vec<T>> {
+        let mut values = vec![T::zeroed(); buffer.len];
+        self.read(buffer, 0, &mut values)?;
+        Ok(values)
+    }
+
+    /// Elements from `from` on into `out`.
+    pub fn read<T: Element>(&self, buffer: &Buffer<T>, from: usize, out: &mut [T]) -> Result<()> {
+        let slice = lock(&buffer.slice);
+        self.stream.memcpy_dtoh(&slice.slice(from..from + out.len()), out)?;
+        self.stream.synchronize()?;
+        Ok(())
+    }
+
+    /// Zeros in page-locked host memory.
+    pub fn pinned<T: Element>(&self, len: usize) -> Result<Pinned<T>> {
+        self.context.bind_to_thread()?;
+        // SAFETY: allocates; every bit pattern is a number (`Pod`), and all are set before anything reads them.
+        let start = unsafe {
+            let start: *mut T = result::malloc_host(len.max(1) * size_of::<T>(), 0)?.cast();
+            start.write_bytes(0, len.max(1));
+            start
+        };
+        Ok(Pinned { start, len, context: self.context.clone() })
+    }
+
+    /// Starts a copy of `len` elements from `from` of `buffer` to `to` of `host`; may be captured. `host` must be kept while the graph is.
+    pub fn copy_out<T: Element>(
+        &self,
+        buffer: &Buffer<T>,
+        from: usize,
+        host: &mut Pinned<T>,
+        to: usize,
+        len: usize,
+    ) -> Result<()> {
+        assert!(from + len <= buffer.len, "copy of {len} from {from} of {}", buffer.len);
+        let target = &mut host.as_mut_slice()[to..to + len];
+        // SAFETY: both ranges were checked; page-locked memory may be written by the device at any later time while it lives.
+        unsafe { result::memcpy_dtoh_async(target, buffer.ptr(from).0, self.stream.cu_stream()) }?;
+        Ok(())
+    }
+
+    /// Starts a copy of `host` to elements `to`…; may be captured, and then reads what `host` holds at each replay.
+    pub fn copy_in<T: Element>(&self, host: &Pinned<T>, buffer: &Buffer<T>, to: usize) -> Result<()> {
+        let values = host.as_slice();
+        assert!(to + values.len() <= buffer.len, "copy of {} to {to} of {}", values.len(), buffer.len);
+        // SAFETY: both ranges were checked; page-locked memory may be read by the device at any later time while it lives.
+        unsafe { result::memcpy_htod_async(buffer.ptr(to).0, values, self.stream.cu_stream()) }?;
+        Ok(())
+    }
+
+    /// Waits for all work.
+    pub fn wait(&self) -> Result<()> {
+        Ok(self.stream.synchronize()?)
+    }
+
+    /// Launches a kernel of `module` whose only parameter is `params`, of the layout that its source declares.
+    pub(super) fn launch<P: Pod>(&self, module: &str, kernel: &str, shape: Shape, params: &P) -> Result<()> {
+        self.context.bind_to_thread()?;
+        assert!(shape.shared as usize <= self.limit, "{kernel}: {} bytes of shared memory", shape.shared);
+        let function = self.function(module, kernel)?;
+        // SAFETY: the struct is plain data; a launch may change it.
+        let mut attribute: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
+        attribute.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+        attribute.value.programmaticStreamSerializationAllowed = 1;
+        let early = shape.early && self.overlaps;
+        let config = sys::CUlaunchConfig {
+            gridDimX: shape.grid.0,
+            gridDimY: shape.grid.1,
+            gridDimZ: 1,
+            blockDimX: shape.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shape.shared,
+            hStream: self.stream.cu_stream(),
+            attrs: &mut attribute,
+            numAttrs: u32::from(early),
+        };
+        let mut arguments = [std::ptr::from_ref(params) as *mut c_void];
+        // SAFETY: the kernel takes one struct by value, which the driver copies during the call; that its addresses are of live
+        // buffers long enough is checked by the op.
+        unsafe { sys::cuLaunchKernelEx(&config, function, arguments.as_mut_ptr(), std::ptr::null_mut()) }.result()?;
+        Ok(())
+    }
+
+    fn function(&self, module: &str, name: &str) -> Result<sys::CUfunction> {
+        let mut functions = lock(&self.functions);
+        if let Some(function) = functions.by_name.get(name) {
+            return Ok(*function);
+        }
+        let index = MODULES.iter().position(|(known, _)| *known == module).expect("a file of src/cuda");
+        let symbol = CString::new(name).expect("kernel names hold no zero byte");
+        let shared = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        let fixed = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
+        // SAFETY: the module is loaded in this context, and the function is of it; it may use all shared memory that its own arrays leave.
+        let function = unsafe {
+            let function = result::module::get_function(functions.modules[index], symbol)?;
+            let used = result::function::get_function_attribute(function, fixed)?;
+            result::function::set_function_attribute(function, shared, self.limit as i32 - used)?;
+            function
+        };
+        functions.by_name.insert(name.to_owned(), function);
+        Ok(function)
+    }
+
+    /// Records what `work` launches, without running it, to be replayed as one.
+    pub fn capture(&self, work: impl FnOnce() -> Result<()>) -> Result<Graph> {
+        *lock(&self.kept) = Some(Vec::new());
+        self.stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)?;
+        let done = work();
+        let graph = self.stream.end_capture(sys::CUgraphInstantiate_flags(0));
+        let kept = lock(&self.kept).take().unwrap_or_default();
+        done?;
+        let graph = graph?.ok_or_else(|| CudaError::Driver("nothing was captured".to_owned()))?;
+        graph.upload()?;
+        Ok(Graph { graph, _kept: kept, _not_sync: PhantomData })
+    }
+
+    /// A point in the work, for [`Gpu::milliseconds`].
+    pub fn mark(&self) -> Result<Mark> {
+        Ok(Mark(self.stream.record_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT))?))
+    }
+
+    /// Time on the device between two marks; waits for the second.
+    pub fn milliseconds(&self, from: &Mark, to: &Mark) -> Result<f32> {
+        Ok(from.0.elapsed_ms(&to.0)?)
+    }
+}
+
+/// A point in the work of the device.
+pub struct Mark(CudaEvent);
+
+/// Recorded launches.
+pub struct Graph {
+    graph: CudaGraph,
+    _kept: Vec<Arc<dyn std::any::Any + Send + Sync>>,
+    _not_sync: PhantomData<std::cell::Cell<()>>,
+}
+
+// SAFETY: the handles may be used from any thread, by one at a time, which the missing `Sync` sees to.
+unsafe impl Send for Graph {}
+
+impl Graph {
+    /// Runs it all again, after what was launched before.
+    pub fn replay(&self) -> Result<()> {
+        Ok(self.graph.launch()?)
+    }
+}

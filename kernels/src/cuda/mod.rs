@@ -1,0 +1,74 @@
+//! The operations on an NVIDIA GPU, feature `cuda`: twins of those in `cpu/`, over [`Buffer`]s. `<op>.cu` is the kernel, `<op>.rs` checks
+//! shapes and launches it; [`launch`] has the device and all unsafe code.
+//!
+//! | op | twin of | shapes |
+//! |---|---|---|
+//! | [`Linear`] | `linear` of one token, norm, gate, convolution, softplus, gated unit and residual in the same launch | W [out, in], x [in] |
+//! | [`Embed`] | a row of the embedding | |
+//! | [`Norm`] | `rms_norm`, `layer_norm`, gated group norms | x [T, d] |
+//! | [`conv()`] | `causal_conv` (+ silu) | x [T, C] |
+//! | [`ScanStep`], [`Scan`] | `SelectiveScan` of one token, of any number | |
+//! | [`SsdStep`], [`Ssd`] | `Ssd` of one token, of any number | |
+//! | [`AttentionStep`] | norm, `Rope` and `Attention` of one token over a contiguous cache | |
+
+mod attention;
+mod conv;
+pub mod launch;
+mod linear;
+mod norm;
+mod selective_scan;
+mod ssd;
+mod step;
+
+pub use attention::{AttentionStep, attention_supported};
+pub use conv::{Conv, conv};
+pub use launch::{Buffer, CudaError, Element, Gpu, Graph, Mark, Pinned, Result};
+pub use linear::{Convolved, DeviceMatrix, Embed, GatedUnit, Input, Linear};
+pub use norm::{Gating, Norm};
+pub use selective_scan::{Scan, ScanProbes};
+pub use ssd::Ssd;
+pub use step::{DbcNorms, ScanStep, SsdStep};
+
+use launch::Ptr;
+
+/// Numbers from an element of a buffer on: a part of a packed projection.
+#[derive(Debug)]
+pub struct At<'a, T: Element = f32>(pub &'a Buffer<T>, pub usize);
+
+impl<T: Element> Clone for At<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T: Element> Copy for At<'_, T> {}
+
+impl<'a, T: Element> From<&'a Buffer<T>> for At<'a, T> {
+    fn from(buffer: &'a Buffer<T>) -> Self {
+        At(buffer, 0)
+    }
+}
+
+impl<T: Element> At<'_, T> {
+    /// The address, having checked that `len` elements follow.
+    #[track_caller]
+    fn ptr(self, len: usize, what: &str) -> Ptr {
+        assert!(self.1 + len <= self.0.len(), "{what}: {len} elements from {} of {}", self.1, self.0.len());
+        self.0.ptr(self.1)
+    }
+
+    /// As [`At::ptr`] for `rows` of `width`, one every `stride`.
+    #[track_caller]
+    fn rows(self, rows: usize, width: usize, stride: usize, what: &str) -> Ptr {
+        assert!(rows < 2 || stride >= width, "{what}: rows of {width} every {stride}");
+        self.ptr(if rows == 0 { 0 } else { (rows - 1) * stride + width }, what)
+    }
+}
+
+#[track_caller]
+fn optional<T: Element>(at: Option<At<'_, T>>, len: usize, what: &str) -> Ptr {
+    at.map_or(Ptr::default(), |at| at.ptr(len, what))
+}
+
+fn number(n: usize) -> u32 {
+    u32::try_from(n).expect("sizes fit 32 bits")
+}
