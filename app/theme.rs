@@ -122,6 +122,11 @@ impl Theme {
         match kind {
             MixerKind::Mamba1 | MixerKind::Mamba2 => oklch(lightness, 0.11, 190.0),
             MixerKind::DeltaRule => oklch(lightness, 0.11, 150.0),
+            MixerKind::LinearAttention | MixerKind::Retention | MixerKind::Gla | MixerKind::Hgrn2 => {
+                oklch(lightness, 0.11, 120.0)
+            }
+            MixerKind::Rwkv4 | MixerKind::Rwkv6 | MixerKind::Rwkv7 | MixerKind::RgLru => oklch(lightness, 0.11, 310.0),
+            MixerKind::Mlstm => oklch(lightness, 0.11, 340.0),
             MixerKind::ShortConv => oklch(lightness, 0.11, 250.0),
             MixerKind::Attention => oklch(lightness, 0.13, 75.0),
             MixerKind::FeedForward => oklch(lightness, 0.02, 260.0),
@@ -134,6 +139,15 @@ impl Theme {
             MixerKind::Mamba1 => "◇",
             MixerKind::Mamba2 => "◆",
             MixerKind::DeltaRule => "■",
+            MixerKind::LinearAttention => "□",
+            MixerKind::Retention => "▢",
+            MixerKind::Gla => "▣",
+            MixerKind::Hgrn2 => "▤",
+            MixerKind::Rwkv4 => "○",
+            MixerKind::Rwkv6 => "◐",
+            MixerKind::Rwkv7 => "●",
+            MixerKind::RgLru => "◎",
+            MixerKind::Mlstm => "◈",
             MixerKind::ShortConv => "◧",
             MixerKind::Attention => "▲",
             MixerKind::FeedForward => "•",

@@ -199,6 +199,23 @@ cases!(
     gpt2_a,
     gpt2_legacy,
     mamba2_consolidated,
+    retnet_a,
+    retnet_groups,
+    gla_a,
+    gla_conv,
+    linear_attn_a,
+    linear_attn_sums,
+    hgrn2_a,
+    delta_net_a,
+    delta_net_gated,
+    gated_deltanet_a,
+    rwkv_a,
+    rwkv6_a,
+    rwkv7_a,
+    recurrent_gemma_a,
+    recurrent_gemma_legacy,
+    xlstm_a,
+    xlstm_fused,
 );
 
 /// No golden is forgotten.

@@ -34,7 +34,7 @@ pub fn open_case(case: &str) -> Opened {
 }
 
 /// The small checkpoints that the laws are tested on: every mixer in every variation, groups, biases, ties, windows, experts.
-pub const CASES: [&str; 32] = [
+pub const CASES: [&str; 48] = [
     "mamba_a",
     "mamba_b",
     "mamba_bf16",
@@ -67,6 +67,22 @@ pub const CASES: [&str; 32] = [
     "gpt_neox_a",
     "gpt_neox_sequential",
     "gpt2_a",
+    "retnet_a",
+    "retnet_groups",
+    "gla_a",
+    "gla_conv",
+    "linear_attn_a",
+    "linear_attn_sums",
+    "hgrn2_a",
+    "delta_net_a",
+    "delta_net_gated",
+    "gated_deltanet_a",
+    "rwkv_a",
+    "rwkv6_a",
+    "rwkv7_a",
+    "recurrent_gemma_a",
+    "xlstm_a",
+    "xlstm_fused",
 ];
 
 /// The longest text that a model can read, `length` at most.

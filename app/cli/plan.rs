@@ -28,6 +28,8 @@ fn letter(kind: MixerKind, feed_forward: Option<&FeedForwardInfo>) -> char {
         MixerKind::Mamba1 | MixerKind::Mamba2 => 'M',
         MixerKind::Attention => 'A',
         MixerKind::DeltaRule => 'D',
+        MixerKind::LinearAttention | MixerKind::Retention | MixerKind::Gla | MixerKind::Hgrn2 => 'L',
+        MixerKind::Rwkv4 | MixerKind::Rwkv6 | MixerKind::Rwkv7 | MixerKind::RgLru | MixerKind::Mlstm => 'R',
         MixerKind::ShortConv => 'C',
         MixerKind::FeedForward if feed_forward.is_some_and(|feed_forward| feed_forward.experts.is_some()) => 'E',
         MixerKind::FeedForward => '-',
@@ -40,6 +42,8 @@ fn legend(pattern: &str) -> String {
         ('M', "state space"),
         ('A', "attention"),
         ('D', "delta rule"),
+        ('L', "linear attention"),
+        ('R', "recurrence"),
         ('C', "short convolution"),
         ('-', "MLP alone"),
         ('E', "experts alone"),
@@ -70,9 +74,9 @@ pub fn print(info: &ModelInfo, out: &mut impl Write) -> Result<()> {
         });
         writeln!(out, "{}", cells.collect::<Vec<_>>().join("  "))?;
     }
-    let kinds = |wanted: MixerKind| info.layers.iter().flat_map(|layer| &layer.parts).any(|part| part.kind == wanted);
-    let channels = match kinds(MixerKind::Mamba1) || kinds(MixerKind::ShortConv) {
-        true => "; in Mamba-1 and short convolutions every channel is a head",
+    let mut parts = info.layers.iter().flat_map(|layer| &layer.parts);
+    let channels = match parts.any(|part| part.kind.head_noun() == "channel") {
+        true => "; where a mixer keeps a state for every channel, each is a head",
         false => "",
     };
     writeln!(out, "\npattern: {}", legend(&pattern(&info.layers)))?;

@@ -55,7 +55,13 @@ fn screen(info: &ModelInfo) -> Observation {
     let mut probes: Vec<Probe> =
         (0..info.layers.len()).map(|layer| Probe::series(layer, Point::Write, Reduction::Layer(Fold::Norm))).collect();
     probes.extend([Point::Write, Point::Read].map(|point| series(point, Reduction::Full)));
-    probes.extend([Point::Key, Point::Query, Point::Value, Point::Core].map(|point| series(point, norm)));
+    probes.extend([Point::Key, Point::Value, Point::Core].map(|point| series(point, norm)));
+    if mixer.kind.has_query() {
+        probes.push(series(Point::Query, norm));
+    }
+    if mixer.kind.has_input_gate() {
+        probes.push(series(Point::InputGate, Reduction::Full));
+    }
     probes.push(series(Point::Resid, Reduction::Layer(Fold::Norm)));
     if mixer.gated {
         probes.push(series(Point::Gate, norm));
@@ -102,8 +108,30 @@ fn decays(layer: usize, mixer: &Geometry, head: usize) -> Vec<Probe> {
 /// More than any screen holds: every series of every mixer in full, and the state and one matrix of each.
 fn all(info: &ModelInfo) -> Observation {
     use Point::*;
-    let points =
-        [Resid, ConvIn, Conv, Delta, Beta, LogDecay, Decay, Key, Query, Value, Write, Read, Gate, Core, Out, Entropy];
+    let points = [
+        Resid,
+        ConvIn,
+        Conv,
+        Delta,
+        Beta,
+        LogDecay,
+        Erase,
+        InputGate,
+        RecurrenceGate,
+        ForgetGate,
+        Bonus,
+        Normaliser,
+        Decay,
+        Key,
+        Query,
+        Value,
+        Write,
+        Read,
+        Gate,
+        Core,
+        Out,
+        Entropy,
+    ];
     let matrix = Mixing(MixingView { stage: Stage::Core, scale: Scale::Raw });
     let mixer = |layer: usize, part: usize| {
         let mut probes = points.map(|point| Probe::series(layer, point, Reduction::Full)).to_vec();

@@ -36,13 +36,30 @@ const fn row(name: &'static str, point: Point, meaning: &'static str) -> Quantit
 }
 
 /// Everything that `--probe` knows.
-pub const QUANTITIES: [Quantity; 20] = [
+pub const QUANTITIES: [Quantity; 25] = [
     row("resid", Point::Resid, "residual stream after the layer"),
     row("conv_in", Point::ConvIn, "input of the short convolution, value channels"),
     row("conv", Point::Conv, "output of the short convolution before its SiLU, value channels"),
     row("delta", Point::Delta, "step size Δ after softplus and clamp"),
-    row("beta", Point::Beta, "delta rule: share β by which what is stored under the key is replaced"),
-    row("decay", Point::Decay, "factor by which the state is kept, exp(ΔA); delta rule: exp(g)"),
+    row(
+        "beta",
+        Point::Beta,
+        "delta rule: share β by which what is stored under the key is replaced; RWKV-7: the rate a of its correction",
+    ),
+    row("input_gate", Point::InputGate, "input gate: RG-LRU i; mLSTM exp(ĩ − m); RWKV-4 a token's share of the mean"),
+    row("recurrence_gate", Point::RecurrenceGate, "RG-LRU: recurrence gate r"),
+    row("forget_gate", Point::ForgetGate, "mLSTM: forget gate σ(f̃)"),
+    row(
+        "bonus",
+        Point::Bonus,
+        "what a token takes of its own value before it is written: RWKV-4 a share, RWKV-6 Σ r u k",
+    ),
+    row("normaliser", Point::Normaliser, "mLSTM: what the read is divided by, relative to the stabiliser"),
+    row(
+        "decay",
+        Point::Decay,
+        "factor by which the state is kept, exp(ΔA); delta rule: exp(g); mLSTM: of the stabilised state",
+    ),
     row(
         "key",
         Point::Key,
@@ -57,10 +74,14 @@ pub const QUANTITIES: [Quantity; 20] = [
     row(
         "write_norm",
         Point::Write,
-        "write strength ‖Δ B xᵀ‖_F; delta rule: β‖k‖‖v‖; attention: ‖k‖‖v‖; short convolution: |B x|",
+        "write strength ‖Δ B xᵀ‖_F; delta rule: β‖k‖‖v‖; attention, linear attention: ‖k‖‖v‖; with an input gate i‖k‖‖v‖; short convolution: |B x|",
     ),
     row("read_norm", Point::Read, "norm of what is read out of state or cache, skip D·x excluded"),
-    row("gate", Point::Gate, "output gate z before its activation: SiLU, for attention σ"),
+    row(
+        "gate",
+        Point::Gate,
+        "output gate z before its activation: SiLU; σ for attention, mLSTM and RWKV-4's receptance; GELU for RG-LRU; none for RWKV-7",
+    ),
     row("core", Point::Core, "mixer output y before gate and norm, D·x included"),
     row("out", Point::Out, "what the mixer adds to the residual stream"),
     row("entropy", Point::Entropy, "entropy of the softmax row in bits"),
@@ -163,7 +184,22 @@ impl Plan {
         match self.quantity.what {
             What::Row(Point::Resid | Point::Out) => vec![token, ("hidden", hidden_size)],
             What::Row(Point::Decay) if decay_dim > 1 => vec![token, head, state],
-            What::Row(Point::Delta | Point::Beta | Point::Decay | Point::Write | Point::Read | Point::Entropy)
+            What::Row(Point::LogDecay) if decay_dim > 1 => vec![token, head, state],
+            What::Row(Point::Beta) if kind == MixerKind::Rwkv7 => vec![token, head, state],
+            What::Row(
+                Point::Delta
+                | Point::Beta
+                | Point::Decay
+                | Point::LogDecay
+                | Point::InputGate
+                | Point::RecurrenceGate
+                | Point::ForgetGate
+                | Point::Bonus
+                | Point::Normaliser
+                | Point::Write
+                | Point::Read
+                | Point::Entropy,
+            )
             | What::StateNorm => {
                 vec![token, head]
             }
@@ -172,6 +208,18 @@ impl Plan {
                 (MixerKind::Mamba1, _) if groups == 1 => vec![token, state],
                 (MixerKind::Mamba1 | MixerKind::Mamba2, _) => vec![token, ("group", groups), state],
                 (MixerKind::DeltaRule, _) => vec![token, ("key_head", groups), ("key_dim", state_dim)],
+                (
+                    MixerKind::LinearAttention
+                    | MixerKind::Retention
+                    | MixerKind::Gla
+                    | MixerKind::Hgrn2
+                    | MixerKind::Rwkv6
+                    | MixerKind::Rwkv7
+                    | MixerKind::Mlstm,
+                    _,
+                ) => {
+                    vec![token, head, ("key_dim", state_dim)]
+                }
                 (MixerKind::Attention, Point::Key) => vec![token, ("kv_head", groups), dim],
                 _ if channels => vec![token, head],
                 _ => vec![token, head, dim],

@@ -23,14 +23,21 @@ pub fn exists(mixer: &dyn Mixer, point: Point) -> bool {
         Point::Resid | Point::Out => true,
         _ if !kind.mixes() => false,
         Point::Delta => kind.has_delta(),
-        Point::Beta | Point::LogDecay => kind == MixerKind::DeltaRule,
+        Point::Beta => matches!(kind, MixerKind::DeltaRule | MixerKind::Rwkv7),
+        Point::Erase => kind == MixerKind::Rwkv7,
+        Point::LogDecay => kind.has_log_decay(),
+        Point::InputGate => kind.has_input_gate(),
+        Point::RecurrenceGate => kind == MixerKind::RgLru,
+        Point::ForgetGate | Point::Normaliser => kind == MixerKind::Mlstm,
+        Point::Bonus => matches!(kind, MixerKind::Rwkv4 | MixerKind::Rwkv6),
+        Point::Query => kind.has_query(),
         Point::Decay => kind.decays(),
         Point::State => kind.is_recurrent() && geometry.state_dim > 0,
         Point::Gate => geometry.gated,
         Point::Conv | Point::ConvIn => geometry.conv_taps > 0,
         Point::Mixing(view) => view.stage == Stage::Core || geometry.conv_taps > 0,
         Point::Entropy => kind == MixerKind::Attention,
-        Point::Key | Point::Query | Point::Value | Point::Core | Point::Write | Point::Read => true,
+        Point::Key | Point::Value | Point::Core | Point::Write | Point::Read => true,
         Point::MixingError | Point::Reach => true,
     }
 }
@@ -235,7 +242,8 @@ fn extended(
         let conv = values(mixer, tape, Point::Conv, head, one);
         let input = values(mixer, tape, Point::ConvIn, head, one);
         // silu(v) = σ(v)·v, so σ(v) is the factor that the activation applies at each token of this run.
-        let phi: Vec<f32> = (0..local.end).map(|t| sigmoid(conv.at(t))).collect();
+        let factor = |t| if surroundings.activated { sigmoid(conv.at(t)) } else { 1.0 };
+        let phi: Vec<f32> = (0..local.end).map(factor).collect();
         let phi = Strided { data: &phi, stride: 1, offset: 0, width: 1 };
         for (index, t) in local.clone().enumerate() {
             let at = index * local.end..index * local.end + t + 1;

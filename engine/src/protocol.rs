@@ -53,6 +53,24 @@ pub enum MixerKind {
     Mamba2,
     /// Gated delta rule: a state that corrects what it holds under a key.
     DeltaRule,
+    /// Linear attention: a state that forgets nothing.
+    LinearAttention,
+    /// Retention: one fixed decay a head (RetNet).
+    Retention,
+    /// Gated linear attention: a decay for each key dimension (GLA).
+    Gla,
+    /// Gated linear attention whose key is what its decay leaves (HGRN2).
+    Hgrn2,
+    /// Exponentially weighted mean of the values, one number a channel (RWKV-4).
+    Rwkv4,
+    /// Gated linear attention that reads before it writes, with a bonus for the token itself (RWKV-6).
+    Rwkv6,
+    /// Linear attention that corrects what it holds: decay by key and a rank-one correction (RWKV-7).
+    Rwkv7,
+    /// Real-gated linear recurrent unit, one number a channel (Griffin).
+    RgLru,
+    /// Matrix LSTM: exponential input gate, normalised read (xLSTM).
+    Mlstm,
     /// Double-gated short convolution: the last few tokens and nothing else.
     ShortConv,
     /// Causal softmax attention with a KV cache.
@@ -68,6 +86,15 @@ impl MixerKind {
             Self::Mamba1 => "Mamba-1",
             Self::Mamba2 => "Mamba-2",
             Self::DeltaRule => "gated delta rule",
+            Self::LinearAttention => "linear attention",
+            Self::Retention => "retention",
+            Self::Gla => "gated linear attention",
+            Self::Hgrn2 => "HGRN2",
+            Self::Rwkv4 => "RWKV-4",
+            Self::Rwkv6 => "RWKV-6",
+            Self::Rwkv7 => "RWKV-7",
+            Self::RgLru => "RG-LRU",
+            Self::Mlstm => "mLSTM",
             Self::ShortConv => "short convolution",
             Self::Attention => "attention",
             Self::FeedForward => "feed-forward",
@@ -76,7 +103,7 @@ impl MixerKind {
 
     /// Whether the mixer carries a state of fixed size instead of a growing KV cache.
     pub fn is_recurrent(self) -> bool {
-        matches!(self, Self::Mamba1 | Self::Mamba2 | Self::DeltaRule | Self::ShortConv)
+        !matches!(self, Self::Attention | Self::FeedForward)
     }
 
     /// Whether tokens are mixed at all, so that there are a matrix, strengths, keys and values.
@@ -86,7 +113,22 @@ impl MixerKind {
 
     /// Whether the state fades by a factor, [`Point::Decay`].
     pub fn decays(self) -> bool {
-        matches!(self, Self::Mamba1 | Self::Mamba2 | Self::DeltaRule)
+        self.is_recurrent() && !matches!(self, Self::ShortConv | Self::LinearAttention)
+    }
+
+    /// Whether the logarithm of the decay is part of the run, [`Point::LogDecay`].
+    pub fn has_log_decay(self) -> bool {
+        self.decays() && !matches!(self, Self::Mamba1 | Self::Mamba2 | Self::Retention)
+    }
+
+    /// Whether a token asks with a query or a read vector of its own, [`Point::Query`].
+    pub fn has_query(self) -> bool {
+        self.mixes() && !matches!(self, Self::Rwkv4 | Self::RgLru)
+    }
+
+    /// Whether an input gate weighs what is written, [`Point::InputGate`].
+    pub fn has_input_gate(self) -> bool {
+        matches!(self, Self::Rwkv4 | Self::RgLru | Self::Mlstm)
     }
 
     /// Whether a step size is selected, [`Point::Delta`].
@@ -97,8 +139,8 @@ impl MixerKind {
     /// What one row of [`Geometry::heads`] is called.
     pub fn head_noun(self) -> &'static str {
         match self {
-            Self::Mamba1 | Self::ShortConv => "channel",
-            Self::Mamba2 | Self::DeltaRule | Self::Attention | Self::FeedForward => "head",
+            Self::Mamba1 | Self::ShortConv | Self::Rwkv4 | Self::RgLru => "channel",
+            _ => "head",
         }
     }
 }
@@ -115,7 +157,7 @@ pub struct Geometry {
     pub state_dim: usize,
     /// Heads that share one key and one query (B and C groups; attention: KV heads own the keys).
     pub groups: usize,
-    /// Decay factors per head: 1, or N for Mamba-1; 0 where nothing fades by a factor.
+    /// Decay factors per head: 1, or N for Mamba-1, GLA, HGRN2, RWKV-6 and RWKV-7; 0 where nothing fades by a factor.
     pub decay_dim: usize,
     /// Taps of the short convolution in front of the mixer, 0 without one.
     pub conv_taps: usize,
@@ -193,19 +235,32 @@ pub enum Point {
     Conv,
     /// Step size Δ after softplus and clamp, `[H]`.
     Delta,
-    /// Delta rule: share β by which what is stored under a key is replaced, `[H]`.
+    /// Delta rule: share β by which what is stored under a key is replaced, `[H]`; RWKV-7: its rate a ∈ (0, 1), `[H, N]`.
     Beta,
-    /// Delta rule: logarithm of the decay, `[H]`.
+    /// RWKV-7: the direction κ, of length 1, under which the state is looked up and corrected, `[H, N]`.
+    Erase,
+    /// Logarithm of the decay, `[H]` (GLA, HGRN2, RWKV-6, RWKV-7 `[H, N]`); of an mLSTM relative to its stabiliser.
     LogDecay,
-    /// Factor by which the state is kept, exp(ΔA), `[H]` (Mamba-1 `[H, N]`).
+    /// Input gate, `[H]`: i ∈ (0, 1) of an RG-LRU; e^{ĩ − m} ∈ (0, 1] of an mLSTM; of RWKV-4 the weight in (0, 1] with which a value
+    /// enters the mean.
+    InputGate,
+    /// RG-LRU: recurrence gate r ∈ (0, 1), from which the decay follows, `[H]`.
+    RecurrenceGate,
+    /// mLSTM: forget gate σ(f̃) ∈ (0, 1), `[H]`.
+    ForgetGate,
+    /// Where a token reads before it writes: what it takes of its own value, `[H]`. RWKV-4: a share in (0, 1); RWKV-6: Σ r u k.
+    Bonus,
+    /// What the read is divided by, relative to the stabiliser, `[H]`: mLSTM, normalised linear attention.
+    Normaliser,
+    /// Factor by which the state is kept, exp(ΔA), `[H]` (Mamba-1, GLA, HGRN2, RWKV-6, RWKV-7 `[H, N]`).
     Decay,
-    /// Write direction: B, or the key, `[G, N]`; of a short convolution the gate before it, `[H]`.
+    /// Write direction: B, or the key, `[G, N]`; of a short convolution the gate before it, of an RG-LRU the factor √(1 − a²) i, `[H]`.
     Key,
     /// Read direction: C, or the query, `[G, N]` (attention `[H, N]`); of a short convolution the gate after it, `[H]`.
     Query,
     /// What is mixed: x after convolution and SiLU, or the value vector, `[H, P]` (attention `[G, P]`).
     Value,
-    /// Write strength ‖Δ B xᵀ‖_F, for the delta rule β‖k‖‖v‖, for attention ‖k‖‖v‖, `[H]`.
+    /// Write strength ‖Δ B xᵀ‖_F, for the delta rule β‖k‖‖v‖, for attention ‖k‖‖v‖, with an input gate i‖k‖‖v‖, `[H]`.
     Write,
     /// Read strength: norm of what is read out of state or cache, skip D·x excluded, `[H]`.
     Read,
@@ -215,7 +270,7 @@ pub enum Point {
     Mixing(MixingView),
     /// max |M·v − y| of the row, relative to the largest |y| of the head so far, `[1]`: how true the picture is.
     MixingError,
-    /// Output gate z before its activation (SiLU; σ for gated attention), `[H, P]`.
+    /// Output gate z before its activation (SiLU; σ for gated attention, mLSTM and RWKV-4's receptance; GELU for RG-LRU; none for RWKV-7), `[H, P]`.
     Gate,
     /// Mixer output y before gate and norm, D·x included, `[H, P]`.
     Core,

@@ -225,8 +225,12 @@ fn mixing() {
         ("diagonal", Some(log), Decay::Diagonal { log, rates: &a }),
         ("delta", None, Decay::Delta { log: forget, beta: log }),
     ] {
-        let lowered =
-            Lowered::Recurrent(Recurrent { tokens, query: read(&q), key: read(&k), weight, decay, diagonal: 1.0 });
+        let lowered = Lowered::Recurrent(Recurrent {
+            weight,
+            decay,
+            diagonal: 1.0,
+            ..Recurrent::new(tokens, read(&q), read(&k))
+        });
         let mut all = nan(tokens * tokens);
         lowered.rows(0..tokens, &mut all);
         check("mixing", &all[(tokens - 1) * tokens..], &lowered.reference_row(tokens - 1));

@@ -15,6 +15,8 @@
 //! | [`SelectiveScan`] | h_t = e^{ΔA} h + Δ B x, y = C·h + D x | Δ, x [T, E] · A [E, N] · B, C [T, N] | Gu & Dao 2023 |
 //! | [`Ssd`] | S_t = e^{ΔA} S + Δ x Bᵀ, y = S C + D x | Δ [T, H] · x [T, H, P] · B, C [T, G, N] | Dao & Gu 2024 |
 //! | [`DeltaRule`] | S_t = e^g (I − β k kᵀ) S + β k vᵀ, y = Sᵀ q | q, k [T, H_k, Dk] · v [T, H, Dv] · g, β [T, H] | Yang et al. 2024 |
+//! | [`LinearAttention`] | S_t = Λ_t S + w k vᵀ (− b κᵀ S), y = Sᵀ q, or Sᵀ_{t−1} q + c v | q, k [T, H, Dk] · v [T, H, Dv] | Yang et al. 2024; Peng et al. 2024, 2025 |
+//! | [`ChannelScan`], [`wkv_gates`] | h_t = e^{log} h + i x, y = h | all [T, C] | De et al. 2024; Peng et al. 2023 |
 //! | [`Rope`] | pairs turned by position · f | x [T, heads, head_dim] | Su et al. 2021 |
 //! | [`Attention`] | y_t = Σ_s softmax(scale q·k)_s v_s, s in a window | q [T, H, head_dim] · pages [64, H_kv, head_dim] | Vaswani et al. 2017 |
 //! | [`Lowered`] | M[t, s] = w_s Σ_n q_t k_s Π Λ, the softmax, or a band | rows of M [t + 1] | Dao & Gu 2024; Ali et al. 2024 |
@@ -27,10 +29,12 @@
 
 pub mod activation;
 pub mod attention;
+pub mod channel_scan;
 pub mod conv;
 mod cpu;
 pub mod delta_rule;
 pub mod linear;
+pub mod linear_attention;
 pub mod matrix;
 pub mod mixing;
 pub mod mmap;
@@ -48,9 +52,11 @@ pub use activation::{
     silu_mul, silu_slice, softplus, softplus_slice,
 };
 pub use attention::{Attention, PAGE, Rope};
+pub use channel_scan::{ChannelScan, wkv_gates};
 pub use conv::causal_conv;
 pub use delta_rule::DeltaRule;
 pub use linear::linear;
+pub use linear_attention::{Correction, KeyDecay, LinearAttention};
 pub use matrix::{Dtype, Elements, Matrix, ShapeError, UnknownDtype, Values};
 pub use mixing::{Decay, Lowered, Recurrent, Strided, Toeplitz, apply_rows, extend_row_over_conv};
 pub use mmap::MappedFile;

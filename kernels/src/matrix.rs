@@ -240,6 +240,26 @@ impl Matrix {
         Matrix { rows, storage: Storage::Memory(Arc::new(elements)), ..self.clone() }
     }
 
+    /// The rows of all `parts`, one after the other, in the dtype of the first.
+    ///
+    /// # Panics
+    /// There is no part, or the columns differ.
+    pub fn stacked(parts: &[Matrix]) -> Matrix {
+        let (cols, dtype) = (parts[0].cols, parts[0].dtype);
+        assert!(parts.iter().all(|part| part.cols == cols), "stacked: the columns differ");
+        let parts: Vec<Matrix> = parts.iter().map(|part| part.clone().to_dtype(dtype)).collect();
+        fn join<'a, T: Copy + 'a>(parts: &'a [Matrix], of: impl Fn(Values<'a>) -> Option<&'a [T]>) -> Vec<T> {
+            parts.iter().filter_map(|part| of(part.values())).flatten().copied().collect()
+        }
+        let elements = match dtype {
+            Dtype::F32 => Elements::F32(join(&parts, |v| if let Values::F32(e) = v { Some(e) } else { None })),
+            Dtype::Bf16 => Elements::Bf16(join(&parts, |v| if let Values::Bf16(e) = v { Some(e) } else { None })),
+            Dtype::F16 => Elements::F16(join(&parts, |v| if let Values::F16(e) = v { Some(e) } else { None })),
+        };
+        let rows = parts.iter().map(Matrix::rows).sum();
+        Matrix { rows, cols, dtype, storage: Storage::Memory(Arc::new(elements)) }
+    }
+
     /// All elements as f32.
     pub fn to_vec_f32(&self) -> Vec<f32> {
         match self.values() {
@@ -316,6 +336,8 @@ mod tests {
     fn rows_and_columns_can_be_picked() {
         let m = Matrix::new(3, 2, Elements::F32(vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0])).unwrap();
         assert_eq!(m.pick_rows(&[2..3, 0..1]).to_vec_f32(), [4.0, 5.0, 0.0, 1.0]);
+        let both = Matrix::stacked(&[m.pick_rows(&[1..2, 0..1]), m.clone()]);
+        assert_eq!((both.rows(), both.to_vec_f32()[..5].to_vec()), (5, vec![2.0, 3.0, 0.0, 1.0, 0.0]));
         assert_eq!(m.transposed().to_vec_f32(), [0.0, 2.0, 4.0, 1.0, 3.0, 5.0]);
         assert_eq!((m.transposed().rows(), m.transposed().cols()), (2, 3));
     }

@@ -1,8 +1,9 @@
 //! The mixing matrix: what every mixer lowers to, and the one op that draws it.
 //!
 //! y = M x with M lower-triangular. For a recurrence S_t = Λ_t ∘ S_{t−1} + w_t k_t v_tᵀ, y_t = q_tᵀ S_t + D v_t,
-//! M[t, s] = w_s Σ_n q_t[n] k_s[n] Π_{s<u≤t} Λ_u[n], + D at s = t; for the delta rule Λ is a matrix. For softmax
-//! attention M is the weights, for a gated short convolution a band.
+//! M[t, s] = w_s Σ_n q_t[n] k_s[n] Π_{s<u≤t} Λ_u[n], + D at s = t; for the delta rule and RWKV-7 Λ is a matrix. Where the state is
+//! read before it is written (RWKV), u goes to t − 1 only and M[t, t] is a bonus; where the read is divided by a normaliser of its
+//! token (mLSTM), so is the row. For softmax attention M is the weights, for a gated short convolution a band.
 
 use std::ops::Range;
 
@@ -40,6 +41,10 @@ pub enum Decay<'a> {
     Scalar { log: Strided<'a>, factor: f32 },
     /// One factor for each state element n, e^{log_u · rates[n]}: Mamba-1 with log = Δ[c] and rates = A[c, :].
     Diagonal { log: Strided<'a>, rates: &'a [f32] },
+    /// One factor for each key dimension, e^{log_u[n]}, log rows of N: GLA, HGRN2, RWKV-6.
+    Key { log: Strided<'a> },
+    /// diag(e^{log_u}) − b_u κ_uᵀ, rows of N: RWKV-7, with κ = erase and b = replace.
+    Corrected { log: Strided<'a>, erase: Strided<'a>, replace: Strided<'a> },
     /// e^{log_u} (I − β_u k_u k_uᵀ), which also writes β_u k_u: the (gated) delta rule, log = g. β stands for w.
     Delta { log: Strided<'a>, beta: Strided<'a> },
 }
@@ -58,6 +63,17 @@ pub struct Recurrent<'a> {
     pub decay: Decay<'a>,
     /// D, added at s = t.
     pub diagonal: f32,
+    /// M[t, t] [T] rows of 1, where a token reads the state before it writes.
+    pub bonus: Option<Strided<'a>>,
+    /// [T] rows of 1, by which row t is divided, D apart.
+    pub normaliser: Option<Strided<'a>>,
+}
+
+impl<'a> Recurrent<'a> {
+    /// One that forgets nothing, with nothing on the diagonal beside it.
+    pub fn new(tokens: usize, query: Strided<'a>, key: Strided<'a>) -> Self {
+        Self { tokens, query, key, weight: None, decay: Decay::None, diagonal: 0.0, bonus: None, normaliser: None }
+    }
 }
 
 /// A short convolution between two gates (LFM2), of one channel:
@@ -92,9 +108,16 @@ impl Recurrent<'_> {
     fn check(&self) -> usize {
         let Recurrent { query, key, weight, decay, .. } = *self;
         assert_eq!(query.width, key.width, "mixing: query and key differ in width");
+        let single = [self.bonus, self.normaliser].into_iter().flatten().all(|column| column.width == 1);
+        assert!(single, "mixing: bonus or normaliser is not of width 1");
         match decay {
             Decay::Scalar { log, .. } | Decay::Diagonal { log, .. } | Decay::Delta { log, .. } => {
                 assert_eq!(log.width, 1, "mixing: log-decay is not of width 1")
+            }
+            Decay::Key { log } => assert_eq!(log.width, key.width, "mixing: log-decay is not [N]"),
+            Decay::Corrected { log, erase, replace } => {
+                let widths = [log.width, erase.width, replace.width];
+                assert_eq!(widths, [key.width; 3], "mixing: log-decay or correction is not [N]");
             }
             Decay::None => {}
         }
@@ -143,7 +166,8 @@ impl Lowered<'_> {
         };
         let mut u: Vec<f64> = r.query.row(t).iter().map(|&q| q.into()).collect();
         let mut out = vec![0.0; t + 1];
-        for s in (0..=t).rev() {
+        let end = if r.bonus.is_some() { t } else { t + 1 };
+        for s in (0..end).rev() {
             let key: Vec<f64> = r.key.row(s).iter().map(|&k| k.into()).collect();
             let dot: f64 = u.iter().zip(&key).map(|(u, k)| u * k).sum();
             out[s] = dot * r.weight.map_or(1.0, |w| w.at(s).into());
@@ -151,14 +175,30 @@ impl Lowered<'_> {
                 out[s] = dot * f64::from(beta.at(s));
                 u.iter_mut().zip(&key).for_each(|(u, k)| *u -= out[s] * k);
             }
+            let found = match r.decay {
+                Decay::Corrected { replace, .. } => {
+                    u.iter().zip(replace.row(s)).map(|(u, &b)| u * f64::from(b)).sum::<f64>()
+                }
+                _ => 0.0,
+            };
             for (n, u) in u.iter_mut().enumerate() {
                 *u *= match r.decay {
                     Decay::None => 1.0,
+                    Decay::Key { log } | Decay::Corrected { log, .. } => f64::from(log.row(s)[n]).exp(),
                     Decay::Scalar { log, factor } => (f64::from(log.at(s)) * f64::from(factor)).exp(),
                     Decay::Diagonal { log, rates } => (f64::from(log.at(s)) * f64::from(rates[n])).exp(),
                     Decay::Delta { log, .. } => f64::from(log.at(s)).exp(),
                 };
+                if let Decay::Corrected { erase, .. } = r.decay {
+                    *u -= found * f64::from(erase.row(s)[n]);
+                }
             }
+        }
+        if let Some(bonus) = r.bonus {
+            out[t] = bonus.at(t).into();
+        }
+        if let Some(normaliser) = r.normaliser {
+            out.iter_mut().for_each(|m| *m /= f64::from(normaliser.at(t)));
         }
         out[t] += f64::from(r.diagonal);
         out

@@ -95,6 +95,7 @@ fn every_quantity_of_every_model_is_traced() {
                 let has = |point: &str| trace.has(&format!("layers.{place}.{point}"));
                 let kind = part["kind"].as_str().unwrap();
                 let mixes = kind != "feed_forward";
+                let keeps_all = ["linear_attention", "short_conv", "attention"].contains(&kind);
                 let expected = [
                     ("out", true),
                     ("mixing", mixes),
@@ -102,8 +103,11 @@ fn every_quantity_of_every_model_is_traced() {
                     ("key", mixes),
                     ("state", mixes && kind != "attention"),
                     ("delta", kind.starts_with("mamba")),
-                    ("beta", kind == "delta_rule"),
-                    ("decay", kind.starts_with("mamba") || kind == "delta_rule"),
+                    ("beta", kind == "delta_rule" || kind == "rwkv7"),
+                    ("decay", mixes && !keeps_all),
+                    ("query", mixes && !["rwkv4", "rg_lru"].contains(&kind)),
+                    ("input_gate", ["rwkv4", "rg_lru", "mlstm"].contains(&kind)),
+                    ("bonus", ["rwkv4", "rwkv6"].contains(&kind)),
                     ("entropy", kind == "attention"),
                     ("gate", part["gated"] == true),
                 ];
@@ -148,6 +152,9 @@ fn the_plan_shows_a_pattern_at_a_glance() {
         ("nemotron_h_a", "M-AE"),
         ("lfm2_a", "CAC"),
         ("qwen3_next_a", "DAD"),
+        ("gated_deltanet_a", "DAD"),
+        ("gla_a", "LL"),
+        ("recurrent_gemma_a", "RRA"),
     ];
     for (name, pattern) in patterns {
         assert_eq!(info(&goldens().join(name))["pattern"], pattern, "{name}");

@@ -88,6 +88,17 @@ SAMBA = NAMES | dict(
     tie_word_embeddings=False,
     attn=dict(layers=[1], num_heads=2, num_kv_heads=1, qkv_bias=False, window_size=8, rope_theta=10000.0))  # fmt: skip
 
+FLA = dict(vocab_size=64, bos_token_id=1, eos_token_id=2, hidden_size=16, intermediate_size=20, num_hidden_layers=2, norm_eps=1e-5,
+           num_heads=2, hidden_act="swish", tie_word_embeddings=False)  # fmt: skip
+RWKV = dict(vocab_size=64, context_length=64, hidden_size=16, attention_hidden_size=16, intermediate_size=40, num_hidden_layers=2,
+            rescale_every=0, bos_token_id=1, eos_token_id=2)  # fmt: skip
+RECURRENT_GEMMA = dict(
+    vocab_size=64, pad_token_id=0, bos_token_id=1, eos_token_id=2, hidden_size=24, intermediate_size=40, num_hidden_layers=3,
+    num_attention_heads=3, num_key_value_heads=1, lru_width=24, attention_window_size=8, tie_word_embeddings=False)  # fmt: skip
+XLSTM = dict(
+    vocab_size=64, pad_token_id=0, bos_token_id=1, eos_token_id=2, hidden_size=16, num_hidden_layers=2, num_heads=2, chunk_size=8,
+    ffn_proj_factor=1.3, ffn_round_up_to_multiple_of=4, autocast_kernel_dtype="float32")  # fmt: skip
+
 # Config files as the hub has them from transformers 4: smaller still, and logits are enough.
 LEGACY = dict(tokens=16, bf16=True, internals=False, logits_only=True)
 TINY = dict(hidden_size=8, intermediate_size=10, num_attention_heads=2, num_key_value_heads=1, vocab_size=32)
@@ -162,6 +173,35 @@ CASES = [
         tie_word_embeddings=False), seed=40, **SMALL),
     Case("qwen3_next_a", "qwen3_next", QWEN3_NEXT, seed=41, **SMALL | dict(tokens=70)),
     Case("samba_a", "samba", SAMBA, seed=42, **SMALL),
+    Case("retnet_a", "retnet", FLA, seed=60, **SMALL),
+    Case("retnet_groups", "retnet", FLA | dict(num_heads=4, num_kv_heads=2, expand_v=1.5, use_output_gate=False, tie_word_embeddings=True), seed=61, **SMALL),
+    Case("gla_a", "gla", FLA, seed=62, **SMALL),
+    Case("gla_conv", "gla", FLA | dict(num_heads=4, num_kv_heads=2, expand_k=1.0, use_short_conv=True, conv_size=4, clamp_min=-0.05),
+         seed=63, **SMALL),
+    Case("linear_attn_a", "linear_attn", FLA | dict(num_heads=4, num_kv_heads=2), seed=64, **SMALL),
+    Case("linear_attn_sums", "linear_attn", FLA | dict(
+        feature_map="elu", norm_q=True, norm_k=True, norm_feature_map=True, expand_k=0.5), seed=65, **SMALL),
+    Case("hgrn2_a", "hgrn2", FLA | dict(num_heads=4, expand_ratio=4, num_hidden_layers=3), seed=66, **SMALL),
+    Case("delta_net_a", "delta_net", FLA | dict(conv_size=4), seed=67, **SMALL),
+    Case("delta_net_gated", "delta_net", FLA | dict(conv_size=3, use_gate=True, use_beta=False), seed=68, **SMALL),
+    Case("gated_deltanet_a", "gated_deltanet", FLA | dict(
+        num_v_heads=4, head_dim=6, expand_v=0.5, conv_size=4, allow_neg_eigval=True, num_hidden_layers=3,
+        attn=dict(layers=[1], num_heads=4, num_kv_heads=2)), seed=69, **SMALL),
+    Case("rwkv_a", "rwkv", RWKV, seed=70, **SMALL | dict(tokens=70)),
+    Case("rwkv6_a", "rwkv6", dict(
+        vocab_size=64, bos_token_id=1, eos_token_id=2, hidden_size=16, intermediate_size=20, num_hidden_layers=2, norm_eps=1e-5,
+        num_heads=2, expand_k=0.5, expand_v=1.0, proj_low_rank_dim=3, gate_low_rank_dim=4, hidden_act="sqrelu", norm_first=True,
+        norm_bias=True, tie_word_embeddings=False), seed=76, **SMALL | dict(tokens=70)),
+    Case("rwkv7_a", "rwkv7", dict(
+        vocab_size=64, bos_token_id=1, eos_token_id=2, hidden_size=16, intermediate_size=20, num_hidden_layers=2, norm_eps=1e-5,
+        head_dim=8, decay_low_rank_dim=4, gate_low_rank_dim=6, a_low_rank_dim=3, v_low_rank_dim=5, hidden_act="sqrelu", norm_first=True,
+        norm_bias=True, fuse_norm=True, tie_word_embeddings=False), seed=75, **SMALL | dict(tokens=70)),
+    Case("recurrent_gemma_a", "recurrent_gemma", RECURRENT_GEMMA, seed=71, **SMALL),
+    Case("recurrent_gemma_legacy", "recurrent_gemma", RECURRENT_GEMMA | dict(
+        vocab_size=32, hidden_size=16, intermediate_size=10, num_attention_heads=2, lru_width=12, attention_bias=True,
+        block_types=["attention", "recurrent"], num_hidden_layers=2, tie_word_embeddings=True), seed=72, config=configs.RECURRENT_GEMMA_LEGACY, **LEGACY),
+    Case("xlstm_a", "xlstm", XLSTM, seed=73, **SMALL | dict(tokens=70)),
+    Case("xlstm_fused", "xlstm", XLSTM | dict(weight_mode="fused", qk_dim_factor=1.0, v_dim_factor=1.5), seed=74, **SMALL),
     Case("mamba_pickle", "mamba", MAMBA | dict(hidden_size=20, state_size=16, time_step_rank=2, vocab_size=64,
                                                tie_word_embeddings=True),
          seed=43, config=configs.MAMBA_PICKLE, store="pickle", rename=SINGULAR, vocab=61, **SMALL),

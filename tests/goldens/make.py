@@ -26,11 +26,14 @@ from transformers import JambaConfig, JambaForCausalLM, Lfm2Config, Lfm2ForCausa
 from transformers import Mamba2Config, Mamba2ForCausalLM, MambaConfig, MambaForCausalLM
 from transformers import MistralConfig, MistralForCausalLM, NemotronHConfig, NemotronHForCausalLM
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM, RwkvConfig, RwkvForCausalLM
 from transformers import Qwen3NextConfig, Qwen3NextForCausalLM, Zamba2Config, Zamba2ForCausalLM
-from transformers import ZambaConfig, ZambaForCausalLM
+from transformers import ZambaConfig, ZambaForCausalLM, xLSTMConfig, xLSTMForCausalLM
 from transformers.utils import logging
 
+import fla_models
 import reference
+import rwkv_models
 from cases import CASES
 from samba import SambaConfig, SambaForCausalLM
 
@@ -57,7 +60,13 @@ CLASSES = {
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),
     "gpt_neox": (GPTNeoXConfig, GPTNeoXForCausalLM),
     "gpt2": (GPT2Config, GPT2LMHeadModel),
+    "rwkv": (RwkvConfig, RwkvForCausalLM),
+    "recurrent_gemma": (RecurrentGemmaConfig, RecurrentGemmaForCausalLM),
+    "xlstm": (xLSTMConfig, xLSTMForCausalLM),
+    **fla_models.CLASSES,
+    **rwkv_models.CLASSES,
 }
+xLSTMForCausalLM.__bases__[0]._init_weights = lambda self, module: None  # fails on fused gates, and every weight is set below
 DESCRIBED = ("mamba", "mamba2", "llama", "bamba")  # families whose mixers are in reference.py
 
 
@@ -127,7 +136,19 @@ def randomise(name, shape, config, generator):
         return torch.rand(shape, generator=generator) * (high - low) + low
 
     leaf = name.split(".")[-2:]
-    norm = "norm" in leaf[0] or leaf[0].startswith("ln_")
+    norm = "norm" in leaf[0] or leaf[0].startswith("ln_") or leaf[0] in ("ln1", "ln2", "pre_ln")
+    if ".lora." in name and leaf[-1] == "bias":
+        return normal(1.0)
+    if leaf[-1] in ("time_decay", "recurrent_param"):
+        return uniform(-3.0, 1.0)
+    if leaf[-1].startswith("time_mix") or leaf[-1] == "mu" or leaf[-1].startswith("x_"):
+        return uniform(0.0, 1.0)
+    if leaf[-1] in ("time_first", "lower_bounds", "k_k", "k_a", "r_k", "bonus"):
+        return normal(1.0)
+    if leaf[0] == "fgate_preact" and leaf[-1] == "bias":
+        return uniform(1.0, 4.0)
+    if leaf[0] in ("igate_preact", "ifgate_preact") and leaf[-1] == "bias":
+        return normal(1.0)
     if leaf[-1] == "A_log":
         return uniform(1.0, 16.0).log()
     if leaf[-1] in ("dt_bias", "dt_proj_bias") or leaf == ["dt_proj", "bias"]:
@@ -135,8 +156,10 @@ def randomise(name, shape, config, generator):
         return step + torch.log(-torch.expm1(-step))
     if leaf[-1] == "D":
         return normal(1.0)
-    if leaf[-1] in ("bias", "e_score_correction_bias"):
+    if leaf[-1] in ("bias", "e_score_correction_bias", "input_gate_bias", "recurrent_gate_bias"):
         return normal(0.1)
+    if norm and config.model_type == "recurrent_gemma":
+        return normal(0.2)
     if norm and config.model_type == "qwen3_next" and "linear_attn" not in name:
         return normal(0.2)  # an offset from 1
     if norm:
@@ -224,7 +247,7 @@ def record(case, model, generator, folder):
     prompt, continuation, margin = greedy(model, vocab, generator)
     golden |= {"greedy_prompt": prompt, "greedy": continuation}
     note = f"reference {worst:.1e}  " if described else ""
-    if case.family != "samba":
+    if case.family not in ("samba", "rwkv", "recurrent_gemma", "xlstm", "rwkv6", "rwkv7", *fla_models.FAMILIES):
         decode = decode_deviation(model, ids, logits)
         note += f"cached decode {decode:.1e}  "
         if case.decode_exact:
@@ -255,7 +278,7 @@ class Taps:
 
     def __init__(self, model, mixers):
         base = model.base_model
-        layers = base.h if hasattr(base, "h") else base.layers
+        layers = next(getattr(base, name) for name in ("h", "blocks", "layers") if hasattr(base, name))
         count = len(layers)
         self.resid, self.inputs, self.outputs = [None] * count, [None] * count, [None] * count
         self.weights = [None] * count
@@ -272,7 +295,7 @@ class Taps:
 
     def after_layer(self, i):
         def hook(_, __, output):
-            self.resid[i] = (output[0] if isinstance(output, tuple) else output)[0].clone()
+            self.resid[i] = (output[0] if isinstance(output, tuple) else output)[0].float().clone()
 
         return hook
 

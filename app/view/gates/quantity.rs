@@ -21,10 +21,24 @@ pub enum Gate {
     Output,
     /// z of gated attention.
     Shutter,
+    /// What weighs the write: of RWKV-4, RG-LRU and mLSTM.
+    InputGate,
+    /// r of an RG-LRU.
+    Recurrence,
+    /// σ(f̃) of an mLSTM.
+    Forget,
+    /// c of RWKV-4.
+    Bonus,
+    /// What an mLSTM divides its read by.
+    Normaliser,
+    /// r of RWKV-4 before its σ.
+    Receptance,
+    /// a of RWKV-7.
+    Rate,
 }
 
 impl Gate {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 16] = [
         Self::Delta,
         Self::Decay,
         Self::Write,
@@ -34,6 +48,13 @@ impl Gate {
         Self::Input,
         Self::Output,
         Self::Shutter,
+        Self::InputGate,
+        Self::Recurrence,
+        Self::Forget,
+        Self::Bonus,
+        Self::Normaliser,
+        Self::Receptance,
+        Self::Rate,
     ];
 
     /// What this mixer has.
@@ -41,6 +62,15 @@ impl Gate {
         match mixer.kind {
             MixerKind::Mamba1 | MixerKind::Mamba2 => &[Self::Delta, Self::Decay, Self::Write, Self::Read],
             MixerKind::DeltaRule => &[Self::Decay, Self::Beta, Self::Write, Self::Read],
+            MixerKind::LinearAttention => &[Self::Write, Self::Read],
+            MixerKind::Retention | MixerKind::Gla | MixerKind::Hgrn2 => &[Self::Decay, Self::Write, Self::Read],
+            MixerKind::Rwkv4 => &[Self::InputGate, Self::Decay, Self::Bonus, Self::Receptance, Self::Write, Self::Read],
+            MixerKind::Rwkv6 => &[Self::Decay, Self::Bonus, Self::Write, Self::Read],
+            MixerKind::Rwkv7 => &[Self::Decay, Self::Rate, Self::Write, Self::Read],
+            MixerKind::RgLru => &[Self::InputGate, Self::Recurrence, Self::Decay, Self::Write, Self::Read],
+            MixerKind::Mlstm => {
+                &[Self::InputGate, Self::Forget, Self::Decay, Self::Normaliser, Self::Write, Self::Read]
+            }
             MixerKind::ShortConv => &[Self::Input, Self::Output, Self::Write, Self::Read],
             MixerKind::Attention if mixer.gated => &[Self::Write, Self::Read, Self::Shutter, Self::Entropy],
             MixerKind::Attention => &[Self::Write, Self::Read, Self::Entropy],
@@ -55,7 +85,10 @@ impl Gate {
     pub fn label(self, kind: MixerKind) -> &'static str {
         match (self, kind) {
             (Self::Delta, _) => "Δ",
-            (Self::Decay, MixerKind::DeltaRule) => "α decay",
+            (Self::Decay, MixerKind::DeltaRule | MixerKind::Gla | MixerKind::Hgrn2) => "α decay",
+            (Self::Decay, MixerKind::Retention) => "γ decay",
+            (Self::Decay, MixerKind::Rwkv6 | MixerKind::Rwkv7) => "w decay",
+            (Self::Decay, MixerKind::RgLru) => "a decay",
             (Self::Decay, _) => "decay",
             (Self::Write, _) => "write",
             (Self::Read, _) => "read",
@@ -64,6 +97,15 @@ impl Gate {
             (Self::Input, _) => "B",
             (Self::Output, _) => "C",
             (Self::Shutter, _) => "gate",
+            (Self::InputGate, MixerKind::Rwkv4) => "input g",
+            (Self::InputGate, _) => "input i",
+            (Self::Recurrence, _) => "recurrence r",
+            (Self::Forget, _) => "forget σ(f̃)",
+            (Self::Bonus, MixerKind::Rwkv4) => "bonus c",
+            (Self::Bonus, _) => "bonus",
+            (Self::Normaliser, _) => "normaliser",
+            (Self::Receptance, _) => "receptance r",
+            (Self::Rate, _) => "rate a",
         }
     }
 
@@ -73,20 +115,46 @@ impl Gate {
             (Self::Delta, _) => "step size Δ",
             (Self::Decay, MixerKind::Mamba1) => "retention exp(ΔA), mean over n",
             (Self::Decay, MixerKind::DeltaRule) => "retention α",
+            (Self::Decay, MixerKind::Retention) => "retention γ, the same at every token",
+            (Self::Decay, MixerKind::Gla | MixerKind::Hgrn2) => "retention α, mean over the key dims",
+            (Self::Decay, MixerKind::Rwkv6) => "retention w in (0, 1), mean over the key dims",
+            (Self::Decay, MixerKind::Rwkv7) => "retention w in (0.545, 1), mean over the key dims",
+            (Self::Decay, MixerKind::RgLru) => "retention a = exp(−8 r softplus(Λ))",
+            (Self::Decay, MixerKind::Rwkv4) => "retention 1 − g",
+            (Self::Decay, MixerKind::Mlstm) => "retention σ(f̃) e^{m before − m} of the state as it is kept",
             (Self::Decay, _) => "retention exp(ΔA)",
             (Self::Write, MixerKind::Attention) => "write ‖k‖‖v‖",
             (Self::Write, MixerKind::DeltaRule) => "write β‖k‖‖v‖",
             (Self::Write, MixerKind::ShortConv) => "write |B x|",
+            (Self::Write, MixerKind::Rwkv4) => "write |g v|",
+            (Self::Write, MixerKind::RgLru) => "write √(1 − a²) i |x|",
+            (Self::Write, MixerKind::Rwkv6 | MixerKind::Rwkv7) => "write ‖k‖‖v‖",
+            (Self::Write, MixerKind::Mlstm) => "write i‖k‖‖v‖",
+            (Self::Write, MixerKind::LinearAttention | MixerKind::Retention | MixerKind::Gla | MixerKind::Hgrn2) => {
+                "write ‖k‖‖v‖"
+            }
             (Self::Write, _) => "write ‖Δ B xᵀ‖",
             (Self::Read, MixerKind::Attention) => "read ‖Σ p v‖",
             (Self::Read, MixerKind::DeltaRule) => "read ‖S q‖",
-            (Self::Read, MixerKind::ShortConv) => "read |y|",
-            (Self::Read, _) => "read ‖S C‖",
+            (Self::Read, MixerKind::ShortConv | MixerKind::RgLru) => "read |y|",
+            (Self::Read, MixerKind::Rwkv4) => "read (1 − c) |h|",
+            (Self::Read, MixerKind::Mamba1 | MixerKind::Mamba2) => "read ‖S C‖",
+            (Self::Read, _) => "read ‖S q‖",
             (Self::Entropy, _) => "entropy of the softmax row",
             (Self::Beta, _) => "write strength β",
             (Self::Input, _) => "input gate B",
             (Self::Output, _) => "output gate C",
             (Self::Shutter, _) => "output gate z before its σ, mean over the head",
+            (Self::InputGate, MixerKind::Rwkv4) => "input gate g in (0, 1]: the token's share of the mean",
+            (Self::InputGate, MixerKind::Mlstm) => "input gate exp(ĩ − m) in (0, 1]",
+            (Self::InputGate, _) => "input gate i in (0, 1)",
+            (Self::Recurrence, _) => "recurrence gate r in (0, 1)",
+            (Self::Forget, _) => "forget gate σ(f̃) in (0, 1)",
+            (Self::Bonus, MixerKind::Rwkv6) => "bonus Σ r u k: what the token reads of its own value",
+            (Self::Bonus, _) => "bonus c in (0, 1): the share of its own value that the token reads",
+            (Self::Normaliser, _) => "normaliser max(|n·q|, e^−m)",
+            (Self::Receptance, _) => "receptance r before its σ",
+            (Self::Rate, _) => "rate a in (0, 1) of the correction, mean over the key dims",
         }
     }
 
@@ -97,14 +165,14 @@ impl Gate {
     /// Signed or not.
     pub fn map(self) -> ColourMap {
         match self {
-            Self::Input | Self::Output | Self::Shutter => ColourMap::Diverging,
+            Self::Input | Self::Output | Self::Shutter | Self::Receptance | Self::Bonus => ColourMap::Diverging,
             _ => ColourMap::Sequential,
         }
     }
 
     /// Δ spans decades; the rest is read best linearly.
     pub fn scale(self) -> ValueScale {
-        if self == Self::Delta { ValueScale::Log } else { ValueScale::Linear }
+        if matches!(self, Self::Delta | Self::Normaliser) { ValueScale::Log } else { ValueScale::Linear }
     }
 
     /// One number per head. Mamba-1 has N decays per channel: their mean.
@@ -120,6 +188,13 @@ impl Gate {
             Self::Input => subject.series(Point::Key, Reduction::Full),
             Self::Output => subject.series(Point::Query, Reduction::Full),
             Self::Shutter => subject.series(Point::Gate, Reduction::Head(Fold::Mean)),
+            Self::InputGate => subject.series(Point::InputGate, Reduction::Full),
+            Self::Recurrence => subject.series(Point::RecurrenceGate, Reduction::Full),
+            Self::Forget => subject.series(Point::ForgetGate, Reduction::Full),
+            Self::Bonus => subject.series(Point::Bonus, Reduction::Full),
+            Self::Normaliser => subject.series(Point::Normaliser, Reduction::Full),
+            Self::Receptance => subject.series(Point::Gate, Reduction::Full),
+            Self::Rate => subject.series(Point::Beta, Reduction::Head(Fold::Mean)),
         }
     }
 
@@ -134,7 +209,15 @@ impl Gate {
             Self::Beta => format!("{who} replaces {} of what it holds under this key", percent(value)),
             Self::Input => format!("{who} takes its input in times {}", short(value)),
             Self::Output => format!("{who} lets its sum out times {}", short(value)),
-            Self::Shutter => {
+            Self::InputGate => format!("{who} lets {} of this token in", percent(value)),
+            Self::Recurrence => {
+                format!("{who} has its recurrence gate at {}: the higher, the faster it forgets", short(value))
+            }
+            Self::Forget => retention_words(who, value),
+            Self::Rate => format!("{who} takes out {} of what it holds under κ", percent(value)),
+            Self::Bonus => format!("{who} reads {} of its own value beside its memory", short(value)),
+            Self::Normaliser => format!("{who} divides what it reads by {}", short(value)),
+            Self::Shutter | Self::Receptance => {
                 let open = 1.0 / (1.0 + (-value).exp());
                 format!("σ of it is {}: so far the gate of {who} is open", percent(open))
             }
@@ -198,7 +281,22 @@ mod tests {
     #[test]
     fn every_kind_has_gates_and_words() {
         use MixerKind::*;
-        for kind in [Mamba1, Mamba2, DeltaRule, ShortConv, Attention] {
+        for kind in [
+            Mamba1,
+            Mamba2,
+            DeltaRule,
+            LinearAttention,
+            Retention,
+            Gla,
+            Hgrn2,
+            Rwkv4,
+            Rwkv6,
+            Rwkv7,
+            RgLru,
+            Mlstm,
+            ShortConv,
+            Attention,
+        ] {
             let gates = Gate::of(&mixer(kind, true));
             assert!(!gates.is_empty() && gates.iter().all(|gate| !gate.caption(kind).is_empty()));
             assert_eq!(gates.contains(&Gate::Delta), kind.has_delta(), "{kind:?}");

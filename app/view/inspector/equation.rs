@@ -15,6 +15,10 @@ pub struct Step {
     pub decay: Vec<f32>,
     /// Share β that the delta rule replaces.
     pub beta: Option<f32>,
+    /// Input gate of RWKV-4, RG-LRU and mLSTM.
+    pub input: Option<f32>,
+    /// The further numbers that the kind alone has, in the order of its facts.
+    pub own: Vec<Option<f32>>,
     /// ‖B‖ or ‖k‖; of a short convolution B itself.
     pub key: Option<f32>,
     /// ‖C‖ or ‖q‖; of a short convolution C itself.
@@ -70,6 +74,13 @@ pub fn lines(step: &Step) -> Vec<String> {
         Some(MixerKind::Mamba2) => mamba2(step),
         Some(MixerKind::Mamba1) => mamba1(step),
         Some(MixerKind::DeltaRule) => delta_rule(step),
+        Some(MixerKind::LinearAttention | MixerKind::Retention | MixerKind::Gla | MixerKind::Hgrn2) => {
+            linear_attention(step)
+        }
+        Some(MixerKind::Rwkv4) => rwkv4(step),
+        Some(MixerKind::Rwkv6 | MixerKind::Rwkv7) => rwkv67(step),
+        Some(MixerKind::RgLru) => rg_lru(step),
+        Some(MixerKind::Mlstm) => mlstm(step),
         Some(MixerKind::ShortConv) => short_conv(step),
         Some(MixerKind::Attention) => attention(step),
         Some(MixerKind::FeedForward) => feed_forward(step),
@@ -167,6 +178,110 @@ fn delta_rule(step: &Step) -> Vec<String> {
     lines
 }
 
+fn linear_attention(step: &Step) -> Vec<String> {
+    let (at, before) = (sub(step.token), before(step.token));
+    let mut lines = match step.kind {
+        Some(MixerKind::Retention) => {
+            vec![format!("γ = {}", show(step.decay.first().copied())), format!("S{at} = γ S{before} + v{at}k{at}ᵀ")]
+        }
+        Some(MixerKind::Gla) => vec![format!("S{at} = S{before} diag(α{at}) + v{at}k{at}ᵀ")],
+        Some(MixerKind::Hgrn2) => {
+            vec![format!("S{at} = S{before} diag(α{at}) + v{at}k{at}ᵀ"), format!("k{at} = 1 − α{at}")]
+        }
+        _ => vec![format!("S{at} = S{before} + v{at}k{at}ᵀ")],
+    };
+    let life = |retention: f32| half_life(retention).map_or_else(|| "?".into(), tokens_words);
+    match (step.kind, spread_of(&step.decay)) {
+        (Some(MixerKind::Retention), Some([gamma, ..])) => lines.push(format!("  half-life {}", life(gamma))),
+        (_, Some([low, middle, high])) => {
+            lines.push(format!("  slowest {}, {}", short(high), life(high)));
+            lines.push(format!("  median  {}, {}", short(middle), life(middle)));
+            lines.push(format!("  fastest {}, {}", short(low), life(low)));
+        }
+        _ => lines.push("  nothing is forgotten".to_owned()),
+    }
+    lines.push("write = ‖k‖‖v‖".to_owned());
+    lines.push(format!("  = {} · {} = {}", show(step.key), show(step.value), show(step.write)));
+    lines.push(format!("  ‖S‖ {} → {}", show(step.state_before), show(step.state_after)));
+    lines.push(format!("y{at} = S{at}q{at},  ‖y‖ = {}", show(step.core.or(step.read))));
+    lines
+}
+
+fn rwkv4(step: &Step) -> Vec<String> {
+    let (at, before) = (sub(step.token), before(step.token));
+    vec![
+        "y = Σ eᵏ v / Σ eᵏ, faded by eʷ a token".to_owned(),
+        format!("h{at} = (1 − g)h{before} + g v{at}"),
+        format!("  g = {}, |v| = {}", show(step.input), show(step.value)),
+        format!("  |h| {} → {}", show(step.state_before), show(step.state_after)),
+        format!("y{at} = (1 − c)h{before} + c v{at}"),
+        format!("  c = {}", show(step.own.first().copied().flatten())),
+        format!("  |y| = {}", show(step.core)),
+        format!("out = W (σ(r{at}) ⊙ y{at})"),
+    ]
+}
+
+/// RWKV-6 reads before it writes, RWKV-7 corrects what it holds.
+fn rwkv67(step: &Step) -> Vec<String> {
+    let (at, before) = (sub(step.token), before(step.token));
+    let corrects = step.kind == Some(MixerKind::Rwkv7);
+    let mut lines = vec![format!("S{at} = S{before} diag(w) + v{at}k{at}ᵀ")];
+    if corrects {
+        lines.push(format!("  − (S{before}κ)(a ⊙ κ)ᵀ"));
+    }
+    lines.extend([
+        "write = ‖k‖‖v‖".to_owned(),
+        format!("  = {} · {} = {}", show(step.key), show(step.value), show(step.write)),
+        format!("  ‖S‖ {} → {}", show(step.state_before), show(step.state_after)),
+    ]);
+    if corrects {
+        lines.push(format!("y{at} = S{at}r{at},  ‖y‖ = {}", show(step.core.or(step.read))));
+    } else {
+        lines.push(format!("y{at} = S{before}r{at} + (Σ r u k) v{at}"));
+        lines.push(format!("  Σ r u k = {}", show(step.own.first().copied().flatten())));
+        lines.push(format!("  ‖y‖ = {}", show(step.core)));
+    }
+    if let Some([low, middle, high]) = spread_of(&step.decay) {
+        lines.push(format!("w from {} to {}", short(low), short(high)));
+        lines.push(format!("  median {}", short(middle)));
+    }
+    lines
+}
+
+fn rg_lru(step: &Step) -> Vec<String> {
+    let (at, before) = (sub(step.token), before(step.token));
+    let a = step.decay.first().copied();
+    let mut lines = vec![
+        "a = exp(−8 r softplus(Λ))".to_owned(),
+        format!("  r = {}, a = {}", show(step.own.first().copied().flatten()), show(a)),
+        format!("h{at} = a h{before} + √(1−a²) i x{at}"),
+        format!("  i = {}, |x| = {}", show(step.input), show(step.value)),
+        format!("  √(1−a²) i = {}", show(step.key)),
+        format!("  |h| {} → {}", show(step.state_before), show(step.state_after)),
+        format!("out = W (h{at} ⊙ gelu(z{at}))"),
+    ];
+    if let Some(tokens) = a.and_then(half_life) {
+        lines.push(format!("half-life {}", tokens_words(tokens)));
+    }
+    lines
+}
+
+fn mlstm(step: &Step) -> Vec<String> {
+    let (at, before) = (sub(step.token), before(step.token));
+    let own = |index: usize| show(step.own.get(index).copied().flatten());
+    vec![
+        format!("C{at} = f C{before} + i v{at}k{at}ᵀ"),
+        format!("  σ(f̃) = {}", own(0)),
+        format!("  f = {}, with m: as kept", show(step.decay.first().copied())),
+        format!("  i = exp(ĩ − m) = {}", show(step.input)),
+        "write = i‖k‖‖v‖".to_owned(),
+        format!("  = {} · {} · {} = {}", show(step.input), show(step.key), show(step.value), show(step.write)),
+        format!("  ‖C‖ {} → {}", show(step.state_before), show(step.state_after)),
+        format!("h{at} = C{at}q{at} / max(|n·q|, e⁻ᵐ)"),
+        format!("  normaliser {}, ‖h‖ = {}", own(1), show(step.core)),
+    ]
+}
+
 /// One channel; the weights are worked out from the matrix, M_ij / (C_i B_j).
 fn short_conv(step: &Step) -> Vec<String> {
     let at = sub(step.token);
@@ -245,6 +360,16 @@ mod tests {
             taps: vec![(0, Some(0.5), Some(2.0)), (1, None, None)],
             feed_forward: Some(FeedForwardInfo { width: 96, experts: Some((8, 2)) }),
             ..Step::default()
+        }
+    }
+
+    #[test]
+    fn the_other_recurrences_have_short_lines() {
+        use MixerKind::*;
+        for kind in [LinearAttention, Retention, Gla, Hgrn2, Rwkv4, Rwkv6, Rwkv7, RgLru, Mlstm] {
+            let own = vec![Some(0.5), Some(2.0)];
+            let lines = lines(&Step { input: Some(0.75), own, decay: vec![0.9, 0.5], ..step(kind) });
+            assert!(lines.len() > 3 && lines.iter().all(|line| line.chars().count() <= 40), "{lines:?}");
         }
     }
 

@@ -63,7 +63,14 @@ pub fn probes(subject: &Subject<'_>, probes: &mut Vec<Probe>) {
     }
     probes.push(subject.series(Point::Write, Reduction::Full));
     probes.push(subject.series(Point::Read, Reduction::Full));
-    probes.extend([Point::Key, Point::Query, Point::Value, Point::Core].map(|point| of_head(subject, point)));
+    probes.extend([Point::Key, Point::Value, Point::Core].map(|point| of_head(subject, point)));
+    if kind.has_query() {
+        probes.push(of_head(subject, Point::Query));
+    }
+    if kind.has_input_gate() {
+        probes.push(subject.series(Point::InputGate, Reduction::Full));
+    }
+    probes.extend(own_points(kind).iter().map(|(point, ..)| subject.series(*point, Reduction::Full)));
     probes.push(subject.series(Point::Mixing(CORE), Reduction::Full).head(subject.head));
     if kind.has_delta() {
         probes.push(subject.series(Point::Delta, Reduction::Full));
@@ -82,6 +89,22 @@ pub fn probes(subject: &Subject<'_>, probes: &mut Vec<Probe>) {
     }
     if kind == MixerKind::Attention {
         probes.push(subject.series(Point::Entropy, Reduction::Full));
+    }
+}
+
+/// Numbers that one kind alone has: point, name, meaning.
+fn own_points(kind: MixerKind) -> &'static [(Point, &'static str, &'static str)] {
+    match kind {
+        MixerKind::Rwkv4 => &[(Point::Bonus, "c", "bonus: the share of its own value that the token reads")],
+        MixerKind::Rwkv6 => &[(Point::Bonus, "Σ r u k", "bonus: what the token reads of its own value")],
+        MixerKind::RgLru => {
+            &[(Point::RecurrenceGate, "r", "recurrence gate in (0, 1): the higher, the faster it forgets")]
+        }
+        MixerKind::Mlstm => &[
+            (Point::ForgetGate, "σ(f̃)", "forget gate in (0, 1)"),
+            (Point::Normaliser, "normaliser", "max(|n·q|, e^−m): what the read is divided by"),
+        ],
+        _ => &[],
     }
 }
 
@@ -115,8 +138,10 @@ pub fn step(store: &Store, subject: &Subject<'_>, token: usize) -> Step {
         delta: if_has(kind.has_delta(), Point::Delta, Reduction::Full),
         decay: decay(store, subject, token),
         beta: if_has(kind == MixerKind::DeltaRule, Point::Beta, Reduction::Full),
+        input: if_has(kind.has_input_gate(), Point::InputGate, Reduction::Full),
+        own: own_points(kind).iter().map(|(point, ..)| one(subject.series(*point, Reduction::Full))).collect(),
         key: one(of_head(subject, Point::Key)),
-        query: one(of_head(subject, Point::Query)),
+        query: one(of_head(subject, Point::Query)).filter(|_| kind.has_query()),
         value: one(of_head(subject, Point::Value)),
         taps: taps(store, subject, token),
         write: one(subject.series(Point::Write, Reduction::Full)),
@@ -209,10 +234,26 @@ pub fn head_facts(cx: &ViewContext<'_>, subject: &Subject<'_>, step: &Step) -> V
         if kind == MixerKind::DeltaRule {
             facts.push(Fact::number("β", step.beta, "", "share of what is held under the key that is replaced"));
         }
+        if kind.has_input_gate() {
+            let (name, meaning) = match kind {
+                MixerKind::Rwkv4 => ("g", "input gate in (0, 1]: the token's share of the mean"),
+                MixerKind::Mlstm => ("i", "input gate exp(ĩ − m) in (0, 1]"),
+                _ => ("i", "input gate in (0, 1)"),
+            };
+            facts.push(Fact::number(name, step.input, "", meaning));
+        }
+        for ((_, name, meaning), value) in own_points(kind).iter().zip(&step.own) {
+            facts.push(Fact::number(*name, *value, "", *meaning));
+        }
         strength_facts(kind, step, &mut facts);
         memory_facts(kind, step, &mut facts);
         if subject.mixer.gated {
-            let activation = if kind == MixerKind::Attention { "σ" } else { "SiLU" };
+            let activation = match kind {
+                MixerKind::Attention | MixerKind::Rwkv4 | MixerKind::Mlstm => "σ",
+                MixerKind::RgLru => "GELU",
+                MixerKind::Rwkv7 => "use (it has no activation)",
+                _ => "SiLU",
+            };
             facts.push(Fact::number("‖z‖", step.gate, "", format!("output gate before its {activation}")));
         }
         let (name, meaning) = match kind {
@@ -237,6 +278,10 @@ pub fn head_facts(cx: &ViewContext<'_>, subject: &Subject<'_>, step: &Step) -> V
 fn decay_facts(kind: MixerKind, step: &Step, facts: &mut Vec<Fact>) {
     let (name, meaning) = match kind {
         MixerKind::DeltaRule => ("α", "exp(−exp(A_log) Δ): the share of the state that is kept"),
+        MixerKind::Retention => ("γ", "1 − 2^(−5−h): the share of the state that is kept, the same at every token"),
+        MixerKind::RgLru => ("a", "exp(−8 r softplus(Λ)): the share of the state that is kept"),
+        MixerKind::Rwkv4 => ("1 − g", "the share of the mean that is kept"),
+        MixerKind::Mlstm => ("decay", "σ(f̃) e^(m before − m): the share of the state, as it is kept, that stays"),
         _ => ("decay", "exp(ΔA): the share of the state that is kept"),
     };
     match step.decay.as_slice() {
@@ -247,7 +292,10 @@ fn decay_facts(kind: MixerKind, step: &Step, facts: &mut Vec<Fact>) {
                 format!("decay n={n}"),
                 Some(*decay),
                 "",
-                format!("exp(ΔA[{n}]): the share of state entry {n} that is kept"),
+                match kind {
+                    MixerKind::Mamba1 => format!("exp(ΔA[{n}]): the share of state entry {n} that is kept"),
+                    _ => format!("α[{n}]: the share that is kept under key dim {n}"),
+                },
             )
         })),
     }
@@ -260,10 +308,12 @@ fn decay_facts(kind: MixerKind, step: &Step, facts: &mut Vec<Fact>) {
 /// What is written, read and mixed.
 fn strength_facts(kind: MixerKind, step: &Step, facts: &mut Vec<Fact>) {
     let (key, query, value) = match kind {
-        MixerKind::Attention | MixerKind::DeltaRule => ("‖k‖", "‖q‖", "‖v‖"),
+        MixerKind::Rwkv4 => ("|k|", "", "|v|"),
+        MixerKind::RgLru => ("√(1 − a²) i", "", "|x|"),
         MixerKind::ShortConv | MixerKind::FeedForward => ("B", "C", "x"),
         MixerKind::Mamba1 => ("‖B‖", "‖C‖", "|x|"),
         MixerKind::Mamba2 => ("‖B‖", "‖C‖", "‖x‖"),
+        _ => ("‖k‖", "‖q‖", "‖v‖"),
     };
     let (writes, reads) = if kind == MixerKind::ShortConv {
         ("gate before the convolution", "gate after the convolution")
@@ -271,13 +321,21 @@ fn strength_facts(kind: MixerKind, step: &Step, facts: &mut Vec<Fact>) {
         ("write direction", "read direction")
     };
     facts.push(Fact::number(key, step.key, "", writes));
-    facts.push(Fact::number(query, step.query, "", reads));
+    if kind.has_query() {
+        facts.push(Fact::number(query, step.query, "", reads));
+    }
     facts.push(Fact::number(value, step.value, "", "what is mixed"));
     let (written, read) = match kind {
         MixerKind::Attention => ("‖k‖‖v‖: what is added to the cache", "norm of what is read"),
         MixerKind::DeltaRule => ("β‖k‖‖v‖: what is added to the state", "norm of what is read"),
         MixerKind::ShortConv => ("|B x|: what is put into the register", "|y|: what is read"),
-        _ => ("‖Δ B xᵀ‖_F: what is added to the state", "norm of what is read, skip D·x left out"),
+        MixerKind::Mamba1 | MixerKind::Mamba2 => {
+            ("‖Δ B xᵀ‖_F: what is added to the state", "norm of what is read, skip D·x left out")
+        }
+        MixerKind::Rwkv4 => ("|g v|: what enters the mean", "(1 − c) |h|: what is read of the mean before"),
+        MixerKind::RgLru => ("√(1 − a²) i |x|: what is added to the state", "|h|: what is read"),
+        MixerKind::Mlstm => ("i‖k‖‖v‖: what is added to the state", "norm of what is read, normalised"),
+        _ => ("‖k‖‖v‖: what is added to the state", "norm of what is read"),
     };
     facts.push(Fact::number("write", step.write, "", written));
     facts.push(Fact::number("read", step.read, "", read));

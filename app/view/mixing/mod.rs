@@ -63,6 +63,7 @@ impl View for MixingView {
         let what = match subject.kind() {
             MixerKind::Attention => "softmax",
             MixerKind::ShortConv => "convolution",
+            MixerKind::Mlstm | MixerKind::Rwkv7 => "exact equivalent",
             MixerKind::FeedForward => return format!("Mixing matrix · {}", subject.layer_name()),
             _ => stage_name,
         };

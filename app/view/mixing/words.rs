@@ -19,11 +19,21 @@ pub fn stage_words(mixer: &Geometry, stage: Stage) -> String {
         (MixerKind::Attention, _) => "softmax weights",
         (MixerKind::FeedForward, _) => "",
         (MixerKind::DeltaRule, Stage::Core) => "exact equivalent of the delta rule",
+        (MixerKind::Rwkv7, _) => "exact equivalent of the corrections, without the bonus after the norm",
         (MixerKind::DeltaRule, Stage::Conv) => "exact equivalent of the delta rule, conv included",
         (MixerKind::DeltaRule, Stage::Gate) => "exact equivalent of the delta rule, conv, gate included",
-        (_, Stage::Core) => "Δⱼ and D included",
-        (_, Stage::Conv) => "Δⱼ, D, conv included",
-        (_, Stage::Gate) => "Δⱼ, D, conv, gate included",
+        (MixerKind::Rwkv6, _) => "decays included, the bonus on the diagonal",
+        (MixerKind::Rwkv4, _) => "exact: rows are shares of a mean",
+        (MixerKind::Mlstm, _) => "exact for this text: the normaliser of each row is in it",
+        (MixerKind::RgLru, Stage::Core) => "input gate included",
+        (MixerKind::RgLru, Stage::Conv) => "input gate, conv included",
+        (MixerKind::RgLru, Stage::Gate) => "input gate, conv, gate included",
+        (MixerKind::Mamba1 | MixerKind::Mamba2, Stage::Core) => "Δⱼ and D included",
+        (MixerKind::Mamba1 | MixerKind::Mamba2, Stage::Conv) => "Δⱼ, D, conv included",
+        (MixerKind::Mamba1 | MixerKind::Mamba2, Stage::Gate) => "Δⱼ, D, conv, gate included",
+        (_, Stage::Core) => "decays included",
+        (_, Stage::Conv) => "decays, conv included",
+        (_, Stage::Gate) => "decays, conv, gate included",
     };
     words.into()
 }
@@ -32,7 +42,8 @@ pub fn stage_words(mixer: &Geometry, stage: Stage) -> String {
 pub fn core_alone(kind: MixerKind) -> &'static str {
     match kind {
         MixerKind::ShortConv => "This mixer is the short convolution itself, its two gates included.",
-        _ => "Attention has no short convolution in front of it.",
+        MixerKind::Attention => "Attention has no short convolution in front of it.",
+        _ => "This mixer has no short convolution in front of it.",
     }
 }
 
@@ -48,7 +59,23 @@ pub fn formula(kind: MixerKind, stage: Stage) -> &'static str {
             "M_ij = β_j q_iᵀ [Π_{s=j+1..i} α_s (I − β_s k_s k_sᵀ)] k_j, the exact equivalent of the delta rule: a product over all tokens between, for which there is no plain kernel of i and j"
         }
         (MixerKind::ShortConv, _) => "M_ij = C_i W[K−1−(i−j)] B_j for the K newest tokens, 0 before",
+        (MixerKind::LinearAttention, Stage::Core) => "M_ij = q_iᵀk_j, over Σ_j of it where the model normalises",
+        (MixerKind::Retention, Stage::Core) => "M_ij = γ^{i−j} q_iᵀk_j",
+        (MixerKind::Gla | MixerKind::Hgrn2, Stage::Core) => "M_ij = Σ_n q_i[n] k_j[n] Π_{s=j+1..i} α_s[n]",
+        (MixerKind::Rwkv4, _) => {
+            "M_ij = softmax_j of k_j + (i−1−j) w, and of u + k_i on the diagonal: (1 − c_i) g_j Π_{s=j+1..i−1} (1 − g_s), c_i on the diagonal"
+        }
+        (MixerKind::Rwkv6, _) => "M_ij = Σ_n r_i[n] k_j[n] Π_{s=j+1..i−1} w_s[n], Σ_n r_i u k_i on the diagonal",
+        (MixerKind::Rwkv7, _) => {
+            "M_ij = r_iᵀ [Π_{s=j+1..i} (diag(w_s) − (a_s ⊙ κ_s) κ_sᵀ)] k_j, the exact equivalent of the corrections: a product over all tokens between, for which there is no plain kernel of i and j"
+        }
+        (MixerKind::RgLru, Stage::Core) => "M_ij = √(1 − a_j²) i_j Π_{s=j+1..i} a_s",
+        (MixerKind::Mlstm, _) => {
+            "M_ij = q_iᵀk_j exp(ĩ_j − m_i) Π_{s=j+1..i} σ(f̃_s), over max(|n_iᵀq_i|, e^{−m_i}), which depends on the whole row: exact for this text, not a kernel of i and j"
+        }
         (MixerKind::FeedForward, _) => "",
+        (MixerKind::RgLru, Stage::Conv) => "M · Conv, on the values before the short convolution",
+        (MixerKind::RgLru, Stage::Gate) => "diag(gelu(z)) · M · Conv, up to the output projection",
         (_, Stage::Conv) => "M · diag(σ(v)) · Conv, on the values before the short convolution",
         (_, Stage::Gate) => "diag(silu(z) · norm) · M · diag(σ(v)) · Conv, up to the output projection",
     }

@@ -132,9 +132,11 @@ impl LayerQuantity {
             (Self::State, _) => "attention keeps no state",
             (Self::Delta, MixerKind::Attention) => "no Δ in attention",
             (Self::Delta, MixerKind::DeltaRule) => "no Δ: the delta rule has β and α",
-            (Self::Delta, _) => "no Δ in a short convolution",
+            (Self::Delta, MixerKind::ShortConv) => "no Δ in a short convolution",
+            (Self::Delta, _) => "no Δ: the gates are its own",
             (Self::Beta, _) => "no β: not a delta rule",
             (Self::Decay, MixerKind::Attention) => "attention forgets nothing",
+            (Self::Decay, MixerKind::LinearAttention) => "linear attention forgets nothing",
             (Self::Decay, _) => "a short convolution holds its last inputs whole",
             _ => "no softmax here",
         }
@@ -145,10 +147,19 @@ impl LayerQuantity {
 mod tests {
     use super::*;
 
-    const KINDS: [MixerKind; 6] = [
+    const KINDS: [MixerKind; 15] = [
         MixerKind::Mamba1,
         MixerKind::Mamba2,
         MixerKind::DeltaRule,
+        MixerKind::LinearAttention,
+        MixerKind::Retention,
+        MixerKind::Gla,
+        MixerKind::Hgrn2,
+        MixerKind::Rwkv4,
+        MixerKind::Rwkv6,
+        MixerKind::Rwkv7,
+        MixerKind::RgLru,
+        MixerKind::Mlstm,
         MixerKind::ShortConv,
         MixerKind::Attention,
         MixerKind::FeedForward,

@@ -46,7 +46,7 @@ pub fn ui(
 
 /// What rows and columns of a head's state are called.
 fn axes(kind: MixerKind) -> (&'static str, &'static str) {
-    if kind == MixerKind::DeltaRule { ("V", "K") } else { ("P", "N") }
+    if kind == MixerKind::Mamba2 { ("P", "N") } else { ("V", "K") }
 }
 
 #[allow(clippy::too_many_arguments)]

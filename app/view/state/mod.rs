@@ -74,7 +74,18 @@ impl View for StateView {
                 format!("State · {} · last {} of {} channels{at}", subject.layer_name(), inputs(m.state_dim), m.heads)
             }
             MixerKind::FeedForward => format!("State · {}", subject.layer_name()),
-            MixerKind::Mamba2 | MixerKind::DeltaRule => {
+            MixerKind::Rwkv4 | MixerKind::RgLru => {
+                format!("State · {} · {} channels{at}", subject.layer_name(), m.heads)
+            }
+            MixerKind::Mamba2
+            | MixerKind::DeltaRule
+            | MixerKind::LinearAttention
+            | MixerKind::Retention
+            | MixerKind::Gla
+            | MixerKind::Hgrn2
+            | MixerKind::Rwkv6
+            | MixerKind::Rwkv7
+            | MixerKind::Mlstm => {
                 format!("State · {} · {} heads × {} × {}{at}", subject.layer_name(), m.heads, m.head_dim, m.state_dim)
             }
         }
@@ -99,6 +110,33 @@ impl View for StateView {
             }
             Some(MixerKind::DeltaRule) => {
                 "Each head has a matrix of D_v × D_k numbers, S_t = α_t S_{t−1} (I − β_t k_t k_tᵀ) + β_t v_t k_tᵀ, read as y_t = S_t q_t: what was held under the key k_t fades by β_t and v_t takes its place. \
+                 The selected head is large, rows are the values V and columns the key entries K; colours are signed, zero is neutral. \
+                 Beneath, the norm of the selected head's state and of all heads' over time; the number at a small map is ‖S‖ of its head."
+            }
+            Some(MixerKind::Rwkv4) => {
+                "Each channel keeps one number: the weighted mean of all values so far, h_t = (1 − g_t) h_{t−1} + g_t v_t. \
+                 g_t is the weight e^k of the token in the sum of all weights, of which those before have faded by e^w a token. \
+                 Channels run from left to right; colours are signed, zero is neutral. Beneath, the selected channel's number and all channels' norm over time."
+            }
+            Some(MixerKind::RgLru) => {
+                "Each channel keeps one number, h_t = a_t h_{t−1} + √(1 − a_t²) i_t x_t, with a recurrence gate in a and an input gate i. \
+                 Channels run from left to right; colours are signed, zero is neutral. Beneath, the selected channel's number and all channels' norm over time."
+            }
+            Some(MixerKind::Rwkv6) => {
+                "Each head has a matrix of D_v × D_k numbers, S_t = S_{t−1} diag(w_t) + v_t k_tᵀ, read before it is written: y_t = S_{t−1} r_t + (Σ r u k) v_t. \
+                 The selected head is large, rows are the values V and columns the key entries K; colours are signed, zero is neutral."
+            }
+            Some(MixerKind::Rwkv7) => {
+                "Each head has a matrix of D_v × D_k numbers, S_t = S_{t−1} diag(w_t) − (S_{t−1} κ_t)(a_t ⊙ κ_t)ᵀ + v_t k_tᵀ, read as y_t = S_t r_t: each key entry fades by w, and what was held under κ is taken out at the rate a. \
+                 The selected head is large, rows are the values V and columns the key entries K; colours are signed, zero is neutral."
+            }
+            Some(MixerKind::Mlstm) => {
+                "Each head has a matrix of D_v × D_k numbers, C_t = f_t C_{t−1} + i_t v_t k_tᵀ, read as C_t q_t over a normaliser. \
+                 What is drawn is e^{−m} times that, as the run keeps it: m_t, the largest exponent so far, only keeps the numbers small. \
+                 The selected head is large, rows are the values V and columns the key entries K; colours are signed, zero is neutral."
+            }
+            Some(MixerKind::LinearAttention | MixerKind::Retention | MixerKind::Gla | MixerKind::Hgrn2) => {
+                "Each head has a matrix of D_v × D_k numbers, S_t = S_{t−1} Λ_t + v_t k_tᵀ, read as y_t = S_t q_t: Λ is 1 in linear attention, one fixed factor a head in RetNet, one factor for each key entry in GLA and HGRN2. \
                  The selected head is large, rows are the values V and columns the key entries K; colours are signed, zero is neutral. \
                  Beneath, the norm of the selected head's state and of all heads' over time; the number at a small map is ‖S‖ of its head."
             }

@@ -3,6 +3,7 @@
 
 mod bamba;
 mod falcon_h1;
+mod fla;
 mod gpt;
 mod granite;
 mod jamba;
@@ -14,7 +15,10 @@ mod original;
 mod params;
 mod parts;
 mod qwen3_next;
+mod recurrent_gemma;
+mod rwkv;
 mod samba;
+mod xlstm;
 mod zamba;
 
 use std::cell::RefCell;
@@ -29,7 +33,7 @@ use crate::protocol::TokenId;
 type Parser = fn(Keys) -> Result<ModelSpec, ConfigError>;
 
 /// What `model_type` may say, and who reads the rest.
-const FAMILIES: [(&str, Parser); 19] = [
+const FAMILIES: [(&str, Parser); 30] = [
     ("mamba", mamba::mamba1),
     ("mamba2", mamba::mamba2),
     ("falcon_mamba", mamba::falcon_mamba),
@@ -43,6 +47,17 @@ const FAMILIES: [(&str, Parser); 19] = [
     ("qwen3_next", qwen3_next::qwen3_next),
     ("lfm2", lfm2::lfm2),
     ("samba", samba::samba),
+    ("retnet", fla::retnet),
+    ("gla", fla::gla),
+    ("linear_attn", fla::linear_attn),
+    ("hgrn2", fla::hgrn2),
+    ("delta_net", fla::delta_net),
+    ("gated_deltanet", fla::gated_deltanet),
+    ("rwkv", rwkv::rwkv),
+    ("rwkv6", rwkv::rwkv6),
+    ("rwkv7", rwkv::rwkv7),
+    ("recurrent_gemma", recurrent_gemma::recurrent_gemma),
+    ("xlstm", xlstm::xlstm),
     ("llama", llama::llama),
     ("mistral", llama::mistral),
     ("qwen2", llama::qwen2),

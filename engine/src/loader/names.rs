@@ -10,6 +10,8 @@ pub struct Names {
     pub embeddings: &'static str,
     /// Learned positions, `[P, d]`.
     pub positions: &'static str,
+    /// Norm of the embedding, `[d]`.
+    pub embedding_norm: &'static str,
     /// Final norm, `[d]`.
     pub final_norm: &'static str,
     /// Output head, `[V, d]`; may be missing where it is tied to the embedding.
@@ -24,6 +26,8 @@ pub struct Names {
     pub mamba: &'static str,
     /// Attention; within a shared block too.
     pub attention: &'static str,
+    /// Linear attention, a recurrence of RWKV, Griffin or xLSTM.
+    pub recurrence: &'static str,
     /// A gated delta rule.
     pub delta_rule: &'static str,
     /// A short convolution.
@@ -57,6 +61,12 @@ impl Names {
             MixerSpec::Attention(_) => self.attention,
             MixerSpec::DeltaRule(_) => self.delta_rule,
             MixerSpec::ShortConv(_) => self.short_conv,
+            MixerSpec::LinearAttention(_)
+            | MixerSpec::Rwkv4(_)
+            | MixerSpec::Rwkv6(_)
+            | MixerSpec::Rwkv7(_)
+            | MixerSpec::RgLru(_)
+            | MixerSpec::Mlstm(_) => self.recurrence,
         }
     }
 
@@ -86,6 +96,11 @@ impl Names {
             "qwen3_next" => Ok(&QWEN3_NEXT),
             "lfm2" => Ok(&LFM2),
             "samba" => Ok(&SAMBA),
+            "retnet" | "gla" | "linear_attn" | "hgrn2" | "delta_net" | "gated_deltanet" => Ok(&FLA),
+            "rwkv" => Ok(&RWKV),
+            "rwkv6" | "rwkv7" => Ok(&RWKV7),
+            "recurrent_gemma" => Ok(&RECURRENT_GEMMA),
+            "xlstm" => Ok(&XLSTM),
             "gpt_neox" => Ok(&GPT_NEOX),
             "gpt2" => Ok(&GPT2),
             other => {
@@ -99,6 +114,7 @@ impl Names {
 const LLAMA: Names = Names {
     embeddings: "model.embed_tokens.weight",
     positions: "",
+    embedding_norm: "",
     final_norm: "model.norm",
     head: "lm_head.weight",
     layers: "model.layers",
@@ -106,6 +122,7 @@ const LLAMA: Names = Names {
     mlp_norm: "post_attention_layernorm",
     mamba: "mamba",
     attention: "self_attn",
+    recurrence: "",
     delta_rule: "linear_attn",
     short_conv: "conv",
     mlp: "mlp",
@@ -176,6 +193,60 @@ const LFM2: Names = Names {
 };
 
 const SAMBA: Names = Names { mixer_norm: "mixer_norm", mlp_norm: "mlp_norm", ..BACKBONE };
+
+/// flash-linear-attention: whatever mixes is `attn`.
+const FLA: Names = Names {
+    embeddings: "model.embeddings.weight",
+    mixer_norm: "attn_norm",
+    mlp_norm: "mlp_norm",
+    attention: "attn",
+    recurrence: "attn",
+    delta_rule: "attn",
+    ..LLAMA
+};
+
+const RWKV: Names = Names {
+    embeddings: "rwkv.embeddings.weight",
+    embedding_norm: "rwkv.blocks.0.pre_ln",
+    final_norm: "rwkv.ln_out",
+    head: "head.weight",
+    layers: "rwkv.blocks",
+    mixer_norm: "ln1",
+    mlp_norm: "ln2",
+    recurrence: "attention",
+    mlp: "feed_forward",
+    ..LLAMA
+};
+
+/// RWKV-6 and RWKV-7 as flash-linear-attention stores them.
+const RWKV7: Names = Names { embedding_norm: "model.layers.0.pre_norm", mlp_norm: "ffn_norm", mlp: "ffn", ..FLA };
+
+const RECURRENT_GEMMA: Names = Names {
+    final_norm: "model.final_norm",
+    mixer_norm: "temporal_pre_norm",
+    mlp_norm: "channel_pre_norm",
+    attention: "temporal_block",
+    recurrence: "temporal_block",
+    mlp: "mlp_block",
+    ..LLAMA
+};
+
+const XLSTM: Names = Names {
+    embeddings: "backbone.embeddings.weight",
+    final_norm: "backbone.out_norm",
+    layers: "backbone.blocks",
+    mixer_norm: "norm_mlstm",
+    mlp_norm: "norm_ffn",
+    recurrence: "mlstm_layer",
+    mlp: "ffn",
+    renames: &[
+        ("gate_proj", "proj_up_gate"),
+        ("up_proj", "proj_up"),
+        ("down_proj", "proj_down"),
+        ("gate_up_proj", "proj_up_gate_z"),
+    ],
+    ..LLAMA
+};
 
 const GPT_NEOX: Names = Names {
     embeddings: "gpt_neox.embed_in.weight",

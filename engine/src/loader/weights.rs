@@ -357,6 +357,11 @@ impl<'a> Scope<'a> {
         Scope { prefix: self.name(prefix), ..self.clone() }
     }
 
+    /// The whole model, under the names as they are stored.
+    pub fn root(&self) -> Scope<'a> {
+        self.weights.scope("")
+    }
+
     /// As [`Weights::has`].
     pub fn has(&self, name: &str) -> bool {
         self.weights.has(&self.name(name))

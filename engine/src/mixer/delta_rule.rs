@@ -1,4 +1,5 @@
-//! Gated delta rule, the linear attention of Qwen3-Next (Yang et al. 2024, arXiv 2412.06464).
+//! Gated delta rule, the linear attention of Qwen3-Next and Gated DeltaNet (Yang et al. 2024, arXiv 2412.06464). Without a decay it is
+//! DeltaNet (Yang et al. 2024, arXiv 2406.06484).
 //!
 //! ```text
 //! [q; k; v; z], [b; a] = W u          q, k, v = silu(conv([q; k; v]))          q ← l2(q) D_k^{−1/2}, k ← l2(k)
@@ -15,14 +16,14 @@ use statescope_kernels::delta_rule::DeltaRule;
 use statescope_kernels::linear::linear;
 use statescope_kernels::matrix::Matrix;
 use statescope_kernels::mixing::{Decay, Lowered, Recurrent};
-use statescope_kernels::norm::{group_rms_norm_gated, l2_normalise};
+use statescope_kernels::norm::{group_rms_norm_gated, l2_normalise, rms_norm};
 use statescope_kernels::reduce::l2_norm;
 
-use super::{Mixer, StateSlot, Surroundings, columns, negative_exp};
+use super::{Mixer, StateSlot, Surroundings, columns, negative_exp, project};
 use crate::hooks::Hooks;
 use crate::loader::LoadError;
 use crate::loader::weights::Scope;
-use crate::model::spec::DeltaRuleSpec;
+use crate::model::spec::{DeltaLayout, DeltaRuleSpec};
 use crate::protocol::{Geometry, MixerKind, Point};
 use crate::tape::LayerTape;
 
@@ -32,10 +33,10 @@ const L2_EPS: f32 = 1e-6;
 /// Weights of one gated delta rule.
 pub struct GatedDeltaRule {
     spec: DeltaRuleSpec,
-    /// `[2 H_k D_k + 2 H D_v, d]`: all q, all k, all v, all z.
+    /// `[2 H_k D_k + 2 H D_v, d]`: all q, all k, all v, all z; without a gate no z.
     qkvz: Matrix,
-    /// `[2H, d]`: all b, all a.
-    ba: Matrix,
+    /// `[2H, d]`: all b, all a; what is not learned is missing.
+    ba: Option<Matrix>,
     /// `[2 H_k D_k + H D_v, K]`.
     conv_weight: Vec<f32>,
     /// `[H]`, negative.
@@ -53,18 +54,72 @@ impl GatedDeltaRule {
         let (keys, values) = (key_width(spec), value_width(spec));
         let shared = spec.heads / spec.key_heads;
         let (dk, dv) = (spec.key_dim, shared * spec.head_dim);
-        let qkvz = scope.matrix("in_proj_qkvz.weight", 2 * keys + 2 * values, hidden_size)?;
-        let ba = scope.matrix("in_proj_ba.weight", 2 * spec.heads, hidden_size)?;
+        let conv =
+            |name: &str, channels: usize| scope.tensor(&format!("{name}.weight"), &[channels, 1, spec.conv_taps]);
+        let (qkvz, ba, conv_weight) = match spec.layout {
+            DeltaLayout::ByHead => {
+                let qkvz = scope.matrix("in_proj_qkvz.weight", 2 * keys + 2 * values, hidden_size)?;
+                let ba = scope.matrix("in_proj_ba.weight", 2 * spec.heads, hidden_size)?;
+                let qkvz = qkvz.pick_rows(&kind_by_kind(spec.key_heads, &[dk, dk, dv, dv]));
+                let ba = ba.pick_rows(&kind_by_kind(spec.key_heads, &[shared, shared]));
+                (qkvz, Some(ba), conv("conv1d", 2 * keys + values)?)
+            }
+            DeltaLayout::Separate => {
+                let load = |parts: &[(&str, usize, bool)]| -> Result<Vec<Matrix>, LoadError> {
+                    let wanted = parts.iter().filter(|(_, _, wanted)| *wanted);
+                    wanted
+                        .map(|(name, rows, _)| scope.matrix(&format!("{name}_proj.weight"), *rows, hidden_size))
+                        .collect()
+                };
+                let qkvz =
+                    load(&[("q", keys, true), ("k", keys, true), ("v", values, true), ("g", values, spec.gated)])?;
+                let ba = load(&[("b", spec.heads, spec.learned_beta), ("a", spec.heads, spec.decays)])?;
+                let taps = [conv("q_conv1d", keys)?, conv("k_conv1d", keys)?, conv("v_conv1d", values)?];
+                (Matrix::stacked(&qkvz), (!ba.is_empty()).then(|| Matrix::stacked(&ba)), taps.concat())
+            }
+        };
+        let (norm, out_proj) = match spec.layout {
+            DeltaLayout::ByHead => ("norm.weight", "out_proj.weight"),
+            DeltaLayout::Separate => ("o_norm.weight", "o_proj.weight"),
+        };
         Ok(Self {
-            qkvz: qkvz.pick_rows(&kind_by_kind(spec.key_heads, &[dk, dk, dv, dv])),
-            ba: ba.pick_rows(&kind_by_kind(spec.key_heads, &[shared, shared])),
-            conv_weight: scope.tensor("conv1d.weight", &[2 * keys + values, 1, spec.conv_taps])?,
-            rates: negative_exp(scope.vector("A_log", spec.heads)?),
-            dt_bias: scope.vector("dt_bias", spec.heads)?,
-            norm: scope.vector("norm.weight", spec.head_dim)?,
-            out_proj: scope.matrix("out_proj.weight", hidden_size, values)?,
+            qkvz,
+            ba,
+            conv_weight,
+            rates: negative_exp(scope.vector_if(spec.decays, "A_log", spec.heads)?.unwrap_or_default()),
+            dt_bias: scope.vector_if(spec.decays, "dt_bias", spec.heads)?.unwrap_or_default(),
+            norm: scope.vector(norm, spec.head_dim)?,
+            out_proj: scope.matrix(out_proj, hidden_size, values)?,
             spec: spec.clone(),
         })
+    }
+
+    /// β and the logarithm of the decay `[T, H]`.
+    fn gates(&self, xs: &[f32], hooks: &mut Hooks<'_>) -> [Vec<f32>; 2] {
+        let spec = &self.spec;
+        let len = xs.len() / self.qkvz.cols() * spec.heads;
+        let ba = self.ba.as_ref().map(|ba| project(ba, None, xs)).unwrap_or_default();
+        let stride = self.ba.as_ref().map_or(1, Matrix::rows);
+        let mut beta = vec![1.0; len];
+        if spec.learned_beta {
+            beta = columns(&ba, stride, 0, spec.heads);
+            sigmoid_slice(&mut beta);
+        }
+        beta.iter_mut().for_each(|beta| *beta *= spec.beta_scale);
+        hooks.pass(Point::Beta, &mut beta);
+        let mut log_decay = vec![0.0; len];
+        if spec.decays {
+            log_decay = columns(&ba, stride, stride - spec.heads, spec.heads);
+            for row in log_decay.chunks_exact_mut(spec.heads) {
+                row.iter_mut().zip(&self.dt_bias).for_each(|(a, bias)| *a += bias);
+            }
+            softplus_slice(&mut log_decay);
+            for row in log_decay.chunks_exact_mut(spec.heads) {
+                row.iter_mut().zip(&self.rates).for_each(|(a, rate)| *a *= rate);
+            }
+        }
+        hooks.pass(Point::LogDecay, &mut log_decay);
+        [beta, log_decay]
     }
 
     fn key_head(&self, head: usize) -> usize {
@@ -112,7 +167,7 @@ impl Mixer for GatedDeltaRule {
             groups: spec.key_heads,
             decay_dim: 1,
             conv_taps: spec.conv_taps,
-            gated: true,
+            gated: spec.gated,
             window: None,
             state_bytes: (state + conv) * size_of::<f32>(),
             kv_bytes_per_token: 0,
@@ -136,8 +191,10 @@ impl Mixer for GatedDeltaRule {
         let mut projected = vec![0.0; rows * stride];
         linear(&self.qkvz, None, xs, &mut projected);
         let conv_in = columns(&projected, stride, 0, conv_dim);
-        let mut gate = columns(&projected, stride, conv_dim, values);
-        hooks.pass(Point::Gate, &mut gate);
+        let mut gate = if spec.gated { columns(&projected, stride, conv_dim, values) } else { Vec::new() };
+        if spec.gated {
+            hooks.pass(Point::Gate, &mut gate);
+        }
         let mut convolved = vec![0.0; rows * conv_dim];
         causal_conv(&conv_in, &self.conv_weight, None, &mut slot.conv, &mut convolved);
         let mut v = columns(&convolved, conv_dim, 2 * keys, values);
@@ -156,26 +213,15 @@ impl Mixer for GatedDeltaRule {
         hooks.pass(Point::Key, &mut k);
         hooks.pass(Point::Query, &mut q);
 
-        let mut ba = vec![0.0; rows * 2 * spec.heads];
-        linear(&self.ba, None, xs, &mut ba);
-        let mut beta = columns(&ba, 2 * spec.heads, 0, spec.heads);
-        let mut log_decay = columns(&ba, 2 * spec.heads, spec.heads, spec.heads);
-        sigmoid_slice(&mut beta);
-        hooks.pass(Point::Beta, &mut beta);
-        for row in log_decay.chunks_exact_mut(spec.heads) {
-            row.iter_mut().zip(&self.dt_bias).for_each(|(a, bias)| *a += bias);
-        }
-        softplus_slice(&mut log_decay);
-        for row in log_decay.chunks_exact_mut(spec.heads) {
-            row.iter_mut().zip(&self.rates).for_each(|(a, rate)| *a *= rate);
-        }
-        hooks.pass(Point::LogDecay, &mut log_decay);
-
+        let [beta, log_decay] = self.gates(xs, hooks);
         let mut y = vec![0.0; rows * values];
         self.op(&q, &k, &v, &log_decay, &beta).forward(&mut slot.state, &mut y);
         hooks.pass(Point::Core, &mut y);
         let mut normed = vec![0.0; y.len()];
-        group_rms_norm_gated(&y, &gate, &self.norm, 1, spec.norm_eps, &mut normed, None);
+        match spec.gated {
+            true => group_rms_norm_gated(&y, &gate, &self.norm, 1, spec.norm_eps, &mut normed, None),
+            false => rms_norm(&y, &self.norm, spec.norm_eps, &mut normed),
+        }
         linear(&self.out_proj, None, &normed, out);
     }
 
@@ -189,6 +235,8 @@ impl Mixer for GatedDeltaRule {
             weight: None,
             decay: Decay::Delta { log, beta },
             diagonal: 0.0,
+            bonus: None,
+            normaliser: None,
         }));
     }
 
@@ -228,17 +276,20 @@ impl Mixer for GatedDeltaRule {
 
     fn surroundings(&self, head: usize, channel: usize) -> Option<Surroundings<'_>> {
         let (taps, c) = (self.spec.conv_taps, 2 * key_width(&self.spec) + head * self.spec.head_dim + channel);
-        Some(Surroundings { taps: &self.conv_weight[c * taps..(c + 1) * taps], bias: 0.0 })
+        Some(Surroundings { taps: &self.conv_weight[c * taps..(c + 1) * taps], bias: 0.0, activated: true })
     }
 
     fn output_gain(&self, tape: &LayerTape, position: usize, head: usize, channel: usize) -> f32 {
-        let (Some(y), Some(z)) = (tape.row(Point::Core, position), tape.row(Point::Gate, position)) else {
-            return f32::NAN;
+        let Some(y) = tape.row(Point::Core, position) else { return f32::NAN };
+        let gate = match (self.spec.gated, tape.row(Point::Gate, position)) {
+            (false, _) => 1.0,
+            (true, Some(z)) => silu(z[head * self.spec.head_dim + channel]),
+            (true, None) => return f32::NAN,
         };
         let p = self.spec.head_dim;
         let square: f32 = y[head * p..(head + 1) * p].iter().map(|y| y * y).sum();
         let scale = (square / p as f32 + self.spec.norm_eps).sqrt().recip();
-        silu(z[head * p + channel]) * scale * self.norm[channel]
+        gate * scale * self.norm[channel]
     }
 }
 

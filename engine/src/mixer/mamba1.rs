@@ -302,6 +302,8 @@ impl Mixer for Mamba1 {
             weight: Some(delta),
             decay: Decay::Diagonal { log: delta, rates: self.rates(head) },
             diagonal: self.d[head],
+            bonus: None,
+            normaliser: None,
         }));
     }
 
@@ -368,6 +370,7 @@ impl Mixer for Mamba1 {
         Some(Surroundings {
             taps: &self.conv_weight[head * k..(head + 1) * k],
             bias: self.conv_bias.as_ref().map_or(0.0, |b| b[head]),
+            activated: true,
         })
     }
 

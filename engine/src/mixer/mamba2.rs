@@ -206,6 +206,8 @@ impl Mixer for Mamba2 {
             weight: Some(delta),
             decay: Decay::Scalar { log: delta, factor: self.a[head] },
             diagonal: self.d[head],
+            bonus: None,
+            normaliser: None,
         }));
     }
 
@@ -250,6 +252,7 @@ impl Mixer for Mamba2 {
         Some(Surroundings {
             taps: &self.conv_weight[c * k..(c + 1) * k],
             bias: self.conv_bias.as_ref().map_or(0.0, |b| b[c]),
+            activated: true,
         })
     }
 

@@ -6,15 +6,24 @@
 
 pub mod attention;
 pub mod delta_rule;
+pub mod linear_attention;
 pub mod mamba1;
 pub mod mamba2;
+pub mod mlstm;
 pub mod none;
+pub mod rg_lru;
+pub mod rwkv4;
+pub mod rwkv6;
+pub mod rwkv7;
 pub mod short_conv;
 pub mod slot;
 
 use std::ops::Range;
 
-use statescope_kernels::mixing::Lowered;
+use statescope_kernels::linear::linear;
+use statescope_kernels::matrix::Matrix;
+use statescope_kernels::mixing::{Lowered, Strided};
+use statescope_kernels::norm::layer_norm;
 use statescope_kernels::reduce::l2_norm;
 
 use crate::hooks::Hooks;
@@ -38,6 +47,19 @@ pub trait Mixer: Send + Sync {
     /// Mixes one token.
     fn step(&self, x: &[f32], slot: &mut StateSlot, hooks: &mut Hooks<'_>, out: &mut [f32]) {
         self.prefill(x, slot, hooks, out);
+    }
+
+    /// As [`Mixer::prefill`], for a mixer that reads what the first layer of this kind made of the same tokens: `first`, empty in that
+    /// layer, which fills it (RWKV-7's values). False, and nothing done, for all others.
+    fn prefill_after(
+        &self,
+        _xs: &[f32],
+        _first: &mut Vec<f32>,
+        _slot: &mut StateSlot,
+        _hooks: &mut Hooks<'_>,
+        _out: &mut [f32],
+    ) -> bool {
+        false
     }
 
     /// Calls `draw` with the matrix of one head over the recorded tokens, ready to be drawn row by row.
@@ -83,6 +105,8 @@ pub struct Surroundings<'a> {
     /// Taps `[K]`, the last one for the current token.
     pub taps: &'a [f32],
     pub bias: f32,
+    /// Whether SiLU follows.
+    pub activated: bool,
 }
 
 /// Builds the mixer that a spec describes from the tensors below `scope`.
@@ -94,6 +118,14 @@ pub fn load(spec: &MixerSpec, hidden_size: usize, scope: &Scope<'_>) -> Result<B
             Box::new(attention::SoftmaxAttention::load(spec, hidden_size, hidden_size, scope)?)
         }
         MixerSpec::DeltaRule(spec) => Box::new(delta_rule::GatedDeltaRule::load(spec, hidden_size, scope)?),
+        MixerSpec::LinearAttention(spec) => {
+            Box::new(linear_attention::LinearAttention::load(spec, hidden_size, scope)?)
+        }
+        MixerSpec::Rwkv4(spec) => Box::new(rwkv4::Rwkv4::load(spec, hidden_size, scope)?),
+        MixerSpec::Rwkv6(spec) => Box::new(rwkv6::Rwkv6::load(spec, hidden_size, scope)?),
+        MixerSpec::Rwkv7(spec) => Box::new(rwkv7::Rwkv7::load(spec, hidden_size, scope)?),
+        MixerSpec::RgLru(spec) => Box::new(rg_lru::RgLru::load(spec, hidden_size, scope)?),
+        MixerSpec::Mlstm(spec) => Box::new(mlstm::Mlstm::load(spec, hidden_size, scope)?),
         MixerSpec::ShortConv(spec) => Box::new(short_conv::ShortConv::load(spec, hidden_size, scope)?),
     })
 }
@@ -101,6 +133,48 @@ pub fn load(spec: &MixerSpec, hidden_size: usize, scope: &Scope<'_>) -> Result<B
 /// A = −exp(A_log).
 fn negative_exp(log: Vec<f32>) -> Vec<f32> {
     log.into_iter().map(|a| -a.exp()).collect()
+}
+
+/// Runs a matrix over rows of its width: xs `[…, in]` → `[…, out]`.
+fn project(matrix: &Matrix, bias: Option<&[f32]>, xs: &[f32]) -> Vec<f32> {
+    let mut out = vec![0.0; xs.len() / matrix.cols() * matrix.rows()];
+    linear(matrix, bias, xs, &mut out);
+    out
+}
+
+/// Layer norm inside each head of ys `[T, H, head_dim]`, then weight and bias over all heads, `[H · head_dim]`.
+fn head_layer_norm(ys: &[f32], head_dim: usize, weight: &[f32], bias: Option<&[f32]>, eps: f32) -> Vec<f32> {
+    let mut normed = vec![0.0; ys.len()];
+    layer_norm(ys, &vec![1.0; head_dim], None, eps, &mut normed);
+    for row in normed.chunks_exact_mut(weight.len()) {
+        row.iter_mut().zip(weight).for_each(|(y, weight)| *y *= weight);
+        row.iter_mut().zip(bias.unwrap_or_default()).for_each(|(y, bias)| *y += bias);
+    }
+    normed
+}
+
+/// One number for all tokens, as a column of the record.
+fn constant(value: &[f32]) -> Strided<'_> {
+    Strided { data: value, stride: 0, offset: 0, width: 1 }
+}
+
+/// The tokens before those of xs `[T, d]`: each row is the one before it, the first is `last` `[d]`, which becomes the newest of xs
+/// (RWKV's token shift).
+pub fn shifted(xs: &[f32], last: &mut [f32]) -> Vec<f32> {
+    let width = last.len();
+    let mut before = Vec::with_capacity(xs.len());
+    before.extend_from_slice(&last[..width.min(xs.len())]);
+    if let Some(newest) = xs.len().checked_sub(width) {
+        before.extend_from_slice(&xs[..newest]);
+        last.copy_from_slice(&xs[newest..]);
+    }
+    before
+}
+
+/// x m + x' (1 − m): every token mixed with the one before it, m `[d]`.
+pub fn interpolated(xs: &[f32], before: &[f32], share: &[f32]) -> Vec<f32> {
+    let rows = xs.chunks_exact(share.len()).zip(before.chunks_exact(share.len()));
+    rows.flat_map(|(x, before)| x.iter().zip(before).zip(share).map(|((x, b), m)| x * m + b * (1.0 - m))).collect()
 }
 
 /// Copies columns `from..from + width` of xs `[T, stride]` into a dense `[T, width]`.

@@ -9,8 +9,14 @@ use statescope_kernels::attention::PAGE;
 pub struct StateSlot {
     /// `[H, P, N]`.
     pub state: Vec<f32>,
-    /// Last inputs of the short convolution, `[K−1, C]`, oldest first.
+    /// Last inputs of the short convolution, `[K−1, C]`, oldest first; of a token shift the last one.
     pub conv: Vec<f32>,
+    /// What else a mixer carries along: the sums of a normaliser, a stabiliser.
+    pub carried: Vec<f32>,
+    /// Last input of the feed-forward that follows, `[d]`, where it looks back (RWKV).
+    pub shift: Vec<f32>,
+    /// Tokens read, where a mixer without a cache has to know.
+    pub position: usize,
     pub kv: KvCache,
 }
 
@@ -27,7 +33,7 @@ impl StateSlot {
 
     /// Bytes that a snapshot takes for itself: shared pages count once, with the live slot.
     pub fn owned_bytes(&self) -> usize {
-        (self.state.len() + self.conv.len()) * size_of::<f32>()
+        (self.state.len() + self.conv.len() + self.carried.len() + self.shift.len()) * size_of::<f32>()
     }
 }
 

@@ -40,12 +40,14 @@ pub struct Pass<'a> {
     /// `[T, d]` each, to work in.
     normed: Vec<f32>,
     added: Vec<f32>,
+    /// What the first mixer of its kind hands on; empty until it has.
+    first: Vec<f32>,
 }
 
 impl<'a> Pass<'a> {
     pub fn new(embedding: &'a [f32], residual_scale: f32, rows: usize, width: usize) -> Self {
         let len = rows * width;
-        Self { embedding, residual_scale, rows, normed: vec![0.0; len], added: vec![0.0; len] }
+        Self { embedding, residual_scale, rows, normed: vec![0.0; len], added: vec![0.0; len], first: Vec::new() }
     }
 }
 
@@ -97,6 +99,14 @@ impl Block {
         }
     }
 
+    /// Empty memory: one slot a mixer, the first with that of the feed-forward in it.
+    pub fn slots(&self, width: usize) -> Vec<StateSlot> {
+        let mut slots: Vec<StateSlot> = (0..self.parts()).map(|part| self.mixer(part).slot()).collect();
+        let memory = self.feed_forward.as_ref().map_or(0, |(_, feed_forward)| feed_forward.memory(width));
+        slots[0].shift = vec![0.0; memory];
+        slots
+    }
+
     /// Numbers stored for this layer.
     pub fn parameters(&self) -> u64 {
         self.parameters
@@ -124,7 +134,7 @@ impl Block {
             _ => {}
         }
         if self.norm.is_some() {
-            for (index, (part, slot)) in self.parts.iter().zip(own).enumerate() {
+            for (index, (part, slot)) in self.parts.iter().zip(&mut *own).enumerate() {
                 hooks.enter(layer, index);
                 part.forward(slot, hooks, pass);
                 scale(&mut pass.added, pass.residual_scale);
@@ -134,7 +144,7 @@ impl Block {
         hooks.enter(layer, 0);
         if let Some((norm, feed_forward)) = &self.feed_forward {
             norm.forward(if self.parallel { &before } else { x }, &mut pass.normed);
-            feed_forward.forward(&pass.normed, &mut pass.added);
+            feed_forward.forward(&pass.normed, &mut own[0].shift, &mut pass.added);
             if self.norm.is_none() {
                 hooks.pass(Point::Out, &mut pass.added);
             }
@@ -155,9 +165,11 @@ impl Part {
             scaled = pass.normed.iter().map(|x| x * self.input_scale).collect::<Vec<f32>>();
             &scaled
         };
-        match pass.rows {
-            1 => self.mixer.step(input, slot, hooks, &mut pass.added),
-            _ => self.mixer.prefill(input, slot, hooks, &mut pass.added),
+        if !self.mixer.prefill_after(input, &mut pass.first, slot, hooks, &mut pass.added) {
+            match pass.rows {
+                1 => self.mixer.step(input, slot, hooks, &mut pass.added),
+                _ => self.mixer.prefill(input, slot, hooks, &mut pass.added),
+            }
         }
         scale(&mut pass.added, self.output_scale);
         hooks.pass(Point::Out, &mut pass.added);

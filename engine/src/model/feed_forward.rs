@@ -3,6 +3,7 @@
 use statescope_kernels::linear::linear;
 use statescope_kernels::matrix::Matrix;
 
+use super::channel_mix::ChannelMix;
 use super::moe::Moe;
 use super::spec::{FeedForwardSpec, MlpLayout, MlpSpec};
 use crate::loader::LoadError;
@@ -10,10 +11,11 @@ use crate::loader::names::Names;
 use crate::loader::weights::Scope;
 use crate::protocol::FeedForwardInfo;
 
-/// Maps each token on its own, `[T, d]` → `[T, d]`.
+/// Maps each token on its own, or together with the one before, `[T, d]` → `[T, d]`.
 pub enum FeedForward {
     Mlp(Box<Mlp>),
     Moe(Box<Moe>),
+    ChannelMix(Box<ChannelMix>),
 }
 
 impl FeedForward {
@@ -22,13 +24,23 @@ impl FeedForward {
         Ok(match spec {
             FeedForwardSpec::Mlp(spec) => Self::Mlp(Box::new(Mlp::load(spec, width, &layer.scope(names.mlp))?)),
             FeedForwardSpec::Moe(spec) => Self::Moe(Box::new(Moe::load(spec, width, layer, names)?)),
+            FeedForwardSpec::ChannelMix(spec) => {
+                Self::ChannelMix(Box::new(ChannelMix::load(spec, width, &layer.scope(names.mlp))?))
+            }
         })
     }
 
-    pub fn forward(&self, xs: &[f32], out: &mut [f32]) {
+    /// Numbers that it remembers of the token before.
+    pub fn memory(&self, width: usize) -> usize {
+        if matches!(self, Self::ChannelMix(_)) { width } else { 0 }
+    }
+
+    /// `last`: its memory, [`FeedForward::memory`] long.
+    pub fn forward(&self, xs: &[f32], last: &mut [f32], out: &mut [f32]) {
         match self {
             Self::Mlp(mlp) => mlp.forward(xs, out),
             Self::Moe(moe) => moe.forward(xs, out),
+            Self::ChannelMix(mix) => mix.forward(xs, last, out),
         }
     }
 }
@@ -37,6 +49,7 @@ impl From<&FeedForwardSpec> for FeedForwardInfo {
     fn from(spec: &FeedForwardSpec) -> Self {
         match spec {
             FeedForwardSpec::Mlp(mlp) => Self { width: mlp.intermediate_size, experts: None },
+            FeedForwardSpec::ChannelMix(spec) => Self { width: spec.inner, experts: None },
             FeedForwardSpec::Moe(moe) => {
                 Self { width: moe.expert.intermediate_size, experts: Some((moe.experts, moe.chosen)) }
             }

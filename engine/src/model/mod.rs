@@ -2,6 +2,7 @@
 //! the names of their tensors.
 
 mod block;
+mod channel_mix;
 pub mod feed_forward;
 pub mod moe;
 pub mod norm;
@@ -29,6 +30,7 @@ pub struct Model {
     embeddings: Matrix,
     /// `[P, d]`, added by position.
     positions: Option<Matrix>,
+    embedding_norm: Option<Norm>,
     blocks: Vec<Block>,
     /// By layer: index of its first mixer among all mixers.
     first_slots: Vec<usize>,
@@ -62,6 +64,10 @@ impl Model {
             Some(count) => Some(root.matrix(names.positions, count, d)?),
             None => None,
         };
+        let embedding_norm = match spec.embedding_norm {
+            true => Some(Norm::load(spec.norm, names.embedding_norm, d, &root)?),
+            false => None,
+        };
         let (mut blocks, mut first_slots, mut slots) = (Vec::with_capacity(spec.layers.len()), Vec::new(), 0);
         for index in 0..spec.layers.len() {
             done(index + 1)?;
@@ -77,7 +83,7 @@ impl Model {
             (!spec.tied_embeddings || root.has(names.head)).then(|| root.matrix(names.head, vocab, d)).transpose()?;
         done(spec.layers.len() + 2)?;
         weights.require_all_read()?;
-        Ok(Self { spec, embeddings, positions, blocks, first_slots, final_norm, head })
+        Ok(Self { spec, embeddings, positions, embedding_norm, blocks, first_slots, final_norm, head })
     }
 
     pub fn spec(&self) -> &ModelSpec {
@@ -128,7 +134,7 @@ impl Model {
 
     /// Empty memory for one sequence: one slot a mixer.
     pub fn slots(&self) -> Vec<StateSlot> {
-        self.blocks.iter().flat_map(|block| (0..block.parts()).map(|part| block.mixer(part).slot())).collect()
+        self.blocks.iter().flat_map(|block| block.slots(self.spec.hidden_size)).collect()
     }
 
     /// Reads `tokens`, of which the first stands at absolute position `first`, and advances `slots` by them.
@@ -161,6 +167,9 @@ impl Model {
         out.resize(normed.len() / d * self.spec.vocab_size, 0.0);
         linear(self.head.as_ref().unwrap_or(&self.embeddings), None, &normed, out);
         scale(out, self.spec.logits_scale);
+        if let Some(cap) = self.spec.logits_cap {
+            out.iter_mut().for_each(|logit| *logit = cap * (*logit / cap).tanh());
+        }
     }
 
     /// `[T, d]`.
@@ -171,6 +180,9 @@ impl Model {
             self.embeddings.copy_row(*token as usize, row);
         }
         scale(&mut x, self.spec.embedding_scale);
+        if let Some(norm) = &self.embedding_norm {
+            norm.apply(&mut x);
+        }
         if let Some(table) = &self.positions {
             let mut position = vec![0.0; d];
             for (t, row) in x.chunks_exact_mut(d).enumerate() {

@@ -1,8 +1,11 @@
 //! What a config.json says, in one vocabulary for every architecture. The loader makes it, the model is built from it.
 
+mod recurrent;
+
 use statescope_kernels::activation::Activation;
 
 use crate::protocol::TokenId;
+pub use recurrent::*;
 
 /// A whole model: embed → layers → norm → head.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,6 +25,10 @@ pub struct ModelSpec {
     pub residual_scale: f32,
     /// Factor on the logits.
     pub logits_scale: f32,
+    /// c of c tanh(z / c), which bounds the logits.
+    pub logits_cap: Option<f32>,
+    /// Whether the embedding is normed before the first layer (RWKV).
+    pub embedding_norm: bool,
     pub tied_embeddings: bool,
     pub layers: Vec<LayerSpec>,
     pub trained_context: Option<usize>,
@@ -46,6 +53,8 @@ impl ModelSpec {
             embedding_scale: 1.0,
             residual_scale: 1.0,
             logits_scale: 1.0,
+            logits_cap: None,
+            embedding_norm: false,
             tied_embeddings: false,
             layers,
             trained_context: None,
@@ -131,6 +140,25 @@ pub struct SharedSpec {
 pub enum FeedForwardSpec {
     Mlp(MlpSpec),
     Moe(MoeSpec),
+    ChannelMix(ChannelMixSpec),
+}
+
+/// RWKV's feed-forward, which also reads the token before.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChannelMixSpec {
+    pub inner: usize,
+    pub layout: ChannelMixLayout,
+}
+
+/// Whose channel mixing it is, and so how it is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChannelMixLayout {
+    /// `time_mix_key` and `time_mix_receptance`, shares of the token itself; σ(r) scales the output.
+    Rwkv4,
+    /// `key.mu`, `key.linear` and so on, shares of the token before; σ(r) scales the output.
+    Rwkv6,
+    /// `x_k`, a share of the token before; no receptance.
+    Rwkv7,
 }
 
 /// down(act(gate x) ⊙ up x), or down(act(up x)).
@@ -218,6 +246,12 @@ pub enum MixerSpec {
     Mamba2(Mamba2Spec),
     Attention(AttentionSpec),
     DeltaRule(DeltaRuleSpec),
+    LinearAttention(LinearAttentionSpec),
+    Rwkv4(Rwkv4Spec),
+    Rwkv6(Rwkv6Spec),
+    Rwkv7(Rwkv7Spec),
+    RgLru(RgLruSpec),
+    Mlstm(MlstmSpec),
     ShortConv(ShortConvSpec),
 }
 
@@ -338,23 +372,6 @@ pub enum QkvLayout {
     ByHead,
     /// `qkv_proj`, all q, then all k, then all v (GPT-2).
     ByKind,
-}
-
-/// Gated delta rule (Yang et al. 2024, arXiv 2412.06464).
-#[derive(Clone, Debug, PartialEq)]
-pub struct DeltaRuleSpec {
-    /// H_k: head h of the values reads query and key of head ⌊h·H_k/H⌋.
-    pub key_heads: usize,
-    /// H.
-    pub heads: usize,
-    /// D_k.
-    pub key_dim: usize,
-    /// D_v.
-    pub head_dim: usize,
-    /// K.
-    pub conv_taps: usize,
-    /// Epsilon of the norm before the output gate.
-    pub norm_eps: f32,
 }
 
 /// Double-gated short convolution (LFM2): y = C ⊙ conv(B ⊙ x).

@@ -7,8 +7,10 @@ use std::ops::Range;
 
 use crate::{
     DeltaRule,
-    cpu::simd::{Kernel, LANES, Simd, dispatch},
-    par,
+    cpu::{
+        heads,
+        simd::{Kernel, LANES, Simd, dispatch},
+    },
 };
 
 /// Rows of the state that go through the tokens together.
@@ -18,22 +20,11 @@ const ROWS: usize = 4;
 
 pub(crate) fn run(rule: &DeltaRule, state: &mut [f32], y: Option<&mut [f32]>) {
     let DeltaRule { heads, key_dim, head_dim, .. } = *rule;
-    let tokens = rule.tokens();
-    if tokens == 0 {
+    if rule.tokens() == 0 {
         return;
     }
-    // A head owns columns of y, which are no slice of it: it works on a strip [T, Dv], copied into place at the end.
-    let mut strips = vec![0.0; if y.is_some() { rule.v.len() } else { 0 }];
-    let mut strip_of = strips.chunks_mut(tokens * head_dim);
-    let items: Vec<_> =
-        state.chunks_mut(head_dim * key_dim).enumerate().map(|(head, state)| (head, state, strip_of.next())).collect();
     let work = 4 * rule.v.len() * key_dim.div_ceil(LANES);
-    par::for_each(items.into_iter(), work, |(head, state, y)| dispatch(Head { rule, head, state, y }));
-    let Some(y) = y else { return };
-    for (i, y) in y.chunks_exact_mut(head_dim).enumerate() {
-        let (t, head) = (i / heads, i % heads);
-        y.copy_from_slice(&strips[(head * tokens + t) * head_dim..][..head_dim]);
-    }
+    heads::for_each(heads, head_dim, state, y, work, |head, state, y| dispatch(Head { rule, head, state, y }));
 }
 
 struct Head<'a> {

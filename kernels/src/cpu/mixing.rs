@@ -118,8 +118,10 @@ fn groups(range: Range<usize>, mut out: &mut [f32]) -> Vec<(Range<usize>, &mut [
 /// A recurrence with what lies far apart in memory gathered.
 struct Drawing<'a> {
     recurrent: &'a Recurrent<'a>,
-    /// [T] log-decay; empty without decay.
+    /// [T] log-decay; empty without decay, or where it is by key.
     log: Vec<f32>,
+    /// [T, N] decay by key; else empty.
+    factors: Vec<f32>,
     /// [T]; β of a delta rule.
     weight: Option<Vec<f32>>,
 }
@@ -127,15 +129,20 @@ struct Drawing<'a> {
 impl<'a> Drawing<'a> {
     fn new(recurrent: &'a Recurrent<'a>, tokens: usize) -> Self {
         let gather = |column: Strided<'_>| (0..tokens).map(|t| column.at(t)).collect();
+        let mut factors = Vec::new();
+        if let Decay::Key { log } | Decay::Corrected { log, .. } = recurrent.decay {
+            (0..tokens).for_each(|t| factors.extend_from_slice(log.row(t)));
+            crate::exp_slice(&mut factors);
+        }
         let log = match recurrent.decay {
-            Decay::None => Vec::new(),
+            Decay::None | Decay::Key { .. } | Decay::Corrected { .. } => Vec::new(),
             Decay::Scalar { log, .. } | Decay::Diagonal { log, .. } | Decay::Delta { log, .. } => gather(log),
         };
         let weight = match recurrent.decay {
             Decay::Delta { beta, .. } => Some(beta),
             _ => recurrent.weight,
         };
-        Self { recurrent, log, weight: weight.map(gather) }
+        Self { recurrent, log, factors, weight: weight.map(gather) }
     }
 }
 
@@ -152,44 +159,66 @@ impl Kernel for Group<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Group { drawing, rows, out } = self;
-        let Drawing { recurrent: r, log, weight } = drawing;
+        let Drawing { recurrent: r, log, factors, weight } = drawing;
         let width = out.len() / rows.len();
-        let lines = rows.zip(out.chunks_exact_mut(width)).map(|(t, line)| {
+        // Where the state is read before it is written, row t is as row t − 1 would be with another query.
+        let early = usize::from(r.bonus.is_some());
+        let mut lines: Vec<Line> = Vec::with_capacity(rows.len());
+        for (t, line) in rows.clone().zip(out.chunks_exact_mut(width)) {
             let (line, later) = line.split_at_mut(t + 1);
             later.fill(0.0);
-            line
-        });
-        let mut lines: Vec<&mut [f32]> = lines.collect();
-        match r.decay {
-            Decay::None => {
-                for line in &mut lines {
-                    let query = r.query.row(line.len() - 1);
-                    for (i, out) in line.iter_mut().enumerate() {
-                        *out = dot(s, query, r.key.row(i));
+            if t >= early {
+                lines.push(Line { query: r.query.row(t), out: &mut line[..=t - early] });
+            }
+        }
+        let anchor = (rows.start / GROUP * GROUP).saturating_sub(early);
+        if !lines.is_empty() {
+            match r.decay {
+                Decay::None => {
+                    for line in &mut lines {
+                        for (i, out) in line.out.iter_mut().enumerate() {
+                            *out = dot(s, line.query, r.key.row(i));
+                        }
                     }
                 }
-            }
-            Decay::Scalar { factor, .. } => scalar(s, r, log, factor, &mut lines),
-            Decay::Diagonal { rates, .. } => diagonal(s, r, log, rates, &mut lines),
-            Decay::Delta { .. } => {
-                let beta = weight.as_deref().unwrap_or_default();
-                for line in &mut lines {
-                    delta(s, r, log, beta, line);
+                Decay::Scalar { factor, .. } => scalar(s, r, log, factor, anchor, &mut lines),
+                Decay::Diagonal { rates, .. } => diagonal(s, r, log, rates, anchor, &mut lines),
+                Decay::Key { .. } => by_key(s, r, factors, anchor, &mut lines),
+                Decay::Corrected { erase, replace, .. } => {
+                    for line in &mut lines {
+                        corrected(s, r, factors, erase, replace, line);
+                    }
+                }
+                Decay::Delta { .. } => {
+                    let beta = weight.as_deref().unwrap_or_default();
+                    for line in &mut lines {
+                        delta(s, r, log, beta, line);
+                    }
                 }
             }
         }
         for line in lines {
             if let Some(weight) = weight {
-                line.iter_mut().zip(weight).for_each(|(out, weight)| *out *= weight);
+                line.out.iter_mut().zip(weight).for_each(|(out, weight)| *out *= weight);
             }
-            line[line.len() - 1] += r.diagonal;
+        }
+        for (t, line) in rows.zip(out.chunks_exact_mut(width)) {
+            if let Some(bonus) = r.bonus {
+                line[t] = bonus.at(t);
+            }
+            if let Some(normaliser) = r.normaliser {
+                line[..=t].iter_mut().for_each(|m| *m /= normaliser.at(t));
+            }
+            line[t] += r.diagonal;
         }
     }
 }
 
-/// The anchor of a group of rows (row t is t + 1 long).
-fn anchor(lines: &[&mut [f32]]) -> usize {
-    (lines[0].len() - 1) / GROUP * GROUP
+/// A row of M up to the last token whose decay is in it.
+struct Line<'a> {
+    /// [N]
+    query: &'a [f32],
+    out: &'a mut [f32],
 }
 
 /// e^x for x ≤ 0 (more counts as 0), less the floor: exactly 0 from [`FORGOTTEN`] on, all digits long before.
@@ -210,8 +239,7 @@ fn decays<S: Simd>(s: S, xs: &mut [f32]) {
 
 /// The decay is the exponential of a running sum ≤ 0; once it is 0 it stays so.
 #[inline(always)]
-fn scalar<S: Simd>(s: S, r: &Recurrent, log: &[f32], factor: f32, lines: &mut [&mut [f32]]) {
-    let anchor = anchor(lines);
+fn scalar<S: Simd>(s: S, r: &Recurrent, log: &[f32], factor: f32, anchor: usize, lines: &mut [Line]) {
     let step = |i: usize| f64::from(log[i]) * f64::from(factor);
 
     // From each token up to the anchor, as far back as anything is left.
@@ -223,9 +251,8 @@ fn scalar<S: Simd>(s: S, r: &Recurrent, log: &[f32], factor: f32, lines: &mut [&
         sum += step(first);
     }
     decays(s, &mut before[first..]);
-    for line in lines {
+    for Line { query, out: line } in lines {
         let t = line.len() - 1;
-        let query = r.query.row(t);
         line[..first].fill(0.0);
         let mut sum = 0.0;
         for i in (anchor + 1..=t).rev() {
@@ -246,8 +273,7 @@ fn scalar<S: Simd>(s: S, r: &Recurrent, log: &[f32], factor: f32, lines: &mut [&
 
 /// u[n] = q[n] e^{rates[n] · Σ log}: Σ log is one running sum for all n.
 #[inline(always)]
-fn diagonal<S: Simd>(s: S, r: &Recurrent, log: &[f32], rates: &[f32], lines: &mut [&mut [f32]]) {
-    let anchor = anchor(lines);
+fn diagonal<S: Simd>(s: S, r: &Recurrent, log: &[f32], rates: &[f32], anchor: usize, lines: &mut [Line]) {
     let zero = s.splat(0.0);
     let padded = rates.len().next_multiple_of(LANES);
     let blocks = |row: usize| (r.key.row(row).chunks(LANES)).zip(rates.chunks(LANES));
@@ -270,13 +296,13 @@ fn diagonal<S: Simd>(s: S, r: &Recurrent, log: &[f32], rates: &[f32], lines: &mu
         sum += f64::from(log[first]);
     }
     let mut query = vec![0.0; padded];
-    for line in lines {
+    for Line { query: read, out: line } in lines {
         let t = line.len() - 1;
         line[..first].fill(0.0);
         let mut sum = 0.0f64;
         for i in (anchor + 1..=t).rev() {
             let (elapsed, mut total) = (s.splat(sum as f32), zero);
-            for ((key, rates), query) in blocks(i).zip(r.query.row(t).chunks(LANES)) {
+            for ((key, rates), query) in blocks(i).zip(read.chunks(LANES)) {
                 total = s.fma(
                     s.mul(s.load_some(query), decay(s, s.mul(elapsed, s.load_some(rates)))),
                     s.load_some(key),
@@ -286,7 +312,7 @@ fn diagonal<S: Simd>(s: S, r: &Recurrent, log: &[f32], rates: &[f32], lines: &mu
             line[i] = s.sum(total);
             sum += f64::from(log[i]);
         }
-        let parts = query.chunks_exact_mut(LANES).zip(r.query.row(t).chunks(LANES)).zip(rates.chunks(LANES));
+        let parts = query.chunks_exact_mut(LANES).zip(read.chunks(LANES)).zip(rates.chunks(LANES));
         let since = s.splat(sum as f32);
         for ((query, q), rates) in parts {
             s.store(s.mul(s.load_some(q), decay(s, s.mul(since, s.load_some(rates)))), query);
@@ -301,10 +327,74 @@ fn diagonal<S: Simd>(s: S, r: &Recurrent, log: &[f32], rates: &[f32], lines: &mu
     }
 }
 
+/// What is kept of each key dimension, a product of factors ≤ 1. Once it is 0 it stays so.
+#[inline(always)]
+fn fade<S: Simd>(s: S, kept: &mut [f32], factors: &[f32]) {
+    for (kept, factors) in kept.chunks_mut(LANES).zip(factors.chunks(LANES)) {
+        let product = s.fma(s.load_some(kept), s.load_some(factors), s.splat(-1e-30));
+        s.store_some(s.max(product, s.splat(0.0)), kept);
+    }
+}
+
+#[inline(always)]
+fn times<S: Simd>(s: S, a: &[f32], b: &[f32], out: &mut [f32]) {
+    for ((a, b), out) in a.chunks(LANES).zip(b.chunks(LANES)).zip(out.chunks_mut(LANES)) {
+        s.store_some(s.mul(s.load_some(a), s.load_some(b)), out);
+    }
+}
+
+/// Every key dimension has a running product of its own, `factors` [T, N].
+#[inline(always)]
+fn by_key<S: Simd>(s: S, r: &Recurrent, factors: &[f32], anchor: usize, lines: &mut [Line]) {
+    let n = r.key.width;
+    let factors = |i: usize| &factors[i * n..][..n];
+    // k decayed from each token up to the anchor [anchor + 1, N], as far back as anything is left.
+    let mut keys = vec![0.0; (anchor + 1) * n];
+    let (mut kept, mut first) = (vec![1.0; n], anchor + 1);
+    while first > 0 && kept.iter().any(|&kept| kept > 0.0) {
+        first -= 1;
+        times(s, &kept, r.key.row(first), &mut keys[first * n..][..n]);
+        fade(s, &mut kept, factors(first));
+    }
+    let mut query = vec![0.0; n];
+    for Line { query: read, out: line } in lines {
+        line[..first].fill(0.0);
+        kept.fill(1.0);
+        for i in (anchor + 1..line.len()).rev() {
+            times(s, &kept, read, &mut query);
+            line[i] = dot(s, &query, r.key.row(i));
+            fade(s, &mut kept, factors(i));
+        }
+        times(s, &kept, read, &mut query);
+        for i in first..=anchor {
+            line[i] = dot(s, &query, &keys[i * n..][..n]);
+        }
+    }
+}
+
+/// M_s = k_s·u_s from the diagonal backwards, u_{s−1} = Λ_s u_s − κ_s (b_s·u_s).
+#[inline(always)]
+fn corrected<S: Simd>(s: S, r: &Recurrent, factors: &[f32], erase: Strided<'_>, replace: Strided<'_>, line: &mut Line) {
+    let n = r.key.width;
+    let (mut u, mut faded) = (line.query.to_vec(), vec![0.0; n]);
+    for i in (0..line.out.len()).rev() {
+        line.out[i] = dot(s, r.key.row(i), &u);
+        let found = dot(s, replace.row(i), &u);
+        times(s, &u, &factors[i * n..][..n], &mut faded);
+        axpy(s, -found, erase.row(i), &mut faded);
+        std::mem::swap(&mut u, &mut faded);
+        // Nothing is left, and the processor is slow with what is almost nothing.
+        if u.iter().all(|u| u.abs() < 1e-30) {
+            return line.out[..i].fill(0.0);
+        }
+    }
+}
+
 /// p_s = k_s·u_s from the diagonal backwards, u_{s−1} = e^{g_s} (u_s − β_s p_s k_s). The decay is kept apart, as the
 /// exponential of a running sum: u does not grow then, and where the decay is 0 nothing is left of it.
 #[inline(always)]
-fn delta<S: Simd>(s: S, r: &Recurrent, log: &[f32], beta: &[f32], line: &mut [f32]) {
+fn delta<S: Simd>(s: S, r: &Recurrent, log: &[f32], beta: &[f32], line: &mut Line) {
+    let Line { query, out: line } = line;
     let mut sum = 0.0f64;
     for (decay, log) in line.iter_mut().zip(log).rev() {
         *decay = sum.min(0.0) as f32;
@@ -313,7 +403,7 @@ fn delta<S: Simd>(s: S, r: &Recurrent, log: &[f32], beta: &[f32], line: &mut [f3
     for decay in line.chunks_mut(LANES) {
         s.store_some(exp(s, s.load_some(decay)), decay);
     }
-    let mut u = r.query.row(line.len() - 1).to_vec();
+    let mut u = query.to_vec();
     for i in (0..line.len()).rev() {
         if line[i] == 0.0 {
             return line[..=i].fill(0.0);

@@ -2,9 +2,12 @@
 
 pub(crate) mod activation;
 pub(crate) mod attention;
+pub(crate) mod channel_scan;
 pub(crate) mod conv;
 pub(crate) mod delta_rule;
+pub(crate) mod heads;
 pub(crate) mod linear;
+pub(crate) mod linear_attention;
 pub(crate) mod mixing;
 pub(crate) mod norm;
 pub(crate) mod product;

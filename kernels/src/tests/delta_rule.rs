@@ -71,6 +71,8 @@ impl DeltaData {
             weight: None,
             decay: Decay::Delta { log: column(&self.log_decay, heads, head), beta: column(&self.beta, heads, head) },
             diagonal: 0.0,
+            bonus: None,
+            normaliser: None,
         })
     }
 }

@@ -65,6 +65,8 @@ fn mamba_1() {
         weight: Some(log),
         decay,
         diagonal: d[0],
+        bonus: None,
+        normaliser: None,
     })
     .row(5, &mut row);
     assert_close(
@@ -95,6 +97,8 @@ fn mamba_2() {
         weight: Some(log),
         decay,
         diagonal: d[3],
+        bonus: None,
+        normaliser: None,
     })
     .row(5, &mut row);
     assert_close(

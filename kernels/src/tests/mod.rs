@@ -4,6 +4,7 @@ mod attention;
 mod delta_rule;
 mod goldens;
 mod linear;
+mod linear_attention;
 mod mixing;
 mod pointwise;
 mod recurrences;
@@ -55,8 +56,14 @@ pub(crate) fn bits(xs: &[f32]) -> Vec<u32> {
 /// max |a − b| ≤ tolerance · max |b|.
 #[track_caller]
 pub(crate) fn assert_close(actual: &[f32], expected: &[f64], tolerance: f64, what: &str) {
+    assert_close_to(actual, expected, tolerance, 1e-30, what);
+}
+
+/// [`assert_close`], the largest |b| counting as `size` at least: that of the summands, where they may cancel.
+#[track_caller]
+pub(crate) fn assert_close_to(actual: &[f32], expected: &[f64], tolerance: f64, size: f64, what: &str) {
     assert_eq!(actual.len(), expected.len(), "{what}: lengths");
-    let scale = expected.iter().fold(1e-30f64, |m, x| m.max(x.abs()));
+    let scale = expected.iter().fold(size, |m, x| m.max(x.abs()));
     for (i, (&a, &b)) in actual.iter().zip(expected).enumerate() {
         let error = (f64::from(a) - b).abs() / scale;
         assert!(error <= tolerance, "{what}: [{i}] is {a}, expected {b}, error {error:.2e} of the largest");

@@ -3,6 +3,7 @@
 use super::{
     attention::pages,
     delta_rule::DeltaData,
+    linear_attention::{Data, VARIANTS},
     recurrences::{ScanData, SsdData},
     *,
 };
@@ -34,6 +35,14 @@ fn everything() -> Vec<Vec<f32>> {
     delta.op().forward(&mut state, &mut y);
     delta.lowered(3).rows(0..257, &mut m);
     results.extend([state, y, m]);
+
+    for variant in VARIANTS {
+        let data = Data::new(&mut rng, 257, (4, 64, 64), variant);
+        let (mut state, mut y, mut m) = (vec![0.0; 4 * 64 * 64], nan(257 * 256), nan(257 * 257));
+        data.op().forward(&mut state, &mut y);
+        data.lowered(3).rows(0..257, &mut m);
+        results.extend([state, y, m]);
+    }
 
     let (mut out, mut history) = (nan(2000 * 1024), rng.vec(3 * 1024));
     crate::causal_conv(&rng.vec(2000 * 1024), &rng.vec(4 * 1024), None, &mut history, &mut out);

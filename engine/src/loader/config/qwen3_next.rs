@@ -7,8 +7,8 @@ use super::{elements, layer_count};
 use crate::loader::error::ConfigError;
 use crate::loader::keys::Keys;
 use crate::model::spec::{
-    AttentionSpec, DeltaRuleSpec, ExpertStorage, FeedForwardSpec, LayerSpec, MixerSpec, MlpLayout, MlpSpec, ModelSpec,
-    MoeSpec, NormKind, NormSpec, RouterSpec,
+    AttentionSpec, DeltaLayout, DeltaRuleSpec, ExpertStorage, FeedForwardSpec, LayerSpec, MixerSpec, MlpLayout,
+    MlpSpec, ModelSpec, MoeSpec, NormKind, NormSpec, RouterSpec,
 };
 
 const ROTARY_SHARE: f64 = 0.25;
@@ -57,18 +57,29 @@ fn delta_rule(keys: Keys, hidden_size: usize, norm_eps: f32) -> Result<DeltaRule
         head_dim: keys.size("linear_value_head_dim", 128)?,
         conv_taps: keys.size("linear_conv_kernel_dim", 4)?,
         norm_eps,
+        layout: DeltaLayout::ByHead,
+        decays: true,
+        learned_beta: true,
+        beta_scale: 1.0,
+        gated: true,
     };
+    check_delta_rule(&spec, hidden_size, ["linear_num_key_heads", "linear_num_value_heads"])?;
+    Ok(spec)
+}
+
+/// Checks that the heads of keys divide those of values, and that everything can be counted. `names`: the keys of both, for messages.
+pub fn check_delta_rule(spec: &DeltaRuleSpec, hidden_size: usize, names: [&str; 2]) -> Result<(), ConfigError> {
     if !spec.heads.is_multiple_of(spec.key_heads) {
         return Err(ConfigError::Inconsistent(format!(
-            "`linear_num_value_heads` is {}, which must be a multiple of `linear_num_key_heads`, {}",
-            spec.heads, spec.key_heads
+            "`{}` is {}, which must be a multiple of `{}`, {}",
+            names[1], spec.heads, names[0], spec.key_heads
         )));
     }
     let width =
         elements("the keys", &[spec.key_heads, spec.key_dim])? + elements("the values", &[spec.heads, spec.head_dim])?;
     elements("in_proj_qkvz", &[hidden_size, 2 * width])?;
     elements("a state", &[spec.heads, spec.head_dim, spec.key_dim])?;
-    Ok(spec)
+    Ok(())
 }
 
 fn moe(keys: Keys, hidden_size: usize, mlp: &MlpSpec) -> Result<Option<MoeSpec>, ConfigError> {

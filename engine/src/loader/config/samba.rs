@@ -18,7 +18,11 @@ pub fn samba(keys: Keys) -> Result<ModelSpec, ConfigError> {
     let empty = serde_json::Map::new();
     let attn = keys.object("attn", "attn.")?.unwrap_or(Keys::new(&empty, "attn."));
     let attends = layers_in(attn, "layers", layers)?.unwrap_or_else(|| (0..layers).map(|i| i % 2 == 1).collect());
-    let attention = attention(attn, hidden_size)?;
+    let window = match attn.raw("window_size") {
+        None => Some(2048),
+        Some(_) => attn.optional_size("window_size")?,
+    };
+    let attention = attention(attn, hidden_size, window)?;
     let mamba = Mamba1Spec {
         channels: match keys.optional_size("intermediate_size")? {
             Some(channels) => channels,
@@ -44,8 +48,8 @@ pub fn samba(keys: Keys) -> Result<ModelSpec, ConfigError> {
     finish(ModelSpec::new("samba", keys.size("vocab_size", 32_000)?, hidden_size, norm, layers), keys, false, Some(2))
 }
 
-/// The object `attn`: heads, window, rotary base.
-fn attention(attn: Keys, hidden_size: usize) -> Result<AttentionSpec, ConfigError> {
+/// The object `attn` of fla's hybrids: heads and rotary base.
+pub fn attention(attn: Keys, hidden_size: usize, window: Option<usize>) -> Result<AttentionSpec, ConfigError> {
     let heads = attn.size("num_heads", 18)?;
     let kv_heads = attn.size("num_kv_heads", heads)?;
     if !hidden_size.is_multiple_of(heads) {
@@ -59,10 +63,6 @@ fn attention(attn: Keys, hidden_size: usize) -> Result<AttentionSpec, ConfigErro
     }
     let bias = attn.flag("qkv_bias", false)?;
     let plain = AttentionSpec::new(heads, kv_heads, hidden_size / heads);
-    let window = match attn.raw("window_size") {
-        None => Some(2048),
-        Some(_) => attn.optional_size("window_size")?,
-    };
     let rope = Some(rope::plain(theta, plain.head_dim));
     let spec = AttentionSpec { qkv_bias: bias, window, rope, ..plain };
     check_attention(&spec, hidden_size)?;

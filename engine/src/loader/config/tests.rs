@@ -3,7 +3,9 @@
 use serde_json::json;
 
 use super::*;
-use crate::model::spec::{AttentionSpec, FeedForwardSpec, LayerSpec, Mamba1Spec, Mamba2Spec, MixerSpec, MlpSpec};
+use crate::model::spec::{
+    AttentionSpec, FeedForwardSpec, LayerSpec, LinearDecay, Mamba1Spec, Mamba2Spec, MixerSpec, MlpSpec,
+};
 
 fn parsed(config: Value) -> ModelSpec {
     parse(&config.to_string(), "config.json").unwrap()
@@ -193,11 +195,86 @@ fn what_is_not_implemented_is_refused_by_name() {
 }
 
 #[test]
+fn the_other_recurrences_have_the_sizes_of_their_classes() {
+    let linear = |config: Value| {
+        let spec = parsed(config);
+        match &spec.layers[1].parts[0].mixer {
+            MixerSpec::LinearAttention(mixer) => mixer.clone(),
+            other => panic!("{other:?}"),
+        }
+    };
+    let retnet = linear(json!({"model_type": "retnet"}));
+    assert_eq!((retnet.heads, retnet.key_dim, retnet.head_dim, retnet.gated), (8, 256, 512, true));
+    assert_eq!(retnet.rope.as_ref().map(Vec::len), Some(128));
+    let gla = linear(json!({"model_type": "gla", "clamp_min": -1.0}));
+    assert_eq!((gla.heads, gla.key_dim, gla.head_dim), (4, 256, 512));
+    assert_eq!(gla.decay, LinearDecay::LowRank { rank: 16, normaliser: 16.0, floor: Some(-1.0) });
+    let hgrn2 = linear(json!({"model_type": "hgrn2"}));
+    assert_eq!((hgrn2.heads, hgrn2.key_dim, hgrn2.head_dim), (16, 128, 128));
+    assert_eq!(hgrn2.decay, LinearDecay::Bounded { layer: 1, layers: Some(24) });
+    let MixerSpec::DeltaRule(delta) = parsed(json!({"model_type": "gated_deltanet"})).layers[0].parts[0].mixer.clone()
+    else {
+        panic!()
+    };
+    assert_eq!((delta.key_heads, delta.heads, delta.key_dim, delta.head_dim), (6, 6, 256, 512));
+    let MixerSpec::Mlstm(mlstm) = parsed(json!({"model_type": "xlstm"})).layers[0].parts[0].mixer.clone() else {
+        panic!()
+    };
+    assert_eq!((mlstm.heads, mlstm.key_dim, mlstm.head_dim, mlstm.fused), (8, 256, 512, false));
+    // 50.596, as bfloat16 knows it.
+    assert_eq!(parsed(json!({"model_type": "recurrent_gemma"})).embedding_scale, 50.5);
+    assert!(parsed(json!({"model_type": "rwkv"})).embedding_norm);
+
+    for (config, word) in [
+        (json!({"model_type": "retnet", "feature_map": "relu"}), "feature_map"),
+        (json!({"model_type": "retnet", "use_short_conv": true}), "use_short_conv"),
+        (json!({"model_type": "retnet", "num_heads": 3}), "num_heads"),
+        (json!({"model_type": "retnet", "expand_k": 0.3}), "expand_k"),
+        (json!({"model_type": "gla", "use_gv": true}), "use_gv"),
+        (json!({"model_type": "gla", "use_gk": false}), "use_gk"),
+        (json!({"model_type": "gla", "hidden_act": "powlu"}), "hidden_act"),
+        (json!({"model_type": "gla", "elementwise_affine": false}), "elementwise_affine"),
+        (json!({"model_type": "gla", "attnres_block_size": 2}), "attnres_block_size"),
+        (json!({"model_type": "gla", "num_kv_heads": 3}), "num_kv_heads"),
+        (json!({"model_type": "linear_attn", "feature_map": "dpfp"}), "feature_map"),
+        (json!({"model_type": "linear_attn", "tie_feature_map_qk": true}), "tie_feature_map_qk"),
+        (json!({"model_type": "hgrn2", "use_short_conv": true}), "use_short_conv"),
+        (json!({"model_type": "hgrn2", "expand_ratio": 100}), "expand_ratio"),
+        (json!({"model_type": "hgrn2", "expand_ratio": 1 << 20}), "expand_ratio"),
+        (json!({"model_type": "delta_net", "qk_norm": "sum"}), "qk_norm"),
+        (json!({"model_type": "delta_net", "qk_activation": "elu"}), "qk_activation"),
+        (json!({"model_type": "delta_net", "use_short_conv": false}), "use_short_conv"),
+        (json!({"model_type": "gated_deltanet", "output_gate_activation": "sigmoid"}), "output_gate_activation"),
+        (json!({"model_type": "gated_deltanet", "num_v_heads": 7}), "num_v_heads"),
+        (json!({"model_type": "gated_deltanet", "attn": {"layers": [99], "num_heads": 8}}), "layers"),
+        (json!({"model_type": "recurrent_gemma", "hidden_activation": "silu"}), "hidden_activation"),
+        (json!({"model_type": "recurrent_gemma", "block_types": ["mamba"]}), "block_types"),
+        (json!({"model_type": "recurrent_gemma", "lru_width": 2561}), "lru_width"),
+        (json!({"model_type": "recurrent_gemma", "logits_soft_cap": 0}), "logits_soft_cap"),
+        (json!({"model_type": "xlstm", "use_bias": true}), "use_bias"),
+        (json!({"model_type": "xlstm", "weight_mode": "packed"}), "weight_mode"),
+        (json!({"model_type": "xlstm", "qk_dim_factor": 1e9}), "qk_dim_factor"),
+        (json!({"model_type": "xlstm", "gate_soft_cap": -1}), "gate_soft_cap"),
+        (json!({"model_type": "rwkv", "intermediate_size": 0}), "intermediate_size"),
+        (json!({"model_type": "rwkv6", "num_heads": 3}), "num_heads"),
+        (json!({"model_type": "rwkv6", "hidden_ratio": -1}), "hidden_ratio"),
+        (json!({"model_type": "rwkv7", "head_dim": 60}), "head_dim"),
+        (json!({"model_type": "rwkv7", "value_dim": 4096}), "value_dim"),
+        (json!({"model_type": "rwkv7", "norm_bias": false}), "norm_bias"),
+        (json!({"model_type": "rwkv7", "hidden_act": "relu"}), "hidden_act"),
+        (json!({"model_type": "rwkv7", "attn": {"layers": [1]}}), "attn"),
+    ] {
+        let error = parse(&config.to_string(), "config.json").unwrap_err().to_string();
+        assert!(error.contains(word), "{config}: {error}");
+    }
+}
+
+#[test]
 fn nonsense_is_refused_by_name() {
     for (config, word) in [
         (json!([1]), "object"),
         (json!({}), "model_type"),
-        (json!({"model_type": "rwkv7"}), "mamba, mamba2, falcon_mamba, jamba"),
+        (json!({"model_type": "rwkv9"}), "mamba, mamba2, falcon_mamba, jamba"),
         (json!({"model_type": 3}), "model_type"),
         (json!({"model_type": "mamba", "hidden_size": 0}), "hidden_size"),
         (json!({"model_type": "mamba", "hidden_size": -4}), "hidden_size"),
@@ -248,7 +325,8 @@ fn layers_of_the_hybrids_come_in_the_published_order() {
                 MixerSpec::Attention(_) => 'A',
                 MixerSpec::ShortConv(_) => 'C',
                 MixerSpec::DeltaRule(_) => 'D',
-                _ => 'M',
+                MixerSpec::Mamba1(_) | MixerSpec::Mamba2(_) => 'M',
+                _ => 'R',
             },
             _ => 'P',
         };
