@@ -13,8 +13,9 @@ use super::common::Common;
 use super::info::bytes;
 use super::screen::Probes;
 
-/// Pairs of a run with probes and one without.
-const PAIRS: usize = 3;
+/// Pairs of a run with probes and one without: as many as fit the time, within these bounds.
+const PAIRS: std::ops::RangeInclusive<usize> = 3..=15;
+const TIME: Duration = Duration::from_secs(20);
 /// Silence after which the engine counts as done with a text.
 const SETTLED: Duration = Duration::from_millis(80);
 /// Longer than any step takes.
@@ -54,15 +55,24 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
     // Weights come into the caches before anything counts.
     engine.measure(&observed, &prompt, generate.min(32))?;
     let (mut with, mut without) = (Vec::new(), Vec::new());
-    for _ in 0..PAIRS {
-        with.push(engine.measure(&observed, &prompt, generate)?);
-        without.push(engine.measure(&unobserved, &prompt, generate)?);
+    let began = Instant::now();
+    while with.len() < *PAIRS.start() || with.len() < *PAIRS.end() && began.elapsed() < TIME {
+        // Who goes first takes turns, so that a machine that slows down favours neither.
+        for observes in [with.len() % 2 == 0, with.len() % 2 == 1] {
+            let (observation, runs) = if observes { (&observed, &mut with) } else { (&unobserved, &mut without) };
+            runs.push(engine.measure(observation, &prompt, generate)?);
+        }
     }
+    let pairs = with.iter().zip(&without);
+    let mut costs: Vec<f64> = pairs.map(|(a, b)| a.decode.as_secs_f64() / b.decode.as_secs_f64() - 1.0).collect();
+    costs.sort_unstable_by(f64::total_cmp);
     let rate = |count: usize, runs: &[Times], of: fn(&Times) -> Duration| count as f64 / median(runs, of);
     let figures = json!({
         "prefill_tokens_per_s": round(rate(prompt.len(), &with, |times| times.prefill)),
         "decode_tokens_per_s": round(rate(generate, &with, |times| times.decode)),
         "decode_tokens_per_s_without_probes": round(rate(generate, &without, |times| times.decode)),
+        "probes_cost_percent": round(100.0 * costs[costs.len() / 2]),
+        "pairs": costs.len(),
         "time_to_first_token_ms": round(median(&with, |times| times.first) * 1e3),
         "peak_rss_bytes": peak_rss(),
         "peak_device_bytes": 0,
@@ -197,11 +207,18 @@ fn print(figures: &Value, out: &mut impl Write) -> Result<()> {
     let number = |key: &str| figures[key].as_f64().unwrap_or(f64::NAN);
     let size = |key: &str| figures[key].as_u64().map_or("unknown".to_owned(), |count| bytes(count as usize));
     let text = |key: &str| figures[key].as_str().unwrap_or_default().to_owned();
-    let (with, without) = (number("decode_tokens_per_s"), number("decode_tokens_per_s_without_probes"));
+    let without = number("decode_tokens_per_s_without_probes");
     let lines = [
         ("prefill", format!("{:.0} tokens/s", number("prefill_tokens_per_s"))),
-        ("decode", format!("{with:.0} tokens/s with probes: {}", text("probes"))),
-        ("", format!("{without:.0} tokens/s without; probes cost {:.1} %", 100.0 * (without / with - 1.0))),
+        ("decode", format!("{:.0} tokens/s with probes: {}", number("decode_tokens_per_s"), text("probes"))),
+        (
+            "",
+            format!(
+                "{without:.0} tokens/s without; probes cost {:.1} %, the median of {} pairs",
+                number("probes_cost_percent"),
+                figures["pairs"]
+            ),
+        ),
         ("first token", format!("{:.1} ms", number("time_to_first_token_ms"))),
         (
             "memory",

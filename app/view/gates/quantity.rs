@@ -22,7 +22,7 @@ pub enum Gate {
     /// z of gated attention.
     Shutter,
     /// What weighs the write: of RWKV-4, RG-LRU and mLSTM.
-    InputGate,
+    Weight,
     /// r of an RG-LRU.
     Recurrence,
     /// σ(f̃) of an mLSTM.
@@ -48,7 +48,7 @@ impl Gate {
         Self::Input,
         Self::Output,
         Self::Shutter,
-        Self::InputGate,
+        Self::Weight,
         Self::Recurrence,
         Self::Forget,
         Self::Bonus,
@@ -64,13 +64,11 @@ impl Gate {
             MixerKind::DeltaRule => &[Self::Decay, Self::Beta, Self::Write, Self::Read],
             MixerKind::LinearAttention => &[Self::Write, Self::Read],
             MixerKind::Retention | MixerKind::Gla | MixerKind::Hgrn2 => &[Self::Decay, Self::Write, Self::Read],
-            MixerKind::Rwkv4 => &[Self::InputGate, Self::Decay, Self::Bonus, Self::Receptance, Self::Write, Self::Read],
+            MixerKind::Rwkv4 => &[Self::Weight, Self::Decay, Self::Bonus, Self::Receptance, Self::Write, Self::Read],
             MixerKind::Rwkv6 => &[Self::Decay, Self::Bonus, Self::Write, Self::Read],
             MixerKind::Rwkv7 => &[Self::Decay, Self::Rate, Self::Write, Self::Read],
-            MixerKind::RgLru => &[Self::InputGate, Self::Recurrence, Self::Decay, Self::Write, Self::Read],
-            MixerKind::Mlstm => {
-                &[Self::InputGate, Self::Forget, Self::Decay, Self::Normaliser, Self::Write, Self::Read]
-            }
+            MixerKind::RgLru => &[Self::Weight, Self::Recurrence, Self::Decay, Self::Write, Self::Read],
+            MixerKind::Mlstm => &[Self::Weight, Self::Forget, Self::Decay, Self::Normaliser, Self::Write, Self::Read],
             MixerKind::ShortConv => &[Self::Input, Self::Output, Self::Write, Self::Read],
             MixerKind::Attention if mixer.gated => &[Self::Write, Self::Read, Self::Shutter, Self::Entropy],
             MixerKind::Attention => &[Self::Write, Self::Read, Self::Entropy],
@@ -97,8 +95,8 @@ impl Gate {
             (Self::Input, _) => "B",
             (Self::Output, _) => "C",
             (Self::Shutter, _) => "gate",
-            (Self::InputGate, MixerKind::Rwkv4) => "input g",
-            (Self::InputGate, _) => "input i",
+            (Self::Weight, MixerKind::Rwkv4) => "input g",
+            (Self::Weight, _) => "input i",
             (Self::Recurrence, _) => "recurrence r",
             (Self::Forget, _) => "forget σ(f̃)",
             (Self::Bonus, MixerKind::Rwkv4) => "bonus c",
@@ -145,9 +143,9 @@ impl Gate {
             (Self::Input, _) => "input gate B",
             (Self::Output, _) => "output gate C",
             (Self::Shutter, _) => "output gate z before its σ, mean over the head",
-            (Self::InputGate, MixerKind::Rwkv4) => "input gate g in (0, 1]: the token's share of the mean",
-            (Self::InputGate, MixerKind::Mlstm) => "input gate exp(ĩ − m) in (0, 1]",
-            (Self::InputGate, _) => "input gate i in (0, 1)",
+            (Self::Weight, MixerKind::Rwkv4) => "input gate g in (0, 1]: the token's share of the mean",
+            (Self::Weight, MixerKind::Mlstm) => "input gate exp(ĩ − m) in (0, 1]",
+            (Self::Weight, _) => "input gate i in (0, 1)",
             (Self::Recurrence, _) => "recurrence gate r in (0, 1)",
             (Self::Forget, _) => "forget gate σ(f̃) in (0, 1)",
             (Self::Bonus, MixerKind::Rwkv6) => "bonus Σ r u k: what the token reads of its own value",
@@ -188,7 +186,7 @@ impl Gate {
             Self::Input => subject.series(Point::Key, Reduction::Full),
             Self::Output => subject.series(Point::Query, Reduction::Full),
             Self::Shutter => subject.series(Point::Gate, Reduction::Head(Fold::Mean)),
-            Self::InputGate => subject.series(Point::InputGate, Reduction::Full),
+            Self::Weight => subject.series(Point::InputGate, Reduction::Full),
             Self::Recurrence => subject.series(Point::RecurrenceGate, Reduction::Full),
             Self::Forget => subject.series(Point::ForgetGate, Reduction::Full),
             Self::Bonus => subject.series(Point::Bonus, Reduction::Full),
@@ -209,7 +207,7 @@ impl Gate {
             Self::Beta => format!("{who} replaces {} of what it holds under this key", percent(value)),
             Self::Input => format!("{who} takes its input in times {}", short(value)),
             Self::Output => format!("{who} lets its sum out times {}", short(value)),
-            Self::InputGate => format!("{who} lets {} of this token in", percent(value)),
+            Self::Weight => format!("{who} lets {} of this token in", percent(value)),
             Self::Recurrence => {
                 format!("{who} has its recurrence gate at {}: the higher, the faster it forgets", short(value))
             }

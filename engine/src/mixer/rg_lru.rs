@@ -72,7 +72,8 @@ impl Blocks {
         let (heads, width) = (spec.gate_heads, spec.channels / spec.gate_heads);
         // Stored `[in, out]`.
         let stored = scope.stacked_matrix(&format!("{name}_weight"), heads, width, width)?;
-        let block = |head: usize| stored.pick_rows(&[head * width..(head + 1) * width]).transposed();
+        let block =
+            |head: usize| stored.pick_rows(std::slice::from_ref(&(head * width..(head + 1) * width))).transposed();
         Ok(Self {
             matrices: (0..heads).map(block).collect(),
             bias: scope.tensor(&format!("{name}_bias"), &[heads, width])?,

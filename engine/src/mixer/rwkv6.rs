@@ -59,7 +59,7 @@ impl Rwkv6 {
         let mu = scope.vector("x_proj.0.mu", d)?;
         // `[d, 5R]`: the columns of each stand together.
         let ups = scope.matrix("x_proj.2.weight", d, 5 * rank)?.transposed();
-        let up = |j: usize| ups.pick_rows(&[j * rank..(j + 1) * rank]).transposed();
+        let up = |j: usize| ups.pick_rows(std::slice::from_ref(&(j * rank..(j + 1) * rank))).transposed();
         Ok(Self {
             share: mu.into_iter().map(|mu| 1.0 - mu).collect(),
             mix_down: scope.matrix("x_proj.0.linear.weight", 5 * rank, d)?,

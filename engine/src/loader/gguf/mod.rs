@@ -54,7 +54,7 @@ pub fn open(path: &Path, dtype: Option<Dtype>) -> Result<Loaded, LoadError> {
     let tensors = names::as_asked_for(tensors, described.experts).map_err(malformed)?;
     for tensor in &tensors {
         // Rows are the last but one of the sizes, or the only one of a bias.
-        let rows = *tensor.shape.iter().rev().take(2).last().unwrap_or(&1);
+        let rows = *tensor.shape[tensor.shape.len().saturating_sub(2)..].first().unwrap_or(&1);
         if paired(&tensor.name).is_some_and(|heads| heads == 0 || !rows.is_multiple_of(2 * heads)) {
             return Err(malformed(format!(
                 "the {rows} rows of tensor {} do not fall into heads of pairs",

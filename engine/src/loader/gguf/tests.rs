@@ -56,8 +56,11 @@ fn every_file_means_what_its_folder_means() {
     assert!(seen >= 15, "{seen} files");
 }
 
+/// By name.
+type Tensors = Vec<(String, QTensor)>;
+
 /// A tiny Llama with 256 inputs, as llama.cpp names its tensors, all matrices of one kind; and the numbers that candle makes of them.
-fn llama(kind: GgmlDType) -> (Vec<(String, QTensor)>, Vec<(String, QTensor)>) {
+fn llama(kind: GgmlDType) -> (Tensors, Tensors) {
     let (d, width, vocab) = (256, 256, 32);
     let mut seed = 1u32;
     let mut random = |shape: &[usize]| {
