@@ -364,7 +364,8 @@ fn a_trace_goes_on_generating() {
 fn bench_says_all_it_measured() {
     let model = case("mamba2_a");
     for probes in ["none", "screen", "all"] {
-        let args = ["bench", "--model", &model, "--prompt-len", "20", "--generate", "8", "--probes", probes];
+        let args =
+            ["bench", "--model", &model, "--prompt-len", "20", "--generate", "8", "--pairs", "1", "--probes", probes];
         let object = json(&succeed(&[&args[..], &["--json"]].concat()));
         let keys: Vec<&str> = object.as_object().unwrap().keys().map(String::as_str).collect();
         assert_eq!(
@@ -379,6 +380,8 @@ fn bench_says_all_it_measured() {
                 "weights_bytes",
                 "state_bytes",
                 "probes",
+                "probes_cost_percent",
+                "pairs",
                 "device",
                 "dtype",
                 "threads"

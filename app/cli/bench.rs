@@ -13,9 +13,6 @@ use super::common::Common;
 use super::info::bytes;
 use super::screen::Probes;
 
-/// Pairs of a run with probes and one without: as many as fit the time, within these bounds.
-const PAIRS: std::ops::RangeInclusive<usize> = 3..=15;
-const TIME: Duration = Duration::from_secs(20);
 /// Silence after which the engine counts as done with a text.
 const SETTLED: Duration = Duration::from_millis(80);
 /// Longer than any step takes.
@@ -34,6 +31,9 @@ pub struct Args {
     /// What is observed meanwhile
     #[arg(long, value_name = "PROBES", default_value = "screen")]
     probes: Probes,
+    /// Pairs of a run with probes and one without, whose medians count
+    #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..))]
+    pairs: u32,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -55,10 +55,9 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
     // Weights come into the caches before anything counts.
     engine.measure(&observed, &prompt, generate.min(32))?;
     let (mut with, mut without) = (Vec::new(), Vec::new());
-    let began = Instant::now();
-    while with.len() < *PAIRS.start() || with.len() < *PAIRS.end() && began.elapsed() < TIME {
+    for pair in 0..args.pairs {
         // Who goes first takes turns, so that a machine that slows down favours neither.
-        for observes in [with.len() % 2 == 0, with.len() % 2 == 1] {
+        for observes in [pair % 2 == 0, pair % 2 == 1] {
             let (observation, runs) = if observes { (&observed, &mut with) } else { (&unobserved, &mut without) };
             runs.push(engine.measure(observation, &prompt, generate)?);
         }
@@ -71,14 +70,14 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
         "prefill_tokens_per_s": round(rate(prompt.len(), &with, |times| times.prefill)),
         "decode_tokens_per_s": round(rate(generate, &with, |times| times.decode)),
         "decode_tokens_per_s_without_probes": round(rate(generate, &without, |times| times.decode)),
-        "probes_cost_percent": round(100.0 * costs[costs.len() / 2]),
-        "pairs": costs.len(),
         "time_to_first_token_ms": round(median(&with, |times| times.first) * 1e3),
         "peak_rss_bytes": peak_rss(),
         "peak_device_bytes": 0,
         "weights_bytes": info.weights_bytes,
         "state_bytes": info.state_bytes,
         "probes": args.probes.label(),
+        "probes_cost_percent": round(100.0 * costs[costs.len() / 2]),
+        "pairs": args.pairs,
         "device": "cpu",
         "dtype": info.dtype.to_string(),
         "threads": statescope_engine::threads(),

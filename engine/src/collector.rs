@@ -130,10 +130,16 @@ impl Collector {
     pub fn collect(&mut self, session: &Session, deadline: Instant, running: bool) -> (Vec<Reading>, bool) {
         let mut readings = Vec::new();
         let mut more = false;
-        // Whole matrices take turns: the one not refreshed for longest comes first, and all come after the cheap answers.
+        // Whoever is furthest behind comes first, so that a short slice starves nobody. Whole matrices take turns in the same way, after the
+        // cheap answers.
         let mut probes = self.probes.clone();
         probes.sort_by_key(|p| {
-            is_expensive(p).then(|| (self.sent.get(p).map_or(0, |stamp| stamp.0), self.pooling_of(p)))
+            let reached = match p.cadence {
+                Cadence::EveryToken => self.series.get(p).map_or(0, |series| series.next),
+                Cadence::Latest if is_expensive(p) => self.sent.get(p).map_or(0, |stamp| stamp.0),
+                Cadence::Latest => 0,
+            };
+            (is_expensive(p), reached, self.pooling_of(p))
         });
         for probe in probes {
             if !answerable(session, &probe.site) {

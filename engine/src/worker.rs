@@ -21,7 +21,9 @@ use crate::session::{Budgets, Replay, Session};
 
 /// Frames at most this often while running: a screen shows no more.
 const FRAME_INTERVAL: Duration = Duration::from_millis(16);
-/// Time for pictures and replay between two chunks of a prompt, between two tokens, and while nothing else is to be done.
+/// While tokens are being made, what is looked at may take one part in so many of the time; series that fall behind catch up later.
+const RUNNING_SHARE: u32 = 20;
+/// Time for pictures between two chunks of a prompt, for replay between two tokens, and for both while nothing else is to be done.
 const SLICE_READING: Duration = Duration::from_millis(1);
 const SLICE_RUNNING: Duration = Duration::from_millis(4);
 const SLICE_IDLE: Duration = Duration::from_millis(20);
@@ -402,6 +404,7 @@ impl Worker {
         // That something has begun or ended is told before pictures are drawn.
         let slice = match (session.is_reading() || state != self.told.state, busy) {
             (true, _) => SLICE_READING,
+            (false, true) if running && began >= self.next_token_at => self.last_publish.elapsed() / RUNNING_SHARE,
             (false, true) => SLICE_RUNNING,
             (false, false) => SLICE_IDLE,
         };

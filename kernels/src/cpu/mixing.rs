@@ -251,7 +251,8 @@ fn scalar<S: Simd>(s: S, r: &Recurrent, log: &[f32], factor: f32, anchor: usize,
         sum += step(first);
     }
     decays(s, &mut before[first..]);
-    for Line { query, out: line } in lines {
+    let mut since = vec![0.0; lines.len()];
+    for (Line { query, out: line }, since) in lines.iter_mut().zip(&mut since) {
         let t = line.len() - 1;
         line[..first].fill(0.0);
         let mut sum = 0.0;
@@ -263,10 +264,14 @@ fn scalar<S: Simd>(s: S, r: &Recurrent, log: &[f32], factor: f32, anchor: usize,
         for i in anchor + 1..=t {
             line[i] *= dot(s, query, r.key.row(i));
         }
-        let mut since = [sum as f32];
-        decays(s, &mut since);
-        for i in first..=anchor {
-            line[i] = since[0] * before[i] * dot(s, query, r.key.row(i));
+        *since = sum as f32;
+    }
+    decays(s, &mut since);
+    // Each key is read once for all rows: they stay in the cache, the keys of a long text would not.
+    for i in first..=anchor {
+        let key = r.key.row(i);
+        for (Line { query, out: line }, since) in lines.iter_mut().zip(&since) {
+            line[i] = since * before[i] * dot(s, query, key);
         }
     }
 }
