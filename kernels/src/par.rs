@@ -10,6 +10,14 @@ use std::time::{Duration, Instant};
 /// Work (in multiply-adds, or as many ns × 8) below which handing it over costs more than it saves.
 pub const MIN_PARALLEL_WORK: usize = 1 << 16;
 
+/// Work that another thread's help is worth waiting for even where other programs, or the window, want the cores too.
+const LARGE_WORK: usize = 1 << 20;
+/// So many smaller ops are done alone after one whose helper did not come back in time: it had lost its core, and a time slice lasts as
+/// long as a hundred ops.
+const ALONE: usize = 4096;
+/// What is left of them.
+static CROWDED: AtomicUsize = AtomicUsize::new(0);
+
 /// How long a thread looks for more work before it sleeps: longer than what lies between two ops of a forward pass, whose threads
 /// would otherwise be woken, which takes longer than many an op.
 const LINGER: Duration = Duration::from_micros(200);
@@ -69,6 +77,11 @@ where
     if count < 2 || work < MIN_PARALLEL_WORK {
         return items.for_each(f);
     }
+    let alone = CROWDED.load(Ordering::Relaxed);
+    if work < LARGE_WORK && alone > 0 {
+        CROWDED.store(alone - 1, Ordering::Relaxed);
+        return items.for_each(f);
+    }
     let (threads, pool) = workers();
     let Some(pool) = pool else {
         return items.for_each(f);
@@ -93,7 +106,10 @@ where
             scope.spawn(|_| help());
         }
         drain();
-        spin_while(WATCH, || helpers.load(Ordering::Acquire) > 0);
+        let back_in_time = spin_while(WATCH, || helpers.load(Ordering::Acquire) > 0);
+        if !back_in_time && work < LARGE_WORK {
+            CROWDED.store(ALONE, Ordering::Relaxed);
+        }
     });
 }
 
