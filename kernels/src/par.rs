@@ -13,10 +13,11 @@ pub const MIN_PARALLEL_WORK: usize = 1 << 16;
 /// Work that another thread's help is worth waiting for even where other programs, or the window, want the cores too.
 const LARGE_WORK: usize = 1 << 20;
 /// So many smaller ops are done alone after one whose helper did not come back in time: it had lost its core, and a time slice lasts as
-/// long as a hundred ops.
-const ALONE: usize = 4096;
-/// What is left of them.
+/// long as a hundred ops. Twice as many each time it happens again soon.
+const ALONE: std::ops::RangeInclusive<usize> = 128..=8192;
+/// What is left of them, and how many they were.
 static CROWDED: AtomicUsize = AtomicUsize::new(0);
+static LAST_ALONE: AtomicUsize = AtomicUsize::new(0);
 
 /// How long a thread looks for more work before it sleeps: longer than what lies between two ops of a forward pass, whose threads
 /// would otherwise be woken, which takes longer than many an op.
@@ -107,8 +108,14 @@ where
         }
         drain();
         let back_in_time = spin_while(WATCH, || helpers.load(Ordering::Acquire) > 0);
-        if !back_in_time && work < LARGE_WORK {
-            CROWDED.store(ALONE, Ordering::Relaxed);
+        if work < LARGE_WORK {
+            let last = LAST_ALONE.load(Ordering::Relaxed);
+            let next =
+                if back_in_time { last.saturating_sub(8) } else { (2 * last).clamp(*ALONE.start(), *ALONE.end()) };
+            LAST_ALONE.store(next, Ordering::Relaxed);
+            if !back_in_time {
+                CROWDED.store(next, Ordering::Relaxed);
+            }
         }
     });
 }
