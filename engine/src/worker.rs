@@ -22,7 +22,9 @@ use crate::session::{Budgets, Replay, Session};
 /// Frames at most this often while running: a screen shows no more.
 const FRAME_INTERVAL: Duration = Duration::from_millis(16);
 /// While tokens are being made, what is looked at may take one part in so many of the time; series that fall behind catch up later.
-const RUNNING_SHARE: u32 = 20;
+/// What one answer took beyond its slice is owed by the next ones; what was not used is kept for so long.
+const RUNNING_SHARE: f64 = 20.0;
+const SAVED: f64 = 0.004;
 /// Time for pictures between two chunks of a prompt, for replay between two tokens, and for both while nothing else is to be done.
 const SLICE_READING: Duration = Duration::from_millis(1);
 const SLICE_RUNNING: Duration = Duration::from_millis(4);
@@ -68,6 +70,8 @@ pub struct Worker {
     told: Told,
     unsent: Option<Event>,
     last_publish: Instant,
+    /// Seconds left to look at things while tokens are being made; negative: owed.
+    credit: f64,
     performance: Performance,
     more_to_collect: bool,
 }
@@ -96,6 +100,7 @@ impl Worker {
             told: Told::default(),
             unsent: None,
             last_publish: Instant::now(),
+            credit: 0.0,
             performance: Performance::default(),
             more_to_collect: false,
         }
@@ -401,10 +406,12 @@ impl Worker {
         let session = &loaded.session;
         let began = Instant::now();
         let made = session.position().saturating_sub(self.told.position);
+        self.credit = (self.credit + self.last_publish.elapsed().as_secs_f64() / RUNNING_SHARE).min(SAVED);
+        let credit = Duration::from_secs_f64(self.credit.max(0.0));
         // That something has begun or ended is told before pictures are drawn.
         let slice = match (session.is_reading() || state != self.told.state, busy) {
             (true, _) => SLICE_READING,
-            (false, true) if running && began >= self.next_token_at => self.last_publish.elapsed() / RUNNING_SHARE,
+            (false, true) if running && began >= self.next_token_at => credit,
             (false, true) => SLICE_RUNNING,
             (false, false) => SLICE_IDLE,
         };
@@ -445,6 +452,7 @@ impl Worker {
             ..self.performance.clone()
         };
         self.performance = performance.clone();
+        self.credit = (self.credit - began.elapsed().as_secs_f64()).max(-SAVED);
         self.told.tokens = length;
         self.told.position = session.position();
         self.told.state = state;
