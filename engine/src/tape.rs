@@ -11,6 +11,11 @@ use statescope_kernels::mixing::Strided;
 use crate::hooks::Observer;
 use crate::protocol::Point;
 
+/// Tokens that a column has room for from the start, and columns that a layer is taken to have, so that the budget bounds that room.
+/// Room costs nothing until it is used; to move all columns of all layers when they grow is a hitch that one sees.
+const AHEAD: usize = 2048;
+const COLUMNS: usize = 16;
+
 /// The recorded rows of one quantity, `[tokens, width]`.
 #[derive(Clone, Debug, Default)]
 struct Column {
@@ -65,12 +70,15 @@ impl LayerTape {
         self.columns.iter().find(|(p, _)| *p == point).map(|(_, c)| c)
     }
 
-    fn append(&mut self, point: Point, first: usize, rows: usize, values: &[f32]) {
+    /// `room`: bytes that a new column is given to grow into.
+    fn append(&mut self, point: Point, first: usize, rows: usize, values: &[f32], room: usize) {
         let index = self.columns.iter().position(|(p, _)| *p == point).unwrap_or_else(|| {
             if self.columns.is_empty() {
                 self.first = first;
             }
-            self.columns.push((point, Column { width: values.len() / rows.max(1), values: Vec::new() }));
+            let width = values.len() / rows.max(1);
+            let ahead = AHEAD.min(room / (width.max(1) * size_of::<f32>())).max(rows);
+            self.columns.push((point, Column { width, values: Vec::with_capacity(ahead * width) }));
             self.columns.len() - 1
         });
         let (start, column) = (self.first, &mut self.columns[index].1);
@@ -126,6 +134,11 @@ impl Tape {
     /// The record of mixer `part`; part 0 also holds what belongs to the layer as a whole.
     pub fn part(&self, layer: usize, part: usize) -> &LayerTape {
         &self.layers[layer][part]
+    }
+
+    /// Bytes of the budget that fall to a column.
+    fn room(&self) -> usize {
+        self.budget / (COLUMNS * self.layers.iter().map(Vec::len).sum::<usize>().max(1))
     }
 
     /// Bytes of a layer.
@@ -196,7 +209,8 @@ impl Observer for Tape {
     }
 
     fn observe(&mut self, layer: usize, part: usize, point: Point, first: usize, rows: usize, values: &[f32]) {
-        self.layers[layer][part].append(point, first, rows, values);
+        let room = self.room();
+        self.layers[layer][part].append(point, first, rows, values, room);
     }
 }
 
@@ -212,7 +226,8 @@ impl Observer for Refill<'_> {
     }
 
     fn observe(&mut self, layer: usize, part: usize, point: Point, first: usize, rows: usize, values: &[f32]) {
-        self.tape.layers[layer][part].append(point, first, rows, values);
+        let room = self.tape.room();
+        self.tape.layers[layer][part].append(point, first, rows, values, room);
     }
 }
 

@@ -53,23 +53,35 @@ pub fn argmax(xs: &[f32]) -> Option<usize> {
 
 /// The k largest with their indices, largest first, equals by index; NaN ignored.
 pub fn top_k(xs: &[f32], k: usize) -> Vec<(u32, f32)> {
-    // −0 and 0 are equals.
-    let known = xs.iter().enumerate().filter(|(_, x)| !x.is_nan()).map(|(i, &x)| (i as u32, x + 0.0));
-    if k <= SHORT_LIST { short_list(known, k) } else { long_list(known.collect(), k) }
+    if k <= SHORT_LIST { short_list(xs, k) } else { long_list(known(0, xs).collect(), k) }
 }
 
 /// Up to so many a sorted list with insertion beats a selection over all.
 const SHORT_LIST: usize = 64;
 
-fn short_list(known: impl Iterator<Item = (u32, f32)>, k: usize) -> Vec<(u32, f32)> {
+/// What is not NaN, with its index, the first at `first`; −0 and 0 are equals.
+fn known(first: usize, xs: &[f32]) -> impl Iterator<Item = (u32, f32)> {
+    let indexed = xs.iter().zip(first as u32..);
+    indexed.filter(|(x, _)| !x.is_nan()).map(|(&x, i)| (i, x + 0.0))
+}
+
+fn short_list(xs: &[f32], k: usize) -> Vec<(u32, f32)> {
     let mut best: Vec<(u32, f32)> = Vec::with_capacity(k + 1);
-    for (i, x) in known {
-        // An equal one comes later in index order, so it does not displace.
-        if best.len() == k && best.last().is_none_or(|last| x <= last.1) {
+    for (block, first) in xs.chunks(16).zip((0..).step_by(16)) {
+        // Hardly a block has one that is large enough; all of it is compared at once.
+        if let Some((_, least)) = best.last().filter(|_| best.len() == k)
+            && !block.iter().fold(false, |any, x| any | (x > least))
+        {
             continue;
         }
-        best.insert(best.partition_point(|b| b.1 >= x), (i, x));
-        best.truncate(k);
+        for (i, x) in known(first, block) {
+            // An equal one comes later in index order, so it does not displace.
+            if best.len() == k && best.last().is_none_or(|last| x <= last.1) {
+                continue;
+            }
+            best.insert(best.partition_point(|b| b.1 >= x), (i, x));
+            best.truncate(k);
+        }
     }
     best
 }
