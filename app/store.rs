@@ -99,6 +99,9 @@ impl Store {
                 self.error = Some(failure);
                 // The text before stays.
                 self.asked = self.epoch;
+                if self.run == RunState::Reading {
+                    self.run = RunState::Paused;
+                }
             }
         }
     }
@@ -106,6 +109,7 @@ impl Store {
     /// A prompt is on its way: what is here now speaks of a text that is about to go.
     pub fn await_text(&mut self) {
         self.asked = self.asked.max(self.epoch) + 1;
+        self.run = RunState::Reading;
     }
 
     /// Whether positions speak of the text that the engine has, or will have by the time it hears of them.
@@ -278,7 +282,8 @@ impl Store {
             self.finish = None;
         }
         self.position = frame.position;
-        self.run = frame.state;
+        // Until the engine has heard of the prompt on its way, it reports the text before.
+        self.run = if self.is_current() { frame.state } else { RunState::Reading };
         self.backfill = frame.backfill;
         self.performance = frame.performance.clone();
         self.log_performance();

@@ -133,9 +133,11 @@ fn positions_speak_of_the_newest_text() {
     send(&mut store, frame(4));
     send(&mut store, frame(5));
     assert!(!store.is_current(), "the second prompt is still on its way");
+    assert_eq!(store.run, RunState::Reading);
     send(&mut store, frame(6));
     assert!(store.is_current());
     store.await_text();
     store.apply(Event::Failed(Failure { message: "no".into(), details: String::new() }));
     assert!(store.is_current(), "the text before stays");
+    assert_eq!(store.run, RunState::Paused);
 }

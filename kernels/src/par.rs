@@ -33,7 +33,10 @@ fn team() -> Arc<Team> {
         return team.clone();
     }
     let threads = || std::thread::available_parallelism().map_or(1, |n| n.get());
-    TEAM.write().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| Arc::new(Team::new(threads() - 1))).clone()
+    TEAM.write()
+        .unwrap_or_else(PoisonError::into_inner)
+        .get_or_insert_with(|| Arc::new(Team::new(threads() - 1)))
+        .clone()
 }
 
 /// How many threads share the work of an op.

@@ -195,16 +195,21 @@ pub fn menu(
 /// Height of the names above small maps.
 pub const TILE_NAME: f32 = 17.0;
 
-/// Names a small map at its upper edge, left and right; returns where the map goes.
+/// Names a small map at its upper edge, left and right, where there is room; returns where the map goes. The selected one is always named,
+/// then over its neighbours, which have no names either.
 pub fn tile_header(ui: &Ui, cx: &ViewContext<'_>, tile: Rect, left: &str, right: &str, selected: bool) -> Rect {
     let name = tile.with_max_y(tile.top() + TILE_NAME - 2.0);
     let (strong, faint) =
         if selected { (cx.theme.accent, cx.theme.accent) } else { (cx.theme.text, cx.theme.text_faint) };
-    let painter = ui.painter_at(name);
-    let used = painter.text(name.left_center(), Align2::LEFT_CENTER, left, cx.theme.small(), strong).width();
-    let galley = painter.layout_no_wrap(right.to_owned(), cx.theme.small(), faint);
-    if used + galley.size().x + 4.0 <= name.width() {
-        painter.galley(Align2::RIGHT_CENTER.anchor_size(name.right_center(), galley.size()).min, galley, faint);
+    let painter = ui.painter();
+    let layout = |text: &str, colour| painter.layout_no_wrap(text.to_owned(), cx.theme.small(), colour);
+    let (left, right) = (layout(left, strong), layout(right, faint));
+    let (used, room) = (left.size().x, name.width());
+    if used <= room || selected {
+        painter.galley(Align2::LEFT_CENTER.anchor_size(name.left_center(), left.size()).min, left, strong);
+    }
+    if used + right.size().x + 4.0 <= room {
+        painter.galley(Align2::RIGHT_CENTER.anchor_size(name.right_center(), right.size()).min, right, faint);
     }
     tile.with_min_y(tile.top() + TILE_NAME)
 }
