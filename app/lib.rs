@@ -16,3 +16,8 @@ pub mod widget;
 pub mod window;
 
 pub use app::{App, Options};
+
+/// A forward pass takes and returns megabytes many times a millisecond; the system's allocator gives them back to the system each time, and
+/// every page has to be cleared again.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -8,11 +8,6 @@ use clap::{Parser, ValueEnum};
 use statescope::{Options, window};
 use statescope_engine::protocol::{Dtype, ModelSource};
 
-/// A forward pass takes and returns megabytes many times a millisecond; the system's allocator gives them back to the system each time, and
-/// every page has to be cleared again.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// An oscilloscope for sequence models: watch states, gates and mixing matrices while the text is being generated.
 #[derive(Debug, Parser)]
 #[command(version, args_conflicts_with_subcommands = true)]

@@ -276,14 +276,14 @@ impl crate::widget::heatmap::Cells for Triangle<'_> {
     }
 
     fn value(&self, row: usize, col: usize) -> Option<f32> {
-        if self.blank(row, col) { None } else { self.plane.value(row, col) }
+        if col > row { None } else { self.plane.value(row, col) }
     }
 
     fn generation(&self) -> u64 {
         self.plane.generation() ^ self.tokens as u64
     }
 
-    fn blank(&self, row: usize, col: usize) -> bool {
-        col > row
+    fn end(&self, row: usize) -> usize {
+        row + 1
     }
 }

@@ -87,13 +87,13 @@ impl Normaliser {
             Kind::Linear => 0.5,
             Kind::Log { low, span } => {
                 if value > 0.0 {
-                    (value.ln() - low) / span
+                    (ln(value) - low) / span
                 } else {
                     0.0
                 }
             }
             Kind::Signed { size } => 0.5 + 0.5 * value / size,
-            Kind::SignedLog { knee, span } => 0.5 + 0.5 * value.signum() * (value.abs() / knee).ln_1p() / span,
+            Kind::SignedLog { knee, span } => 0.5 + 0.5 * value.signum() * ln(1.0 + value.abs() / knee) / span,
         }
     }
 
@@ -104,6 +104,20 @@ impl Normaliser {
             _ => (self.low, self.high),
         }
     }
+}
+
+/// ln x for positive x to 2e-5, which no eye tells from it: half a million texels a frame need one each.
+fn ln(x: f32) -> f32 {
+    if !(f32::MIN_POSITIVE..f32::INFINITY).contains(&x) {
+        return x.ln();
+    }
+    // x = 2^e m with m between √½ and √2, and ln m = 2 artanh r of r = (m − 1) / (m + 1), a short odd series.
+    let shifted = x.to_bits().wrapping_sub(std::f32::consts::FRAC_1_SQRT_2.to_bits());
+    let exponent = (shifted as i32) >> 23;
+    let m = f32::from_bits(x.to_bits().wrapping_sub((exponent as u32) << 23));
+    let r = (m - 1.0) / (m + 1.0);
+    let r2 = r * r;
+    exponent as f32 * std::f32::consts::LN_2 + 2.0 * r * (1.0 + r2 * (1.0 / 3.0 + r2 * (0.2 + r2 / 7.0)))
 }
 
 #[cfg(test)]
@@ -118,6 +132,16 @@ mod tests {
             assert!((n.at(3.0) - 1.0).abs() < 1e-6 && n.at(-3.0).abs() < 1e-6);
             assert!(n.at(0.01) > 0.5 && n.at(-0.01) < 0.5);
         }
+    }
+
+    #[test]
+    fn the_quick_logarithm_is_one() {
+        for i in -870..880 {
+            for x in [(i as f32 * 0.1).exp(), (i as f32 * 0.1 + 0.037).exp()] {
+                assert!((ln(x) - x.ln()).abs() < 2e-5, "ln {x} is {} and not {}", x.ln(), ln(x));
+            }
+        }
+        assert!(ln(0.0) == f32::NEG_INFINITY && ln(f32::INFINITY) == f32::INFINITY && ln(-1.0).is_nan());
     }
 
     #[test]

@@ -271,24 +271,26 @@ impl<'a> SeriesPlot<'a> {
             }
             return flush(&mut points);
         }
+        // The extremes of every two pixels: finer than that only costs time.
         let mut pixel: Option<(i32, f32, f32)> = None;
+        let at = |pixel: i32, value: f32| pos2((2 * pixel + 1) as f32, axis.y(value));
         for token in tokens {
-            let x = map.centre(token).floor() as i32;
+            let x = (0.5 * map.centre(token)).floor() as i32;
             let value = self.lines.value(line, token).filter(|v| v.is_finite());
-            if let Some((at, low, high)) = pixel
-                && (at != x || value.is_none())
+            if let Some((last, low, high)) = pixel
+                && (last != x || value.is_none())
             {
-                points.extend([pos2(at as f32 + 0.5, axis.y(high)), pos2(at as f32 + 0.5, axis.y(low))]);
+                points.extend([at(last, high), at(last, low)]);
                 pixel = None;
             }
             match (value, pixel) {
-                (Some(v), Some((at, low, high))) => pixel = Some((at, low.min(v), high.max(v))),
+                (Some(v), Some((last, low, high))) => pixel = Some((last, low.min(v), high.max(v))),
                 (Some(v), None) => pixel = Some((x, v, v)),
                 (None, _) => flush(&mut points),
             }
         }
-        if let Some((at, low, high)) = pixel {
-            points.extend([pos2(at as f32 + 0.5, axis.y(high)), pos2(at as f32 + 0.5, axis.y(low))]);
+        if let Some((last, low, high)) = pixel {
+            points.extend([at(last, high), at(last, low)]);
         }
         flush(&mut points);
     }

@@ -104,8 +104,8 @@ impl Cells for MatrixCells<'_> {
         }
     }
 
-    fn blank(&self, row: usize, col: usize) -> bool {
-        col > row
+    fn end(&self, row: usize) -> usize {
+        row + 1
     }
 }
 

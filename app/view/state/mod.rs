@@ -9,6 +9,7 @@ use eframe::egui;
 use statescope_engine::protocol::{Fold, MixerKind, Point, Probe, Reduction};
 
 use crate::action::Action;
+use crate::store::Series;
 use crate::theme::space;
 use crate::view::quantity::plate::{self, Colours, Place};
 use crate::view::quantity::{Subject, exact, no_mixer, quoted};
@@ -259,8 +260,8 @@ fn menu(response: &HeatmapResponse, cx: &ViewContext<'_>, probe: &Probe, actions
 fn norms(ui: &mut egui::Ui, cx: &ViewContext<'_>, subject: &Subject<'_>, actions: &mut Vec<Action>) {
     struct Norms<'a> {
         cx: &'a ViewContext<'a>,
-        head: Probe,
-        layer: Probe,
+        head: Option<&'a Series>,
+        layer: Option<&'a Series>,
         index: usize,
         name: String,
         noun: &'static str,
@@ -274,8 +275,8 @@ fn norms(ui: &mut egui::Ui, cx: &ViewContext<'_>, subject: &Subject<'_>, actions
         }
         fn value(&self, line: usize, token: usize) -> Option<f32> {
             match line {
-                0 => self.cx.store.series(&self.layer)?.value(token, 0),
-                _ => self.cx.store.series(&self.head)?.value(token, self.index),
+                0 => self.layer?.value(token, 0),
+                _ => self.head?.value(token, self.index),
             }
         }
         fn colour(&self, line: usize) -> egui::Color32 {
@@ -287,8 +288,8 @@ fn norms(ui: &mut egui::Ui, cx: &ViewContext<'_>, subject: &Subject<'_>, actions
     }
     let lines = Norms {
         cx,
-        head: norm_probe(subject),
-        layer: subject.series(Point::State, Reduction::Layer(Fold::Norm)),
+        head: cx.store.series(&norm_probe(subject)),
+        layer: cx.store.series(&subject.series(Point::State, Reduction::Layer(Fold::Norm))),
         index: subject.head,
         name: subject.head_name(),
         noun: subject.kind().head_noun(),

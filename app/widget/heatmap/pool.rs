@@ -14,15 +14,16 @@ pub trait Cells {
     fn row(&self, _row: usize) -> Row<'_> {
         Row::Each
     }
-    /// Cells that cannot exist, such as those above the diagonal of a causal matrix: drawn as ground, not hatched.
-    fn blank(&self, _row: usize, _col: usize) -> bool {
-        false
+    /// The first column whose cell in `row` cannot exist, nor any after it, such as those above the diagonal of a causal matrix: drawn as
+    /// ground, not hatched.
+    fn end(&self, _row: usize) -> usize {
+        usize::MAX
     }
 }
 
 /// A row of [`Cells`].
 pub enum Row<'a> {
-    /// Values of columns 0.. ; columns beyond are blank or unknown as `blank` says.
+    /// Values of columns 0.. ; columns beyond are unknown up to the `end` of the row.
     Slice(&'a [f32]),
     Unknown,
     /// Ask `value` for each cell.
@@ -68,44 +69,43 @@ pub(super) fn pool(cells: &dyn Cells, rows: Range<usize>, cols: Range<usize>, bi
     if width == 0 {
         return pooled;
     }
-    let columns = |x: usize| cols.start + x * bins.1..(cols.start + (x + 1) * bins.1).min(cols.end);
-    for row in rows.clone() {
-        let y = (row - rows.start) / bins.0;
+    let mut strip = Strip::default();
+    for (y, first) in rows.clone().step_by(bins.0).enumerate() {
         let texels = y * width..(y + 1) * width;
         let (values, marks) = (&mut pooled.values[texels.clone()], &mut pooled.marks[texels]);
-        match cells.row(row) {
-            Row::Slice(slice) => {
-                let known = slice.get(cols.start.min(slice.len())..cols.end.min(slice.len())).unwrap_or_default();
-                for (x, block) in known.chunks(bins.1).enumerate() {
-                    for value in block {
-                        take(&mut values[x], &mut marks[x], *value);
-                    }
-                }
-                for (x, mark) in marks.iter_mut().enumerate().skip(known.len() / bins.1) {
-                    let from = columns(x).start.max(slice.len());
-                    if from < columns(x).end && *mark == Mark::Blank && !cells.blank(row, from) {
-                        *mark = Mark::Unknown;
-                    }
+        let unknown = |marks: &mut [Mark], cols: Range<usize>| {
+            for mark in &mut marks[cols.start / bins.1..cols.end.div_ceil(bins.1)] {
+                if *mark == Mark::Blank {
+                    *mark = Mark::Unknown;
                 }
             }
-            Row::Unknown => {
-                for (x, mark) in marks.iter_mut().enumerate() {
-                    if *mark == Mark::Blank && !cells.blank(row, columns(x).start) {
-                        *mark = Mark::Unknown;
+        };
+        strip.clear();
+        for row in first..(first + bins.0).min(rows.end) {
+            // Columns that exist, from the first in view.
+            let end = cells.end(row).clamp(cols.start, cols.end) - cols.start;
+            match cells.row(row) {
+                Row::Slice(slice) => {
+                    strip.add(slice.get(cols.start.min(slice.len())..cols.end.min(slice.len())).unwrap_or_default());
+                    let known = slice.len().saturating_sub(cols.start).min(cols.len());
+                    if known < end {
+                        unknown(marks, known..end);
                     }
                 }
-            }
-            Row::Each => {
-                for x in 0..width {
-                    for col in columns(x) {
-                        match cells.value(row, col) {
+                Row::Unknown => unknown(marks, 0..end),
+                Row::Each => {
+                    for col in 0..end {
+                        let x = col / bins.1;
+                        match cells.value(row, cols.start + col) {
                             Some(value) => take(&mut values[x], &mut marks[x], value),
-                            None if marks[x] == Mark::Blank && !cells.blank(row, col) => marks[x] = Mark::Unknown,
-                            None => {}
+                            None => unknown(marks, col..col + 1),
                         }
                     }
                 }
             }
+        }
+        for ((value, mark), (kept, finite)) in values.iter_mut().zip(marks).zip(strip.blocks(bins.1)) {
+            take(value, mark, if finite { kept } else { f32::NAN });
         }
     }
     for (value, mark) in pooled.values.iter().zip(&pooled.marks) {
@@ -121,12 +121,52 @@ pub(super) fn pool(cells: &dyn Cells, rows: Range<usize>, cols: Range<usize>, bi
     pooled
 }
 
+/// Whether `value` rather than `kept` stands for a block: the larger, of equal sizes the positive one.
+fn outweighs(value: f32, kept: f32) -> bool {
+    (value.abs() > kept.abs()) | ((value.abs() == kept.abs()) & (value > kept))
+}
+
 fn take(kept: &mut f32, mark: &mut Mark, value: f32) {
     if !value.is_finite() {
         *mark = Mark::NotFinite;
-    } else if *mark != Mark::NotFinite && (*mark != Mark::Known || value.abs() > kept.abs()) {
+    } else if *mark != Mark::NotFinite && (*mark != Mark::Known || outweighs(value, *kept)) {
         *kept = value;
         *mark = Mark::Known;
+    }
+}
+
+/// Rows that fall on one row of texels, pooled column by column: loops without branches, since a matrix of a thousand tokens has half a
+/// million cells in every frame.
+#[derive(Default)]
+struct Strip {
+    kept: Vec<f32>,
+    /// 0 times every value: NaN where one was not finite.
+    zero: Vec<f32>,
+}
+
+impl Strip {
+    fn clear(&mut self) {
+        self.kept.clear();
+        self.zero.clear();
+    }
+
+    fn add(&mut self, row: &[f32]) {
+        if row.len() > self.kept.len() {
+            self.kept.resize(row.len(), 0.0);
+            self.zero.resize(row.len(), 0.0);
+        }
+        for ((kept, zero), value) in self.kept.iter_mut().zip(&mut self.zero).zip(row) {
+            *zero += 0.0 * value;
+            *kept = if outweighs(*value, *kept) { *value } else { *kept };
+        }
+    }
+
+    /// What stands for each block of columns that has a known one, and whether all of it is finite.
+    fn blocks(&self, columns: usize) -> impl Iterator<Item = (f32, bool)> {
+        self.kept.chunks(columns).zip(self.zero.chunks(columns)).map(|(kept, zero)| {
+            let pooled = kept.iter().fold(0.0, |pooled, &value| if outweighs(value, pooled) { value } else { pooled });
+            (pooled, zero.iter().all(|zero| *zero == 0.0))
+        })
     }
 }
 
@@ -195,8 +235,8 @@ mod tests {
             fn row(&self, row: usize) -> Row<'_> {
                 Row::Slice(&self.0[row])
             }
-            fn blank(&self, row: usize, col: usize) -> bool {
-                col > row
+            fn end(&self, row: usize) -> usize {
+                row + 1
             }
         }
         struct Slow<'a>(&'a Triangle);
@@ -213,8 +253,8 @@ mod tests {
             fn generation(&self) -> u64 {
                 0
             }
-            fn blank(&self, row: usize, col: usize) -> bool {
-                self.0.blank(row, col)
+            fn end(&self, row: usize) -> usize {
+                self.0.end(row)
             }
         }
         let triangle =
