@@ -31,8 +31,8 @@ pub struct Args {
     /// What is observed meanwhile
     #[arg(long, value_name = "PROBES", default_value = "screen")]
     probes: Probes,
-    /// Pairs of a run with probes and one without, whose medians count
-    #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..))]
+    /// Pairs of a run with probes and one without, whose medians count; an even number is fairest
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     pairs: u32,
     /// Print one JSON object
     #[arg(long)]
@@ -62,8 +62,10 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
             runs.push(engine.measure(observation, &prompt, generate)?);
         }
     }
-    let pairs = with.iter().zip(&without);
-    let mut costs: Vec<f64> = pairs.map(|(a, b)| a.decode.as_secs_f64() / b.decode.as_secs_f64() - 1.0).collect();
+    // Two pairs together, one begun by each side, so that what the first run leaves to the second cancels.
+    let time = |runs: &[Times]| runs.iter().map(|times| times.decode.as_secs_f64()).sum::<f64>();
+    let pairs = with.chunks(2).zip(without.chunks(2));
+    let mut costs: Vec<f64> = pairs.map(|(a, b)| time(a) / time(b) - 1.0).collect();
     costs.sort_unstable_by(f64::total_cmp);
     let rate = |count: usize, runs: &[Times], of: fn(&Times) -> Duration| count as f64 / median(runs, of);
     let figures = json!({
@@ -213,7 +215,7 @@ fn print(figures: &Value, out: &mut impl Write) -> Result<()> {
         (
             "",
             format!(
-                "{without:.0} tokens/s without; probes cost {:.1} %, the median of {} pairs",
+                "{without:.0} tokens/s without; probes cost {:.1} %, by {} pairs",
                 number("probes_cost_percent"),
                 figures["pairs"]
             ),

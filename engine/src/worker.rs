@@ -22,9 +22,10 @@ use crate::session::{Budgets, Replay, Session};
 /// Frames at most this often while running: a screen shows no more.
 const FRAME_INTERVAL: Duration = Duration::from_millis(16);
 /// While tokens are being made, what is looked at may take one part in so many of the time; series that fall behind catch up later.
-/// What one answer took beyond its slice is owed by the next ones; what was not used is kept for so long.
-const RUNNING_SHARE: f64 = 20.0;
-const SAVED: f64 = 0.004;
+/// What one answer took beyond its slice is owed by the next ones. Seconds that can be saved and owed.
+const RUNNING_SHARE: f64 = 24.0;
+const SAVED: f64 = 0.001;
+const OWED: f64 = 0.008;
 /// Time for pictures between two chunks of a prompt, for replay between two tokens, and for both while nothing else is to be done.
 const SLICE_READING: Duration = Duration::from_millis(1);
 const SLICE_RUNNING: Duration = Duration::from_millis(4);
@@ -452,7 +453,7 @@ impl Worker {
             ..self.performance.clone()
         };
         self.performance = performance.clone();
-        self.credit = (self.credit - began.elapsed().as_secs_f64()).max(-SAVED);
+        self.credit = (self.credit - began.elapsed().as_secs_f64()).max(-OWED);
         self.told.tokens = length;
         self.told.position = session.position();
         self.told.state = state;
