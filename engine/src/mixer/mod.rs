@@ -6,6 +6,8 @@
 
 pub mod attention;
 pub mod delta_rule;
+pub mod h3;
+pub mod hyena;
 pub mod linear_attention;
 pub mod mamba1;
 pub mod mamba2;
@@ -15,8 +17,10 @@ pub mod rg_lru;
 pub mod rwkv4;
 pub mod rwkv6;
 pub mod rwkv7;
+pub mod s4;
 pub mod short_conv;
 pub mod slot;
+pub mod slstm;
 
 use std::ops::Range;
 
@@ -126,6 +130,10 @@ pub fn load(spec: &MixerSpec, hidden_size: usize, scope: &Scope<'_>) -> Result<B
         MixerSpec::Rwkv7(spec) => Box::new(rwkv7::Rwkv7::load(spec, hidden_size, scope)?),
         MixerSpec::RgLru(spec) => Box::new(rg_lru::RgLru::load(spec, hidden_size, scope)?),
         MixerSpec::Mlstm(spec) => Box::new(mlstm::Mlstm::load(spec, hidden_size, scope)?),
+        MixerSpec::Slstm(spec) => Box::new(slstm::Slstm::load(spec, scope)?),
+        MixerSpec::S4(spec) => Box::new(s4::S4::load(spec, hidden_size, scope)?),
+        MixerSpec::H3(spec) => Box::new(h3::H3::load(spec, hidden_size, scope)?),
+        MixerSpec::Hyena(spec) => Box::new(hyena::Hyena::load(spec, hidden_size, scope)?),
         MixerSpec::ShortConv(spec) => Box::new(short_conv::ShortConv::load(spec, hidden_size, scope)?),
     })
 }
@@ -140,6 +148,11 @@ fn project(matrix: &Matrix, bias: Option<&[f32]>, xs: &[f32]) -> Vec<f32> {
     let mut out = vec![0.0; xs.len() / matrix.cols() * matrix.rows()];
     linear(matrix, bias, xs, &mut out);
     out
+}
+
+/// a ⊙ b.
+fn products(a: &[f32], b: &[f32]) -> Vec<f32> {
+    a.iter().zip(b).map(|(a, b)| a * b).collect()
 }
 
 /// Layer norm inside each head of ys `[T, H, head_dim]`, then weight and bias over all heads, `[H · head_dim]`.

@@ -20,7 +20,7 @@ use statescope_kernels::mixing::{Decay, Lowered, Recurrent, Strided};
 use statescope_kernels::norm::l2_normalise;
 use statescope_kernels::reduce::l2_norm;
 
-use super::{Mixer, StateSlot, head_layer_norm, interpolated, project, shifted};
+use super::{Mixer, StateSlot, head_layer_norm, interpolated, products, project, shifted};
 use crate::hooks::Hooks;
 use crate::loader::LoadError;
 use crate::loader::weights::Scope;
@@ -53,10 +53,10 @@ pub struct Rwkv7 {
 /// up f(down x) + bias.
 pub(super) struct LowRank {
     /// `[R, d]`.
-    down: Matrix,
+    pub(super) down: Matrix,
     /// `[d, R]`.
-    up: Matrix,
-    bias: Option<Vec<f32>>,
+    pub(super) up: Matrix,
+    pub(super) bias: Option<Vec<f32>>,
 }
 
 impl LowRank {
@@ -67,11 +67,11 @@ impl LowRank {
         bias: bool,
         scope: &Scope<'_>,
     ) -> Result<Self, LoadError> {
-        let scope = scope.scope(prefix);
+        // Whole names, for a file may spell each its own way.
         Ok(Self {
-            down: scope.matrix("0.weight", rank, inputs)?,
-            up: scope.matrix("2.weight", outputs, rank)?,
-            bias: scope.vector_if(bias, "2.bias", outputs)?,
+            down: scope.matrix(&format!("{prefix}.0.weight"), rank, inputs)?,
+            up: scope.matrix(&format!("{prefix}.2.weight"), outputs, rank)?,
+            bias: scope.vector_if(bias, &format!("{prefix}.2.bias"), outputs)?,
         })
     }
 
@@ -115,10 +115,6 @@ impl Rwkv7 {
         let (decay, correction) = (KeyDecay::Key(log), Some(correction));
         Op { heads, key_dim: head_dim, head_dim, q, k, v, decay, weight: None, correction, bonus: None }
     }
-}
-
-fn products(a: &[f32], b: &[f32]) -> Vec<f32> {
-    a.iter().zip(b).map(|(a, b)| a * b).collect()
 }
 
 impl Mixer for Rwkv7 {

@@ -1,11 +1,13 @@
 //! What a config.json says, in one vocabulary for every architecture. The loader makes it, the model is built from it.
 
 mod recurrent;
+mod time_invariant;
 
 use statescope_kernels::activation::Activation;
 
 use crate::protocol::TokenId;
 pub use recurrent::*;
+pub use time_invariant::*;
 
 /// A whole model: embed → layers → norm → head.
 #[derive(Clone, Debug, PartialEq)]
@@ -148,6 +150,8 @@ pub enum FeedForwardSpec {
 pub struct ChannelMixSpec {
     pub inner: usize,
     pub layout: ChannelMixLayout,
+    /// Factor on the output.
+    pub output_scale: f32,
 }
 
 /// Whose channel mixing it is, and so how it is stored.
@@ -157,6 +161,8 @@ pub enum ChannelMixLayout {
     Rwkv4,
     /// `key.mu`, `key.linear` and so on, shares of the token before; σ(r) scales the output.
     Rwkv6,
+    /// As RWKV-6, `time_maa_k`, `key` and so on (the official files).
+    Rwkv6Official,
     /// `x_k`, a share of the token before; no receptance.
     Rwkv7,
 }
@@ -252,6 +258,10 @@ pub enum MixerSpec {
     Rwkv7(Rwkv7Spec),
     RgLru(RgLruSpec),
     Mlstm(MlstmSpec),
+    Slstm(SlstmSpec),
+    S4(S4Spec),
+    H3(H3Spec),
+    Hyena(HyenaSpec),
     ShortConv(ShortConvSpec),
 }
 
