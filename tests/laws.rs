@@ -279,6 +279,7 @@ fn long_texts_stay_finite() {
         "h3_a",
         "hyena_a",
         "slstm_a",
+        "mamba3_a",
     ];
     for case in cases {
         let model = open_case(case).model;

@@ -218,10 +218,10 @@ cases!(
     xlstm_fused,
     s4_a,
     s4d_a,
-    s4d_bilinear,
     h3_a,
     hyena_a,
     slstm_a,
+    mamba3_a,
     rwkv6_official,
 );
 

@@ -85,10 +85,10 @@ pub const CASES: [&str; 54] = [
     "xlstm_fused",
     "s4_a",
     "s4d_a",
-    "s4d_bilinear",
     "h3_a",
     "hyena_a",
     "slstm_a",
+    "mamba3_a",
 ];
 
 /// The longest text that a model can read, `length` at most.

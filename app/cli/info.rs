@@ -85,6 +85,7 @@ pub fn kind(kind: MixerKind) -> &'static str {
     match kind {
         MixerKind::Mamba1 => "mamba1",
         MixerKind::Mamba2 => "mamba2",
+        MixerKind::Mamba3 => "mamba3",
         MixerKind::DeltaRule => "delta_rule",
         MixerKind::LinearAttention => "linear_attention",
         MixerKind::Retention => "retention",

@@ -25,7 +25,7 @@ pub fn pattern(layers: &[LayerInfo]) -> String {
 
 fn letter(kind: MixerKind, feed_forward: Option<&FeedForwardInfo>) -> char {
     match kind {
-        MixerKind::Mamba1 | MixerKind::Mamba2 => 'M',
+        MixerKind::Mamba1 | MixerKind::Mamba2 | MixerKind::Mamba3 => 'M',
         MixerKind::S4 | MixerKind::S4d => 'S',
         MixerKind::H3 | MixerKind::Hyena => 'H',
         MixerKind::Attention => 'A',

@@ -221,7 +221,8 @@ impl Plan {
                     | MixerKind::Hgrn2
                     | MixerKind::Rwkv6
                     | MixerKind::Rwkv7
-                    | MixerKind::Mlstm,
+                    | MixerKind::Mlstm
+                    | MixerKind::Mamba3,
                     _,
                 ) => {
                     vec![token, head, ("key_dim", state_dim)]

@@ -20,7 +20,6 @@ COMMON = dict(vocab_size=32, hidden_size=12, num_hidden_layers=2, intermediate_s
 CASES = {
     "s4_a": COMMON | dict(model_type="s4", state_size=10, discretization="bilinear"),
     "s4d_a": COMMON | dict(model_type="s4d", state_size=12, discretization="zoh"),
-    "s4d_bilinear": COMMON | dict(model_type="s4d", state_size=6, discretization="bilinear", tie_word_embeddings=True),
     "h3_a": COMMON | dict(model_type="h3", state_size=8, shift_size=5, discretization="bilinear"),
     "hyena_a": COMMON | dict(
         model_type="hyena", filter_length=40, filter_features=5, filter_width=6, filter_inner_layers=2, filter_shift=0.1,
@@ -101,7 +100,7 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
-def greedy(config, w, rng):
+def greedy(config, w, rng, forward=forward):
     """A prompt whose continuation is clear at every step."""
     for _ in range(500):
         ids = list(rng.integers(0, config["vocab_size"], PROMPT))
@@ -109,6 +108,8 @@ def greedy(config, w, rng):
             logits = forward(config, w, ids)[0][-1]
             second, best = np.sort(logits)[-2:]
             if best - second < 0.01:
+                break
+            if int(logits.argmax()) == config.get("eos_token_id"):
                 break
             ids.append(int(logits.argmax()))
         else:

@@ -18,8 +18,8 @@ import ancestors
 FOLDER = Path(__file__).parent / "rwkv6_official"
 # Every layer is halved at inference; the ranks follow from the hidden size, whatever it is.
 CONFIG = dict(
-    architectures=["Rwkv6ForCausalLM"], model_type="rwkv6", vocab_size=32, hidden_size=8, attention_hidden_size=8, head_size=4, head_size_divisor=8,
-    intermediate_size=12, num_hidden_layers=2, layer_norm_epsilon=1e-5, rescale_every=1, tie_word_embeddings=False, bos_token_id=0, eos_token_id=0)  # fmt: skip
+    architectures=["Rwkv6ForCausalLM"], model_type="rwkv6", vocab_size=24, hidden_size=4, attention_hidden_size=4, head_size=2, head_size_divisor=8,
+    intermediate_size=6, num_hidden_layers=2, layer_norm_epsilon=1e-5, rescale_every=1, tie_word_embeddings=False, bos_token_id=0, eos_token_id=0)  # fmt: skip
 MIX_RANK, DECAY_RANK = 32, 64
 
 
@@ -31,7 +31,7 @@ def main():
     (FOLDER / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
     save_file(stored, FOLDER / "model.safetensors", metadata={"format": "pt"})
     w = {name: value.double().numpy() for name, value in stored.items()}
-    ids = rng.integers(0, CONFIG["vocab_size"], 40)
+    ids = rng.integers(0, CONFIG["vocab_size"], 24)
     logits, resid = forward(w, ids)
     golden = {"input_ids": ids.astype(np.int64), "logits": logits.astype(np.float32)}
     golden |= {f"resid.{i}": x.astype(np.float32) for i, x in enumerate(resid)}

@@ -61,6 +61,7 @@ impl Gate {
     pub fn of(mixer: &Geometry) -> &'static [Self] {
         match mixer.kind {
             MixerKind::Mamba1 | MixerKind::Mamba2 => &[Self::Delta, Self::Decay, Self::Write, Self::Read],
+            MixerKind::Mamba3 => &[Self::Delta, Self::Weight, Self::Decay, Self::Write, Self::Read],
             MixerKind::DeltaRule => &[Self::Decay, Self::Beta, Self::Write, Self::Read],
             MixerKind::LinearAttention => &[Self::Write, Self::Read],
             MixerKind::Retention | MixerKind::Gla | MixerKind::Hgrn2 => &[Self::Decay, Self::Write, Self::Read],
@@ -106,6 +107,7 @@ impl Gate {
             (Self::Output, _) => "C",
             (Self::Shutter, _) => "gate",
             (Self::Weight, MixerKind::Rwkv4) => "input g",
+            (Self::Weight, MixerKind::Mamba3) => "share λ",
             (Self::Weight, _) => "input i",
             (Self::Recurrence, _) => "recurrence r",
             (Self::Forget, _) => "forget σ(f̃)",
@@ -137,6 +139,7 @@ impl Gate {
             (Self::Decay, MixerKind::S4) => "retention |Ā| of the diagonal part, mean over n, the same at every token",
             (Self::Decay, MixerKind::S4d | MixerKind::H3) => "retention |Ā|, mean over n, the same at every token",
             (Self::Decay, _) => "retention exp(ΔA)",
+            (Self::Write, MixerKind::Mamba3) => "write ‖λ Δ B xᵀ‖",
             (Self::Write, MixerKind::Attention) => "write ‖k‖‖v‖",
             (Self::Write, MixerKind::DeltaRule) => "write β‖k‖‖v‖",
             (Self::Write, MixerKind::ShortConv) => "write |B x|",
@@ -160,7 +163,7 @@ impl Gate {
             (Self::Read, MixerKind::Slstm) => "read |h|",
             (Self::Read, MixerKind::Hyena) => "read |q (K ∗ kv)|",
             (Self::Read, MixerKind::Rwkv4) => "read (1 − c) |h|",
-            (Self::Read, MixerKind::Mamba1 | MixerKind::Mamba2) => "read ‖S C‖",
+            (Self::Read, MixerKind::Mamba1 | MixerKind::Mamba2 | MixerKind::Mamba3) => "read ‖S C‖",
             (Self::Read, _) => "read ‖S q‖",
             (Self::Entropy, _) => "entropy of the softmax row",
             (Self::Beta, _) => "write strength β",
@@ -172,6 +175,9 @@ impl Gate {
             (Self::Shutter, _) => "output gate z before its σ, mean over the head",
             (Self::Weight, MixerKind::Rwkv4) => "input gate g in (0, 1]: the token's share of the mean",
             (Self::Weight, MixerKind::Mlstm | MixerKind::Slstm) => "input gate exp(ĩ − m) in (0, 1]",
+            (Self::Weight, MixerKind::Mamba3) => {
+                "share λ in (0, 1) that is written at once, the rest with the next token"
+            }
             (Self::Weight, _) => "input gate i in (0, 1)",
             (Self::Recurrence, _) => "recurrence gate r in (0, 1)",
             (Self::Forget, _) => "forget gate σ(f̃) in (0, 1)",
@@ -311,6 +317,7 @@ mod tests {
         for kind in [
             Mamba1,
             Mamba2,
+            Mamba3,
             DeltaRule,
             LinearAttention,
             Retention,

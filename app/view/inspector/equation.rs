@@ -76,6 +76,7 @@ pub fn lines(step: &Step) -> Vec<String> {
         None => Vec::new(),
         Some(MixerKind::Mamba2) => mamba2(step),
         Some(MixerKind::Mamba1) => mamba1(step),
+        Some(MixerKind::Mamba3) => mamba3(step),
         Some(MixerKind::DeltaRule) => delta_rule(step),
         Some(MixerKind::LinearAttention | MixerKind::Retention | MixerKind::Gla | MixerKind::Hgrn2) => {
             linear_attention(step)
@@ -130,6 +131,25 @@ fn mamba1(step: &Step) -> Vec<String> {
     lines.push(format!("  ‖S‖ {} → {}", show(step.state_before), show(step.state_after)));
     lines.push(format!("y{at} = Σₙ C{at}[n]S{at}[n] + D x{at}"));
     lines.push(format!("  |S·C| = {}, |y| = {}", show(step.read), show(step.core)));
+    lines
+}
+
+fn mamba3(step: &Step) -> Vec<String> {
+    let (at, before) = (sub(step.token), before(step.token));
+    let alpha = step.decay.first().copied();
+    let mut lines = vec![
+        format!("α = exp(ΔA) = {},  Δ = {}", show(alpha), show(step.delta)),
+        format!("λ = σ(trap) = {}", show(step.input)),
+        format!("S{at} = α (S{before} + (1−λ)Δ x{before}B{before}ᵀ)"),
+        format!("  + λΔ x{at}B{at}ᵀ, at once {}", show(step.write)),
+        format!("  ‖S‖ {} → {}", show(step.state_before), show(step.state_after)),
+        format!("y{at} = S{at}C{at} + D x{at}"),
+        format!("  ‖S C‖ = {}, ‖y‖ = {}", show(step.read), show(step.core)),
+        "B and C turned by Σ Δ π tanh(angle)".to_owned(),
+    ];
+    if let Some(tokens) = alpha.and_then(half_life) {
+        lines.push(format!("half-life {}", tokens_words(tokens)));
+    }
     lines
 }
 
@@ -391,9 +411,23 @@ mod tests {
     #[test]
     fn the_other_recurrences_have_short_lines() {
         use MixerKind::*;
-        for kind in
-            [LinearAttention, Retention, Gla, Hgrn2, Rwkv4, Rwkv6, Rwkv7, RgLru, Mlstm, Slstm, S4, S4d, H3, Hyena]
-        {
+        for kind in [
+            LinearAttention,
+            Retention,
+            Gla,
+            Hgrn2,
+            Rwkv4,
+            Rwkv6,
+            Rwkv7,
+            RgLru,
+            Mlstm,
+            Slstm,
+            S4,
+            S4d,
+            H3,
+            Hyena,
+            Mamba3,
+        ] {
             let own = vec![Some(0.5), Some(2.0)];
             let lines = lines(&Step { input: Some(0.75), own, decay: vec![0.9, 0.5], ..step(kind) });
             assert!(lines.len() > 3 && lines.iter().all(|line| line.chars().count() <= 40), "{lines:?}");

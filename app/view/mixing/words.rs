@@ -19,6 +19,7 @@ pub fn stage_words(mixer: &Geometry, stage: Stage) -> String {
         (MixerKind::Attention, _) => "softmax weights",
         (MixerKind::FeedForward, _) => "",
         (MixerKind::DeltaRule, Stage::Core) => "exact equivalent of the delta rule",
+        (MixerKind::Mamba3, _) => "exact: both parts of every write, and D, included",
         (MixerKind::Rwkv7, _) => "exact equivalent of the corrections, without the bonus after the norm",
         (MixerKind::DeltaRule, Stage::Conv) => "exact equivalent of the delta rule, conv included",
         (MixerKind::DeltaRule, Stage::Gate) => "exact equivalent of the delta rule, conv, gate included",
@@ -56,6 +57,9 @@ pub fn formula(kind: MixerKind, stage: Stage) -> &'static str {
     match (kind, stage) {
         (MixerKind::Attention, _) => "M_ij = softmax_j(q_i·k_j / √d)",
         (MixerKind::Mamba2, Stage::Core) => "M_ij = (C_iᵀB_j) exp(A Σ_{k=j+1..i} Δ_k) Δ_j, plus D on the diagonal",
+        (MixerKind::Mamba3, _) => {
+            "M_ij = C_iᵀB_j Π_{s=j+1..i} α_s (λ_j Δ_j + (1 − λ_{j+1}) Δ_{j+1}), and C_iᵀB_i λ_i Δ_i + D on the diagonal; B and C turned"
+        }
         (MixerKind::Mamba1, Stage::Core) => {
             "M_ij = Σ_n C_i[n] exp(A[n] Σ_{k=j+1..i} Δ_k) Δ_j B_j[n], plus D on the diagonal"
         }

@@ -149,9 +149,10 @@ impl LayerQuantity {
 mod tests {
     use super::*;
 
-    const KINDS: [MixerKind; 20] = [
+    const KINDS: [MixerKind; 21] = [
         MixerKind::Mamba1,
         MixerKind::Mamba2,
+        MixerKind::Mamba3,
         MixerKind::DeltaRule,
         MixerKind::LinearAttention,
         MixerKind::Retention,

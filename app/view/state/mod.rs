@@ -83,6 +83,7 @@ impl View for StateView {
                 format!("State · {} · {} channels{at}", subject.layer_name(), m.heads)
             }
             MixerKind::Mamba2
+            | MixerKind::Mamba3
             | MixerKind::DeltaRule
             | MixerKind::LinearAttention
             | MixerKind::Retention
@@ -125,6 +126,11 @@ impl View for StateView {
                 "Each channel has a state of N numbers, S_t[n] = exp(Δ_t A[n]) S_{t−1}[n] + Δ_t B_t[n] x_t, read as y_t = Σ_n C_t[n] S_t[n] + D x_t. \
                  Channels run from left to right in the order named in the title, entries n from top to bottom; colours are signed, zero is neutral. \
                  Beneath, the norm of the selected channel's state and of all channels' over time."
+            }
+            Some(MixerKind::Mamba3) => {
+                "Each head has a matrix of P × N numbers, S_t = α_t (S_{t−1} + (1 − λ_t) Δ_t x_{t−1} B_{t−1}ᵀ) + λ_t Δ_t x_t B_tᵀ, read as y_t = S_t C_t + D x_t: a token is written in two parts, the second with the token after it. \
+                 B and C are turned by an angle that grows with Δ, so that entries can swing. \
+                 The selected head is large, rows are the P values and columns the N state entries; colours are signed, zero is neutral."
             }
             Some(MixerKind::ShortConv) => {
                 "A short convolution of K taps holds the last K − 1 inputs of every channel, B_t ⊙ x_t, and nothing else: after K − 1 tokens an input is gone whole. \

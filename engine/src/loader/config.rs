@@ -34,9 +34,10 @@ use crate::protocol::TokenId;
 type Parser = fn(Keys) -> Result<ModelSpec, ConfigError>;
 
 /// What `model_type` may say, and who reads the rest.
-const FAMILIES: [(&str, Parser); 35] = [
+const FAMILIES: [(&str, Parser); 36] = [
     ("mamba", mamba::mamba1),
     ("mamba2", mamba::mamba2),
+    ("mamba3", mamba::mamba3),
     ("falcon_mamba", mamba::falcon_mamba),
     ("jamba", jamba::jamba),
     ("zamba", zamba::zamba),

@@ -59,7 +59,7 @@ impl Names {
     /// Within a layer: prefix of this kind of mixer, such as `self_attn`.
     pub fn mixer(&self, spec: &MixerSpec) -> &'static str {
         match spec {
-            MixerSpec::Mamba1(_) | MixerSpec::Mamba2(_) => self.mamba,
+            MixerSpec::Mamba1(_) | MixerSpec::Mamba2(_) | MixerSpec::Mamba3(_) => self.mamba,
             MixerSpec::Attention(_) => self.attention,
             MixerSpec::DeltaRule(_) => self.delta_rule,
             MixerSpec::ShortConv(_) => self.short_conv,
@@ -91,7 +91,7 @@ impl Names {
     /// [`ConfigError::UnknownModelType`] for one that the loader does not accept.
     pub fn of(model_type: &str) -> Result<&'static Names, LoadError> {
         match model_type {
-            "mamba" | "mamba2" | "falcon_mamba" => Ok(&BACKBONE),
+            "mamba" | "mamba2" | "mamba3" | "falcon_mamba" => Ok(&BACKBONE),
             "llama" | "mistral" | "qwen2" | "qwen3" => Ok(&LLAMA),
             "bamba" | "falcon_h1" => Ok(&BAMBA),
             "jamba" => Ok(&JAMBA),

@@ -11,6 +11,7 @@ pub mod hyena;
 pub mod linear_attention;
 pub mod mamba1;
 pub mod mamba2;
+pub mod mamba3;
 pub mod mlstm;
 pub mod none;
 pub mod rg_lru;
@@ -118,6 +119,7 @@ pub fn load(spec: &MixerSpec, hidden_size: usize, scope: &Scope<'_>) -> Result<B
     Ok(match spec {
         MixerSpec::Mamba1(spec) => Box::new(mamba1::Mamba1::load(spec, hidden_size, scope)?),
         MixerSpec::Mamba2(spec) => Box::new(mamba2::Mamba2::load(spec, hidden_size, scope)?),
+        MixerSpec::Mamba3(spec) => Box::new(mamba3::Mamba3::load(spec, hidden_size, scope)?),
         MixerSpec::Attention(spec) => {
             Box::new(attention::SoftmaxAttention::load(spec, hidden_size, hidden_size, scope)?)
         }

@@ -250,6 +250,7 @@ pub struct SharedExpertSpec {
 pub enum MixerSpec {
     Mamba1(Mamba1Spec),
     Mamba2(Mamba2Spec),
+    Mamba3(Mamba3Spec),
     Attention(AttentionSpec),
     DeltaRule(DeltaRuleSpec),
     LinearAttention(LinearAttentionSpec),
@@ -316,6 +317,25 @@ pub struct Mamba2Spec {
     pub norm_eps: f32,
     /// Factors on the z, x, B, C and dt that in_proj makes (Falcon-H1); all 1 elsewhere.
     pub multipliers: [f32; 5],
+}
+
+/// Mamba-3 with one input and one output (Lahoti et al. 2026).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mamba3Spec {
+    /// H.
+    pub heads: usize,
+    /// P.
+    pub head_dim: usize,
+    /// N.
+    pub state_dim: usize,
+    /// G: head h reads the B and C of group ⌊h·G/H⌋.
+    pub groups: usize,
+    /// Pairs of state entries that are turned.
+    pub angles: usize,
+    /// The least rate −A of forgetting.
+    pub floor: f32,
+    /// Epsilon of the norms of B and C.
+    pub norm_eps: f32,
 }
 
 /// Order of output gate and group norm.
