@@ -25,6 +25,8 @@ pub mod slstm;
 
 use std::ops::Range;
 
+use statescope_kernels::activation::exp_slice;
+use statescope_kernels::channel_scan::ChannelScan;
 use statescope_kernels::linear::linear;
 use statescope_kernels::matrix::Matrix;
 use statescope_kernels::mixing::{Lowered, Strided};
@@ -150,6 +152,70 @@ fn project(matrix: &Matrix, bias: Option<&[f32]>, xs: &[f32]) -> Vec<f32> {
     let mut out = vec![0.0; xs.len() / matrix.cols() * matrix.rows()];
     linear(matrix, bias, xs, &mut out);
     out
+}
+
+/// What follows from the record of a recurrence of one number a channel whose writes `input` weighs: decay, |write| and |read|.
+fn derive_of_channels(
+    (point, input): (Point, Point),
+    tape: &LayerTape,
+    position: usize,
+    channels: Range<usize>,
+    out: &mut Vec<f32>,
+) -> bool {
+    let row = |point| tape.row(point, position);
+    match point {
+        Point::Decay => {
+            let Some(log) = row(Point::LogDecay) else { return false };
+            out.extend(log[channels].iter().map(|log| log.exp()));
+        }
+        Point::Write => {
+            let (Some(input), Some(x)) = (row(input), row(Point::Value)) else { return false };
+            out.extend(channels.map(|c| (input[c] * x[c]).abs()));
+        }
+        Point::Read => {
+            let Some(y) = row(Point::Core) else { return false };
+            out.extend(channels.map(|c| y[c].abs()));
+        }
+        _ => return false,
+    }
+    true
+}
+
+/// Advances such a recurrence over recorded tokens.
+fn fold_channels(tape: &LayerTape, positions: Range<usize>, input: Point, state: &mut [f32]) {
+    let rows = |point| tape.rows(point, positions.clone()).unwrap_or_default();
+    let (log_decay, input, x) = (rows(Point::LogDecay), rows(input), rows(Point::Value));
+    ChannelScan { channels: state.len(), log_decay, input, x, bonus: None }.fold(state);
+}
+
+/// What follows from the record of a state `[P, N]` a head with a decay by key: the decays, ‖k‖‖v‖ and ‖y‖.
+fn derive_of_keys(
+    point: Point,
+    tape: &LayerTape,
+    position: usize,
+    heads: Range<usize>,
+    [p, n]: [usize; 2],
+    out: &mut Vec<f32>,
+) -> bool {
+    let row = |point| tape.row(point, position);
+    match point {
+        Point::Decay => {
+            let Some(log) = row(Point::LogDecay) else { return false };
+            let start = out.len();
+            out.extend_from_slice(&log[heads.start * n..heads.end * n]);
+            exp_slice(&mut out[start..]);
+        }
+        Point::Write => {
+            let (Some(k), Some(v)) = (row(Point::Key), row(Point::Value)) else { return false };
+            out.extend(heads.map(|h| l2_norm(&k[h * n..(h + 1) * n]) * l2_norm(&v[h * p..(h + 1) * p])));
+        }
+        Point::Read => {
+            let Some(y) = row(Point::Core) else { return false };
+            out.extend(heads.map(|h| l2_norm(&y[h * p..(h + 1) * p])));
+        }
+        _ => return false,
+    }
+    true
 }
 
 /// a ⊙ b.

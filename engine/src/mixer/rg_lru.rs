@@ -15,7 +15,7 @@ use statescope_kernels::linear::linear;
 use statescope_kernels::matrix::Matrix;
 use statescope_kernels::mixing::{Decay, Lowered, Recurrent};
 
-use super::{Mixer, StateSlot, Surroundings, columns, constant, project};
+use super::{Mixer, StateSlot, Surroundings, columns, constant, derive_of_channels, fold_channels, project};
 use crate::hooks::Hooks;
 use crate::loader::LoadError;
 use crate::loader::weights::Scope;
@@ -195,29 +195,11 @@ impl Mixer for RgLru {
     }
 
     fn derive(&self, point: Point, tape: &LayerTape, position: usize, heads: Range<usize>, out: &mut Vec<f32>) -> bool {
-        let row = |point| tape.row(point, position);
-        match point {
-            Point::Decay => {
-                let Some(log) = row(Point::LogDecay) else { return false };
-                out.extend(log[heads].iter().map(|log| log.exp()));
-            }
-            Point::Write => {
-                let (Some(write), Some(x)) = (row(Point::Key), row(Point::Value)) else { return false };
-                out.extend(heads.map(|c| (write[c] * x[c]).abs()));
-            }
-            Point::Read => {
-                let Some(y) = row(Point::Core) else { return false };
-                out.extend(heads.map(|c| y[c].abs()));
-            }
-            _ => return false,
-        }
-        true
+        derive_of_channels((point, Point::Key), tape, position, heads, out)
     }
 
     fn fold(&self, tape: &LayerTape, positions: Range<usize>, state: &mut [f32]) {
-        let rows = |point| tape.rows(point, positions.clone()).unwrap_or_default();
-        let (log_decay, input, x) = (rows(Point::LogDecay), rows(Point::Key), rows(Point::Value));
-        ChannelScan { channels: self.spec.channels, log_decay, input, x, bonus: None }.fold(state);
+        fold_channels(tape, positions, Point::Key, state);
     }
 
     fn surroundings(&self, head: usize, _channel: usize) -> Option<Surroundings<'_>> {

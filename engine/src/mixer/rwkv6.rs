@@ -17,10 +17,9 @@ use statescope_kernels::linear::linear;
 use statescope_kernels::linear_attention::{KeyDecay, LinearAttention as Op};
 use statescope_kernels::matrix::Matrix;
 use statescope_kernels::mixing::{Decay, Lowered, Recurrent};
-use statescope_kernels::reduce::l2_norm;
 
 use super::rwkv7::LowRank;
-use super::{Mixer, StateSlot, columns, head_layer_norm, interpolated, project, shifted};
+use super::{Mixer, StateSlot, columns, derive_of_keys, head_layer_norm, interpolated, project, shifted};
 use crate::hooks::Hooks;
 use crate::loader::LoadError;
 use crate::loader::weights::Scope;
@@ -226,16 +225,6 @@ impl Mixer for Rwkv6 {
         let (p, n) = (self.spec.head_dim, self.spec.key_dim);
         let row = |point| tape.row(point, position);
         match point {
-            Point::Decay => {
-                let Some(log) = row(Point::LogDecay) else { return false };
-                let start = out.len();
-                out.extend_from_slice(&log[heads.start * n..heads.end * n]);
-                exp_slice(&mut out[start..]);
-            }
-            Point::Write => {
-                let (Some(k), Some(v)) = (row(Point::Key), row(Point::Value)) else { return false };
-                out.extend(heads.map(|h| l2_norm(&k[h * n..(h + 1) * n]) * l2_norm(&v[h * p..(h + 1) * p])));
-            }
             Point::Read => {
                 let (Some(y), Some(bonus), Some(v)) = (row(Point::Core), row(Point::Bonus), row(Point::Value)) else {
                     return false;
@@ -245,7 +234,7 @@ impl Mixer for Rwkv6 {
                     y[at.clone()].iter().zip(&v[at]).map(|(y, v)| (y - bonus[h] * v).powi(2)).sum::<f32>().sqrt()
                 }));
             }
-            _ => return false,
+            _ => return derive_of_keys(point, tape, position, heads, [p, n], out),
         }
         true
     }

@@ -12,15 +12,14 @@
 
 use std::ops::Range;
 
-use statescope_kernels::activation::{exp_slice, sigmoid_slice};
+use statescope_kernels::activation::sigmoid_slice;
 use statescope_kernels::linear::linear;
 use statescope_kernels::linear_attention::{Correction, KeyDecay, LinearAttention as Op};
 use statescope_kernels::matrix::Matrix;
 use statescope_kernels::mixing::{Decay, Lowered, Recurrent, Strided};
 use statescope_kernels::norm::l2_normalise;
-use statescope_kernels::reduce::l2_norm;
 
-use super::{Mixer, StateSlot, head_layer_norm, interpolated, products, project, shifted};
+use super::{Mixer, StateSlot, derive_of_keys, head_layer_norm, interpolated, products, project, shifted};
 use crate::hooks::Hooks;
 use crate::loader::LoadError;
 use crate::loader::weights::Scope;
@@ -223,26 +222,7 @@ impl Mixer for Rwkv7 {
     }
 
     fn derive(&self, point: Point, tape: &LayerTape, position: usize, heads: Range<usize>, out: &mut Vec<f32>) -> bool {
-        let n = self.spec.head_dim;
-        let row = |point| tape.row(point, position);
-        match point {
-            Point::Decay => {
-                let Some(log) = row(Point::LogDecay) else { return false };
-                let start = out.len();
-                out.extend_from_slice(&log[heads.start * n..heads.end * n]);
-                exp_slice(&mut out[start..]);
-            }
-            Point::Write => {
-                let (Some(k), Some(v)) = (row(Point::Key), row(Point::Value)) else { return false };
-                out.extend(heads.map(|h| l2_norm(&k[h * n..(h + 1) * n]) * l2_norm(&v[h * n..(h + 1) * n])));
-            }
-            Point::Read => {
-                let Some(y) = row(Point::Core) else { return false };
-                out.extend(heads.map(|h| l2_norm(&y[h * n..(h + 1) * n])));
-            }
-            _ => return false,
-        }
-        true
+        derive_of_keys(point, tape, position, heads, [self.spec.head_dim; 2], out)
     }
 
     fn fold(&self, tape: &LayerTape, positions: Range<usize>, state: &mut [f32]) {

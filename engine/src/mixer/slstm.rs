@@ -20,7 +20,7 @@ use statescope_kernels::matrix::Matrix;
 use statescope_kernels::mixing::{Decay, Lowered, Recurrent, Strided};
 
 use super::rg_lru::Blocks;
-use super::{Mixer, StateSlot, constant, head_layer_norm, project};
+use super::{Mixer, StateSlot, constant, derive_of_channels, fold_channels, head_layer_norm, project};
 use crate::hooks::Hooks;
 use crate::loader::LoadError;
 use crate::loader::weights::Scope;
@@ -164,28 +164,10 @@ impl Mixer for Slstm {
     }
 
     fn derive(&self, point: Point, tape: &LayerTape, position: usize, heads: Range<usize>, out: &mut Vec<f32>) -> bool {
-        let row = |point| tape.row(point, position);
-        match point {
-            Point::Decay => {
-                let Some(log) = row(Point::LogDecay) else { return false };
-                out.extend(log[heads].iter().map(|log| log.exp()));
-            }
-            Point::Write => {
-                let (Some(input), Some(value)) = (row(Point::InputGate), row(Point::Value)) else { return false };
-                out.extend(heads.map(|c| (input[c] * value[c]).abs()));
-            }
-            Point::Read => {
-                let Some(y) = row(Point::Core) else { return false };
-                out.extend(heads.map(|c| y[c].abs()));
-            }
-            _ => return false,
-        }
-        true
+        derive_of_channels((point, Point::InputGate), tape, position, heads, out)
     }
 
     fn fold(&self, tape: &LayerTape, positions: Range<usize>, state: &mut [f32]) {
-        let rows = |point| tape.rows(point, positions.clone()).unwrap_or_default();
-        let (log_decay, input, x) = (rows(Point::LogDecay), rows(Point::InputGate), rows(Point::Value));
-        ChannelScan { channels: self.spec.channels, log_decay, input, x, bonus: None }.fold(state);
+        fold_channels(tape, positions, Point::InputGate, state);
     }
 }
