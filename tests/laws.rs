@@ -274,6 +274,12 @@ fn long_texts_stay_finite() {
         "rwkv7_a",
         "recurrent_gemma_a",
         "xlstm_a",
+        "s4_a",
+        "s4d_a",
+        "h3_a",
+        "hyena_a",
+        "slstm_a",
+        "mamba3_a",
     ];
     for case in cases {
         let model = open_case(case).model;

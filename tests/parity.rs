@@ -216,6 +216,13 @@ cases!(
     recurrent_gemma_legacy,
     xlstm_a,
     xlstm_fused,
+    s4_a,
+    s4d_a,
+    h3_a,
+    hyena_a,
+    slstm_a,
+    mamba3_a,
+    rwkv6_official,
 );
 
 /// No golden is forgotten.

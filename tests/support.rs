@@ -34,7 +34,7 @@ pub fn open_case(case: &str) -> Opened {
 }
 
 /// The small checkpoints that the laws are tested on: every mixer in every variation, groups, biases, ties, windows, experts.
-pub const CASES: [&str; 48] = [
+pub const CASES: [&str; 54] = [
     "mamba_a",
     "mamba_b",
     "mamba_bf16",
@@ -83,6 +83,12 @@ pub const CASES: [&str; 48] = [
     "recurrent_gemma_a",
     "xlstm_a",
     "xlstm_fused",
+    "s4_a",
+    "s4d_a",
+    "h3_a",
+    "hyena_a",
+    "slstm_a",
+    "mamba3_a",
 ];
 
 /// The longest text that a model can read, `length` at most.

@@ -25,11 +25,18 @@ pub fn pattern(layers: &[LayerInfo]) -> String {
 
 fn letter(kind: MixerKind, feed_forward: Option<&FeedForwardInfo>) -> char {
     match kind {
-        MixerKind::Mamba1 | MixerKind::Mamba2 => 'M',
+        MixerKind::Mamba1 | MixerKind::Mamba2 | MixerKind::Mamba3 => 'M',
+        MixerKind::S4 | MixerKind::S4d => 'S',
+        MixerKind::H3 | MixerKind::Hyena => 'H',
         MixerKind::Attention => 'A',
         MixerKind::DeltaRule => 'D',
         MixerKind::LinearAttention | MixerKind::Retention | MixerKind::Gla | MixerKind::Hgrn2 => 'L',
-        MixerKind::Rwkv4 | MixerKind::Rwkv6 | MixerKind::Rwkv7 | MixerKind::RgLru | MixerKind::Mlstm => 'R',
+        MixerKind::Rwkv4
+        | MixerKind::Rwkv6
+        | MixerKind::Rwkv7
+        | MixerKind::RgLru
+        | MixerKind::Mlstm
+        | MixerKind::Slstm => 'R',
         MixerKind::ShortConv => 'C',
         MixerKind::FeedForward if feed_forward.is_some_and(|feed_forward| feed_forward.experts.is_some()) => 'E',
         MixerKind::FeedForward => '-',
@@ -39,7 +46,9 @@ fn letter(kind: MixerKind, feed_forward: Option<&FeedForwardInfo>) -> char {
 /// What the letters of a pattern stand for.
 fn legend(pattern: &str) -> String {
     let meanings = [
-        ('M', "state space"),
+        ('M', "selective state space"),
+        ('S', "time-invariant state space"),
+        ('H', "gated long convolution"),
         ('A', "attention"),
         ('D', "delta rule"),
         ('L', "linear attention"),

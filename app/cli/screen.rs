@@ -55,7 +55,10 @@ fn screen(info: &ModelInfo) -> Observation {
     let mut probes: Vec<Probe> =
         (0..info.layers.len()).map(|layer| Probe::series(layer, Point::Write, Reduction::Layer(Fold::Norm))).collect();
     probes.extend([Point::Write, Point::Read].map(|point| series(point, Reduction::Full)));
-    probes.extend([Point::Key, Point::Value, Point::Core].map(|point| series(point, norm)));
+    probes.extend([Point::Value, Point::Core].map(|point| series(point, norm)));
+    if mixer.kind.has_key() {
+        probes.push(series(Point::Key, norm));
+    }
     if mixer.kind.has_query() {
         probes.push(series(Point::Query, norm));
     }
@@ -80,7 +83,9 @@ fn screen(info: &ModelInfo) -> Observation {
         probes.push(series(Point::State, Reduction::Layer(Fold::Norm)));
         probes.push(Probe::latest(layer, Point::State, Reduction::Full, Positions::Live));
     } else {
-        probes.push(series(Point::Entropy, Reduction::Full));
+        if mixer.kind == MixerKind::Attention {
+            probes.push(series(Point::Entropy, Reduction::Full));
+        }
         probes.extend([Point::Key, Point::Value].map(|point| series(point, Reduction::Full).head(head)));
     }
     probes.push(series(view(Scale::Raw), Reduction::Full).head(head));

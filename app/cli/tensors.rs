@@ -36,7 +36,7 @@ const fn row(name: &'static str, point: Point, meaning: &'static str) -> Quantit
 }
 
 /// Everything that `--probe` knows.
-pub const QUANTITIES: [Quantity; 25] = [
+pub const QUANTITIES: [Quantity; 26] = [
     row("resid", Point::Resid, "residual stream after the layer"),
     row("conv_in", Point::ConvIn, "input of the short convolution, value channels"),
     row("conv", Point::Conv, "output of the short convolution before its SiLU, value channels"),
@@ -54,6 +54,11 @@ pub const QUANTITIES: [Quantity; 25] = [
         Point::Bonus,
         "what a token takes of its own value before it is written: RWKV-4 a share, RWKV-6 Σ r u k",
     ),
+    row(
+        "form",
+        Point::Form,
+        "S4, S4D, H3: 1 where tokens were read together by the convolution, 0 where the recurrence made a step",
+    ),
     row("normaliser", Point::Normaliser, "mLSTM: what the read is divided by, relative to the stabiliser"),
     row(
         "decay",
@@ -63,12 +68,12 @@ pub const QUANTITIES: [Quantity; 25] = [
     row(
         "key",
         Point::Key,
-        "write direction: B, or the key after norm and RoPE; of a short convolution the gate before it",
+        "write direction: B, or the key after norm and RoPE; of a short convolution, H3 and Hyena the gate before it",
     ),
     row(
         "query",
         Point::Query,
-        "read direction: C, or the query after norm and RoPE; of a short convolution the gate after it",
+        "read direction: C, or the query after norm and RoPE; of a short convolution, H3 and Hyena the gate after it",
     ),
     row("value", Point::Value, "what is mixed: x after convolution and SiLU, or the value vector"),
     row(
@@ -182,8 +187,9 @@ impl Plan {
         // Where a channel is a head, it is one number wide.
         let channels = noun == "channel";
         match self.quantity.what {
+            What::Row(Point::Form) => vec![token],
             What::Row(Point::Resid | Point::Out) => vec![token, ("hidden", hidden_size)],
-            What::Row(Point::Decay) if decay_dim > 1 => vec![token, head, state],
+            What::Row(Point::Decay) if decay_dim > 1 => vec![token, head, ("state", decay_dim)],
             What::Row(Point::LogDecay) if decay_dim > 1 => vec![token, head, state],
             What::Row(Point::Beta) if kind == MixerKind::Rwkv7 => vec![token, head, state],
             What::Row(
@@ -215,7 +221,8 @@ impl Plan {
                     | MixerKind::Hgrn2
                     | MixerKind::Rwkv6
                     | MixerKind::Rwkv7
-                    | MixerKind::Mlstm,
+                    | MixerKind::Mlstm
+                    | MixerKind::Mamba3,
                     _,
                 ) => {
                     vec![token, head, ("key_dim", state_dim)]

@@ -182,7 +182,7 @@ impl HeadsView {
                 j.end - 1
             )
         };
-        let (map, scale) = match (self.settings.share, subject.kind().is_recurrent()) {
+        let (map, scale) = match (self.settings.share, subject.kind() != MixerKind::Attention) {
             (true, _) | (false, false) => (ColourMap::Sequential, ValueScale::Log),
             (false, true) => (ColourMap::Diverging, ValueScale::Symlog),
         };

@@ -59,6 +59,18 @@ impl<'a> Hooks<'a> {
         self.observer.as_ref().is_some_and(|o| o.wants(self.layer))
     }
 
+    /// As [`Hooks::pass`], of one token of the pass alone: for mixers in which what a token is depends on what the one before has become.
+    pub fn pass_token(&mut self, token: usize, point: Point, values: &mut [f32]) {
+        if let Some(editor) = &mut self.editor {
+            editor.edit(self.layer, self.part, point, self.first + token, 1, values);
+        }
+        if let Some(observer) = &mut self.observer
+            && observer.wants(self.layer)
+        {
+            observer.observe(self.layer, self.part, point, self.first + token, 1, values);
+        }
+    }
+
     /// Lets the editor change `values`, then shows them to the observer.
     pub fn pass(&mut self, point: Point, values: &mut [f32]) {
         if let Some(editor) = &mut self.editor {

@@ -28,16 +28,18 @@ pub fn exists(mixer: &dyn Mixer, point: Point) -> bool {
         Point::LogDecay => kind.has_log_decay(),
         Point::InputGate => kind.has_input_gate(),
         Point::RecurrenceGate => kind == MixerKind::RgLru,
-        Point::ForgetGate | Point::Normaliser => kind == MixerKind::Mlstm,
+        Point::ForgetGate | Point::Normaliser => matches!(kind, MixerKind::Mlstm | MixerKind::Slstm),
         Point::Bonus => matches!(kind, MixerKind::Rwkv4 | MixerKind::Rwkv6),
         Point::Query => kind.has_query(),
+        Point::Key => kind.has_key(),
+        Point::Form => kind.is_time_invariant(),
         Point::Decay => kind.decays(),
         Point::State => kind.is_recurrent() && geometry.state_dim > 0,
         Point::Gate => geometry.gated,
         Point::Conv | Point::ConvIn => geometry.conv_taps > 0,
         Point::Mixing(view) => view.stage == Stage::Core || geometry.conv_taps > 0,
         Point::Entropy => kind == MixerKind::Attention,
-        Point::Key | Point::Value | Point::Core | Point::Write | Point::Read => true,
+        Point::Value | Point::Core | Point::Write | Point::Read => true,
         Point::MixingError | Point::Reach => true,
     }
 }
@@ -80,7 +82,7 @@ pub fn reduce_row(row: &[f32], heads: usize, count: usize, select: &Select, redu
 fn parts(mixer: &dyn Mixer, point: Point) -> usize {
     let geometry = mixer.geometry();
     match point {
-        Point::Resid | Point::Out => 1,
+        Point::Resid | Point::Out | Point::Form => 1,
         Point::Key => geometry.groups,
         Point::Query if geometry.kind.is_recurrent() => geometry.groups,
         Point::Value if !geometry.kind.is_recurrent() => geometry.groups,

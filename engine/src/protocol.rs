@@ -10,9 +10,11 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
+pub use kind::MixerKind;
 pub use messages::*;
 pub use statescope_kernels::matrix::Dtype;
 
+mod kind;
 mod messages;
 
 /// Index of a vocabulary entry.
@@ -44,107 +46,6 @@ impl fmt::Display for ModelSource {
     }
 }
 
-/// What kind of token mixer a layer (or a part of it) is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum MixerKind {
-    /// Selective scan (S6): one diagonal state per channel.
-    Mamba1,
-    /// State-space duality (SSD): one scalar decay per head.
-    Mamba2,
-    /// Gated delta rule: a state that corrects what it holds under a key.
-    DeltaRule,
-    /// Linear attention: a state that forgets nothing.
-    LinearAttention,
-    /// Retention: one fixed decay a head (RetNet).
-    Retention,
-    /// Gated linear attention: a decay for each key dimension (GLA).
-    Gla,
-    /// Gated linear attention whose key is what its decay leaves (HGRN2).
-    Hgrn2,
-    /// Exponentially weighted mean of the values, one number a channel (RWKV-4).
-    Rwkv4,
-    /// Gated linear attention that reads before it writes, with a bonus for the token itself (RWKV-6).
-    Rwkv6,
-    /// Linear attention that corrects what it holds: decay by key and a rank-one correction (RWKV-7).
-    Rwkv7,
-    /// Real-gated linear recurrent unit, one number a channel (Griffin).
-    RgLru,
-    /// Matrix LSTM: exponential input gate, normalised read (xLSTM).
-    Mlstm,
-    /// Double-gated short convolution: the last few tokens and nothing else.
-    ShortConv,
-    /// Causal softmax attention with a KV cache.
-    Attention,
-    /// No mixer: a layer that is feed-forward alone.
-    FeedForward,
-}
-
-impl MixerKind {
-    /// The name shown to people.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Mamba1 => "Mamba-1",
-            Self::Mamba2 => "Mamba-2",
-            Self::DeltaRule => "gated delta rule",
-            Self::LinearAttention => "linear attention",
-            Self::Retention => "retention",
-            Self::Gla => "gated linear attention",
-            Self::Hgrn2 => "HGRN2",
-            Self::Rwkv4 => "RWKV-4",
-            Self::Rwkv6 => "RWKV-6",
-            Self::Rwkv7 => "RWKV-7",
-            Self::RgLru => "RG-LRU",
-            Self::Mlstm => "mLSTM",
-            Self::ShortConv => "short convolution",
-            Self::Attention => "attention",
-            Self::FeedForward => "feed-forward",
-        }
-    }
-
-    /// Whether the mixer carries a state of fixed size instead of a growing KV cache.
-    pub fn is_recurrent(self) -> bool {
-        !matches!(self, Self::Attention | Self::FeedForward)
-    }
-
-    /// Whether tokens are mixed at all, so that there are a matrix, strengths, keys and values.
-    pub fn mixes(self) -> bool {
-        self != Self::FeedForward
-    }
-
-    /// Whether the state fades by a factor, [`Point::Decay`].
-    pub fn decays(self) -> bool {
-        self.is_recurrent() && !matches!(self, Self::ShortConv | Self::LinearAttention)
-    }
-
-    /// Whether the logarithm of the decay is part of the run, [`Point::LogDecay`].
-    pub fn has_log_decay(self) -> bool {
-        self.decays() && !matches!(self, Self::Mamba1 | Self::Mamba2 | Self::Retention)
-    }
-
-    /// Whether a token asks with a query or a read vector of its own, [`Point::Query`].
-    pub fn has_query(self) -> bool {
-        self.mixes() && !matches!(self, Self::Rwkv4 | Self::RgLru)
-    }
-
-    /// Whether an input gate weighs what is written, [`Point::InputGate`].
-    pub fn has_input_gate(self) -> bool {
-        matches!(self, Self::Rwkv4 | Self::RgLru | Self::Mlstm)
-    }
-
-    /// Whether a step size is selected, [`Point::Delta`].
-    pub fn has_delta(self) -> bool {
-        matches!(self, Self::Mamba1 | Self::Mamba2)
-    }
-
-    /// What one row of [`Geometry::heads`] is called.
-    pub fn head_noun(self) -> &'static str {
-        match self {
-            Self::Mamba1 | Self::ShortConv | Self::Rwkv4 | Self::RgLru => "channel",
-            _ => "head",
-        }
-    }
-}
-
 /// The sizes of one mixer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
@@ -157,7 +58,7 @@ pub struct Geometry {
     pub state_dim: usize,
     /// Heads that share one key and one query (B and C groups; attention: KV heads own the keys).
     pub groups: usize,
-    /// Decay factors per head: 1, or N for Mamba-1, GLA, HGRN2, RWKV-6 and RWKV-7; 0 where nothing fades by a factor.
+    /// Decay factors per head: 1, or N for Mamba-1, GLA, HGRN2, RWKV-6 and RWKV-7, N/2 for S4, S4D and H3; 0 where nothing fades by a factor.
     pub decay_dim: usize,
     /// Taps of the short convolution in front of the mixer, 0 without one.
     pub conv_taps: usize,
@@ -235,30 +136,33 @@ pub enum Point {
     ConvIn,
     /// Output of the short convolution before its SiLU (value channels), `[H, P]`.
     Conv,
-    /// Step size Δ after softplus and clamp, `[H]`.
+    /// Step size Δ after softplus and clamp, `[H]`; of S4, S4D and H3 the same at every token.
     Delta,
     /// Delta rule: share β by which what is stored under a key is replaced, `[H]`; RWKV-7: its rate a ∈ (0, 1), `[H, N]`.
     Beta,
     /// RWKV-7: the direction κ, of length 1, under which the state is looked up and corrected, `[H, N]`.
     Erase,
-    /// Logarithm of the decay, `[H]` (GLA, HGRN2, RWKV-6, RWKV-7 `[H, N]`); of an mLSTM relative to its stabiliser.
+    /// Logarithm of the decay, `[H]` (GLA, HGRN2, RWKV-6, RWKV-7 `[H, N]`); of an mLSTM or sLSTM relative to its stabiliser.
     LogDecay,
-    /// Input gate, `[H]`: i ∈ (0, 1) of an RG-LRU; e^{ĩ − m} ∈ (0, 1] of an mLSTM; of RWKV-4 the weight in (0, 1] with which a value
+    /// Input gate, `[H]`: i ∈ (0, 1) of an RG-LRU; e^{ĩ − m} ∈ (0, 1] of an mLSTM or sLSTM; of Mamba-3 the share λ that is written at once; of RWKV-4 the weight in (0, 1] with which a value
     /// enters the mean.
     InputGate,
     /// RG-LRU: recurrence gate r ∈ (0, 1), from which the decay follows, `[H]`.
     RecurrenceGate,
-    /// mLSTM: forget gate σ(f̃) ∈ (0, 1), `[H]`.
+    /// mLSTM, sLSTM: forget gate σ(f̃) ∈ (0, 1), `[H]`.
     ForgetGate,
     /// Where a token reads before it writes: what it takes of its own value, `[H]`. RWKV-4: a share in (0, 1); RWKV-6: Σ r u k.
     Bonus,
-    /// What the read is divided by, relative to the stabiliser, `[H]`: mLSTM, normalised linear attention.
+    /// Which form of a time-invariant state space ran: 1 a convolution of the tokens read together, 0 a step of the recurrence, `[1]`.
+    Form,
+    /// What the read is divided by, relative to the stabiliser, `[H]`: mLSTM, sLSTM, normalised linear attention.
     Normaliser,
-    /// Factor by which the state is kept, exp(ΔA), `[H]` (Mamba-1, GLA, HGRN2, RWKV-6, RWKV-7 `[H, N]`).
+    /// Factor by which the state is kept, exp(ΔA), `[H]` (Mamba-1, GLA, HGRN2, RWKV-6, RWKV-7 `[H, N]`); of S4, S4D and H3 the size of that
+    /// of every complex state, `[H, N/2]`.
     Decay,
-    /// Write direction: B, or the key, `[G, N]`; of a short convolution the gate before it, of an RG-LRU the factor √(1 − a²) i, `[H]`.
+    /// Write direction: B, or the key, `[G, N]`; of a short convolution, H3 or Hyena the gate before it, of an RG-LRU the factor √(1 − a²) i, `[H]`.
     Key,
-    /// Read direction: C, or the query, `[G, N]` (attention `[H, N]`); of a short convolution the gate after it, `[H]`.
+    /// Read direction: C, or the query, `[G, N]` (attention `[H, N]`); of a short convolution, H3 or Hyena the gate after it, `[H]`.
     Query,
     /// What is mixed: x after convolution and SiLU, or the value vector, `[H, P]` (attention `[G, P]`).
     Value,
@@ -272,7 +176,7 @@ pub enum Point {
     Mixing(MixingView),
     /// max |M·v − y| of the row, relative to the largest |y| of the head so far, `[1]`: how true the picture is.
     MixingError,
-    /// Output gate z before its activation (SiLU; σ for gated attention, mLSTM and RWKV-4's receptance; GELU for RG-LRU; none for RWKV-7), `[H, P]`.
+    /// Output gate z before its activation (SiLU; σ for gated attention, mLSTM, sLSTM (where it is in y already) and RWKV-4's receptance; GELU for RG-LRU; none for RWKV-7), `[H, P]`.
     Gate,
     /// Mixer output y before gate and norm, D·x included, `[H, P]`.
     Core,

@@ -17,6 +17,8 @@
 //! | [`DeltaRule`] | S_t = e^g (I − β k kᵀ) S + β k vᵀ, y = Sᵀ q | q, k [T, H_k, Dk] · v [T, H, Dv] · g, β [T, H] | Yang et al. 2024 |
 //! | [`LinearAttention`] | S_t = Λ_t S + w k vᵀ (− b κᵀ S), y = Sᵀ q, or Sᵀ_{t−1} q + c v | q, k [T, H, Dk] · v [T, H, Dv] | Yang et al. 2024; Peng et al. 2024, 2025 |
 //! | [`ChannelScan`], [`wkv_gates`] | h_t = e^{log} h + i x, y = h | all [T, C] | De et al. 2024; Peng et al. 2023 |
+//! | [`StateSpace`] | x_t = Ā x + b u, y = c·x + D u; or y = K ∗ u, K[l] = c·Āˡ b | u [T, C] · Ā, b, c [C, N] | Gu et al. 2022 |
+//! | [`fn@long_conv`] | y_t = Σ_l K_l ⊙ x_{t−l} | x [S, C] · K [L, C] | Poli et al. 2023 |
 //! | [`Rope`] | pairs turned by position · f | x [T, heads, head_dim] | Su et al. 2021 |
 //! | [`Attention`] | y_t = Σ_s softmax(scale q·k)_s v_s, s in a window | q [T, H, head_dim] · pages [64, H_kv, head_dim] | Vaswani et al. 2017 |
 //! | [`Lowered`] | M[t, s] = w_s Σ_n q_t k_s Π Λ, the softmax, or a band | rows of M [t + 1] | Dao & Gu 2024; Ali et al. 2024 |
@@ -31,6 +33,7 @@
 pub mod activation;
 pub mod attention;
 pub mod channel_scan;
+mod complex;
 pub mod conv;
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -39,6 +42,7 @@ pub mod delta_rule;
 pub mod limits;
 pub mod linear;
 pub mod linear_attention;
+pub mod long_conv;
 pub mod matrix;
 pub mod mixing;
 pub mod mmap;
@@ -49,6 +53,7 @@ pub mod q8;
 pub mod reduce;
 pub mod selective_scan;
 pub mod ssd;
+pub mod state_space;
 #[cfg(test)]
 mod tests;
 
@@ -62,6 +67,7 @@ pub use conv::causal_conv;
 pub use delta_rule::DeltaRule;
 pub use linear::linear;
 pub use linear_attention::{Correction, KeyDecay, LinearAttention};
+pub use long_conv::long_conv;
 pub use matrix::{Dtype, Elements, Matrix, ShapeError, UnknownDtype, Values};
 pub use mixing::{Decay, Lowered, Recurrent, Strided, Toeplitz, apply_rows, extend_row_over_conv};
 pub use mmap::MappedFile;
@@ -71,3 +77,4 @@ pub use pool::{pool_row, pool_signed_absmax, pooled_row};
 pub use q8::Q8Block;
 pub use selective_scan::SelectiveScan;
 pub use ssd::Ssd;
+pub use state_space::StateSpace;

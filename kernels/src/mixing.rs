@@ -3,7 +3,7 @@
 //! y = M x with M lower-triangular. For a recurrence S_t = Λ_t ∘ S_{t−1} + w_t k_t v_tᵀ, y_t = q_tᵀ S_t + D v_t,
 //! M[t, s] = w_s Σ_n q_t[n] k_s[n] Π_{s<u≤t} Λ_u[n], + D at s = t; for the delta rule and RWKV-7 Λ is a matrix. Where the state is
 //! read before it is written (RWKV), u goes to t − 1 only and M[t, t] is a bonus; where the read is divided by a normaliser of its
-//! token (mLSTM), so is the row. For softmax attention M is the weights, for a gated short convolution a band.
+//! token (mLSTM), so is the row. For softmax attention M is the weights, for a gated convolution a band.
 
 use std::ops::Range;
 
@@ -76,7 +76,7 @@ impl<'a> Recurrent<'a> {
     }
 }
 
-/// A short convolution between two gates (LFM2), of one channel:
+/// A convolution between two gates, short (LFM2) or as long as the text (S4, H3, Hyena), of one channel:
 /// M[t, s] = post_t · taps[K−1−(t−s)] · pre_s for 0 ≤ t−s < K, else 0.
 #[derive(Clone, Copy, Debug)]
 pub struct Toeplitz<'a> {

@@ -30,6 +30,11 @@ impl Q8Block {
         Q8Block { scale, quants }
     }
 
+    /// The blocks at `bytes`, one after the other as GGUF has them.
+    pub fn read(bytes: &[u8]) -> Vec<Q8Block> {
+        bytes.chunks_exact(size_of::<Q8Block>()).map(bytemuck::pod_read_unaligned).collect()
+    }
+
     /// Weight `index`, exactly: a scale of 11 bits times a quant of 8.
     pub fn weight(&self, index: usize) -> f32 {
         self.scale.to_f32() * f32::from(self.quants[index])

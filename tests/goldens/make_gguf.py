@@ -27,7 +27,7 @@ CASES = [
     "mamba2_b:f32", "llama_rope3:f32", "falcon_h1_a:f32", "falcon_h1_no_norm:f32",
     "falcon_mamba_a:bf16", "jamba_a:bf16", "granite_moe:bf16", "granite_dense:bf16", "nemotron_h_groups:bf16",
     "nemotron_h_legacy:bf16", "mistral_full:bf16", "qwen2_a:bf16", "qwen3_a:bf16", "mamba_bf16:bf16",
-    "mamba_bf16:f16", "llama_b:f32", "llama_rope3:q8_0", "mamba2_b:f16",
+    "mamba_bf16:f16", "llama_b:f32", "llama_rope3:q8_0", "mamba2_b:f16", "rwkv6_official:bf16", "rwkv7_a:bf16",
 ]  # fmt: skip
 KINDS = {"linear_attention": "mamba", "full_attention": "attention"}
 
@@ -41,6 +41,8 @@ def for_the_converter(folder: Path, copy: Path) -> None:
             config[key] = [KINDS.get(kind, kind) for kind in config[key]]
     if config["model_type"] == "falcon_h1":
         config.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
+    if config["model_type"] == "rwkv7":
+        config["architectures"] = ["RWKV7ForCausalLM"]
     if config["model_type"] == "nemotron_h":
         config["mamba_d_head"] = config["mamba_head_dim"]
     (copy / "config.json").write_text(json.dumps(config))

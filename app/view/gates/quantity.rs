@@ -61,6 +61,7 @@ impl Gate {
     pub fn of(mixer: &Geometry) -> &'static [Self] {
         match mixer.kind {
             MixerKind::Mamba1 | MixerKind::Mamba2 => &[Self::Delta, Self::Decay, Self::Write, Self::Read],
+            MixerKind::Mamba3 => &[Self::Delta, Self::Weight, Self::Decay, Self::Write, Self::Read],
             MixerKind::DeltaRule => &[Self::Decay, Self::Beta, Self::Write, Self::Read],
             MixerKind::LinearAttention => &[Self::Write, Self::Read],
             MixerKind::Retention | MixerKind::Gla | MixerKind::Hgrn2 => &[Self::Decay, Self::Write, Self::Read],
@@ -69,6 +70,12 @@ impl Gate {
             MixerKind::Rwkv7 => &[Self::Decay, Self::Rate, Self::Write, Self::Read],
             MixerKind::RgLru => &[Self::Weight, Self::Recurrence, Self::Decay, Self::Write, Self::Read],
             MixerKind::Mlstm => &[Self::Weight, Self::Forget, Self::Decay, Self::Normaliser, Self::Write, Self::Read],
+            MixerKind::Slstm => {
+                &[Self::Weight, Self::Forget, Self::Decay, Self::Receptance, Self::Normaliser, Self::Write, Self::Read]
+            }
+            MixerKind::S4 | MixerKind::S4d => &[Self::Delta, Self::Decay, Self::Write, Self::Read],
+            MixerKind::H3 => &[Self::Input, Self::Output, Self::Delta, Self::Decay, Self::Write, Self::Read],
+            MixerKind::Hyena => &[Self::Input, Self::Output, Self::Write, Self::Read],
             MixerKind::ShortConv => &[Self::Input, Self::Output, Self::Write, Self::Read],
             MixerKind::Attention if mixer.gated => &[Self::Write, Self::Read, Self::Shutter, Self::Entropy],
             MixerKind::Attention => &[Self::Write, Self::Read, Self::Entropy],
@@ -87,21 +94,27 @@ impl Gate {
             (Self::Decay, MixerKind::Retention) => "γ decay",
             (Self::Decay, MixerKind::Rwkv6 | MixerKind::Rwkv7) => "w decay",
             (Self::Decay, MixerKind::RgLru) => "a decay",
+            (Self::Decay, MixerKind::S4 | MixerKind::S4d | MixerKind::H3) => "|Ā| decay",
             (Self::Decay, _) => "decay",
             (Self::Write, _) => "write",
             (Self::Read, _) => "read",
             (Self::Entropy, _) => "entropy",
             (Self::Beta, _) => "β",
+            (Self::Input, MixerKind::H3) => "gate k̄",
+            (Self::Input, MixerKind::Hyena) => "gate k",
+            (Self::Output, MixerKind::H3 | MixerKind::Hyena) => "gate q",
             (Self::Input, _) => "B",
             (Self::Output, _) => "C",
             (Self::Shutter, _) => "gate",
             (Self::Weight, MixerKind::Rwkv4) => "input g",
+            (Self::Weight, MixerKind::Mamba3) => "share λ",
             (Self::Weight, _) => "input i",
             (Self::Recurrence, _) => "recurrence r",
             (Self::Forget, _) => "forget σ(f̃)",
             (Self::Bonus, MixerKind::Rwkv4) => "bonus c",
             (Self::Bonus, _) => "bonus",
             (Self::Normaliser, _) => "normaliser",
+            (Self::Receptance, MixerKind::Slstm) => "output õ",
             (Self::Receptance, _) => "receptance r",
             (Self::Rate, _) => "rate a",
         }
@@ -110,6 +123,7 @@ impl Gate {
     /// The name with formula, as far as it depends on the mixer.
     pub fn caption(self, kind: MixerKind) -> &'static str {
         match (self, kind) {
+            (Self::Delta, MixerKind::S4 | MixerKind::S4d | MixerKind::H3) => "step size Δ, the same at every token",
             (Self::Delta, _) => "step size Δ",
             (Self::Decay, MixerKind::Mamba1) => "retention exp(ΔA), mean over n",
             (Self::Decay, MixerKind::DeltaRule) => "retention α",
@@ -119,14 +133,23 @@ impl Gate {
             (Self::Decay, MixerKind::Rwkv7) => "retention w in (0.545, 1), mean over the key dims",
             (Self::Decay, MixerKind::RgLru) => "retention a = exp(−8 r softplus(Λ))",
             (Self::Decay, MixerKind::Rwkv4) => "retention 1 − g",
-            (Self::Decay, MixerKind::Mlstm) => "retention σ(f̃) e^{m before − m} of the state as it is kept",
+            (Self::Decay, MixerKind::Mlstm | MixerKind::Slstm) => {
+                "retention σ(f̃) e^{m before − m} of the state as it is kept"
+            }
+            (Self::Decay, MixerKind::S4) => "retention |Ā| of the diagonal part, mean over n, the same at every token",
+            (Self::Decay, MixerKind::S4d | MixerKind::H3) => "retention |Ā|, mean over n, the same at every token",
             (Self::Decay, _) => "retention exp(ΔA)",
+            (Self::Write, MixerKind::Mamba3) => "write ‖λ Δ B xᵀ‖",
             (Self::Write, MixerKind::Attention) => "write ‖k‖‖v‖",
             (Self::Write, MixerKind::DeltaRule) => "write β‖k‖‖v‖",
             (Self::Write, MixerKind::ShortConv) => "write |B x|",
+            (Self::Write, MixerKind::S4 | MixerKind::S4d) => "write ‖B̄‖|u|",
+            (Self::Write, MixerKind::H3) => "write ‖B̄‖|k̄ v|",
+            (Self::Write, MixerKind::Hyena) => "write |k v|",
             (Self::Write, MixerKind::Rwkv4) => "write |g v|",
             (Self::Write, MixerKind::RgLru) => "write √(1 − a²) i |x|",
             (Self::Write, MixerKind::Rwkv6 | MixerKind::Rwkv7) => "write ‖k‖‖v‖",
+            (Self::Write, MixerKind::Slstm) => "write i |tanh z̃|",
             (Self::Write, MixerKind::Mlstm) => "write i‖k‖‖v‖",
             (Self::Write, MixerKind::LinearAttention | MixerKind::Retention | MixerKind::Gla | MixerKind::Hgrn2) => {
                 "write ‖k‖‖v‖"
@@ -135,22 +158,34 @@ impl Gate {
             (Self::Read, MixerKind::Attention) => "read ‖Σ p v‖",
             (Self::Read, MixerKind::DeltaRule) => "read ‖S q‖",
             (Self::Read, MixerKind::ShortConv | MixerKind::RgLru) => "read |y|",
+            (Self::Read, MixerKind::S4 | MixerKind::S4d) => "read |2 Re C x|",
+            (Self::Read, MixerKind::H3) => "read |q 2 Re C x|",
+            (Self::Read, MixerKind::Slstm) => "read |h|",
+            (Self::Read, MixerKind::Hyena) => "read |q (K ∗ kv)|",
             (Self::Read, MixerKind::Rwkv4) => "read (1 − c) |h|",
-            (Self::Read, MixerKind::Mamba1 | MixerKind::Mamba2) => "read ‖S C‖",
+            (Self::Read, MixerKind::Mamba1 | MixerKind::Mamba2 | MixerKind::Mamba3) => "read ‖S C‖",
             (Self::Read, _) => "read ‖S q‖",
             (Self::Entropy, _) => "entropy of the softmax row",
             (Self::Beta, _) => "write strength β",
+            (Self::Input, MixerKind::H3) => "input gate k̄: the key after its shift",
+            (Self::Input, MixerKind::Hyena) => "input gate k",
+            (Self::Output, MixerKind::H3 | MixerKind::Hyena) => "output gate q",
             (Self::Input, _) => "input gate B",
             (Self::Output, _) => "output gate C",
             (Self::Shutter, _) => "output gate z before its σ, mean over the head",
             (Self::Weight, MixerKind::Rwkv4) => "input gate g in (0, 1]: the token's share of the mean",
-            (Self::Weight, MixerKind::Mlstm) => "input gate exp(ĩ − m) in (0, 1]",
+            (Self::Weight, MixerKind::Mlstm | MixerKind::Slstm) => "input gate exp(ĩ − m) in (0, 1]",
+            (Self::Weight, MixerKind::Mamba3) => {
+                "share λ in (0, 1) that is written at once, the rest with the next token"
+            }
             (Self::Weight, _) => "input gate i in (0, 1)",
             (Self::Recurrence, _) => "recurrence gate r in (0, 1)",
             (Self::Forget, _) => "forget gate σ(f̃) in (0, 1)",
             (Self::Bonus, MixerKind::Rwkv6) => "bonus Σ r u k: what the token reads of its own value",
             (Self::Bonus, _) => "bonus c in (0, 1): the share of its own value that the token reads",
+            (Self::Normaliser, MixerKind::Slstm) => "normaliser n: the sum of the weights",
             (Self::Normaliser, _) => "normaliser max(|n·q|, e^−m)",
+            (Self::Receptance, MixerKind::Slstm) => "output gate õ before its σ",
             (Self::Receptance, _) => "receptance r before its σ",
             (Self::Rate, _) => "rate a in (0, 1) of the correction, mean over the key dims",
         }
@@ -282,6 +317,7 @@ mod tests {
         for kind in [
             Mamba1,
             Mamba2,
+            Mamba3,
             DeltaRule,
             LinearAttention,
             Retention,
@@ -292,6 +328,11 @@ mod tests {
             Rwkv7,
             RgLru,
             Mlstm,
+            Slstm,
+            S4,
+            S4d,
+            H3,
+            Hyena,
             ShortConv,
             Attention,
         ] {

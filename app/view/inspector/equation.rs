@@ -1,9 +1,12 @@
 //! The update equation of one mixer with one step's numbers filled in, as lines of text.
 
+mod time_invariant;
+
 use statescope_engine::protocol::{FeedForwardInfo, MixerKind};
 
 use crate::view::quantity::{half_life, percent, short, spread_of, tokens_words};
 use crate::widget::format;
+use time_invariant::{h3, hyena, s4};
 
 /// What one head did at one token; what is not known yet is None.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -73,6 +76,7 @@ pub fn lines(step: &Step) -> Vec<String> {
         None => Vec::new(),
         Some(MixerKind::Mamba2) => mamba2(step),
         Some(MixerKind::Mamba1) => mamba1(step),
+        Some(MixerKind::Mamba3) => mamba3(step),
         Some(MixerKind::DeltaRule) => delta_rule(step),
         Some(MixerKind::LinearAttention | MixerKind::Retention | MixerKind::Gla | MixerKind::Hgrn2) => {
             linear_attention(step)
@@ -81,6 +85,10 @@ pub fn lines(step: &Step) -> Vec<String> {
         Some(MixerKind::Rwkv6 | MixerKind::Rwkv7) => rwkv67(step),
         Some(MixerKind::RgLru) => rg_lru(step),
         Some(MixerKind::Mlstm) => mlstm(step),
+        Some(MixerKind::Slstm) => slstm(step),
+        Some(MixerKind::S4 | MixerKind::S4d) => s4(step),
+        Some(MixerKind::H3) => h3(step),
+        Some(MixerKind::Hyena) => hyena(step),
         Some(MixerKind::ShortConv) => short_conv(step),
         Some(MixerKind::Attention) => attention(step),
         Some(MixerKind::FeedForward) => feed_forward(step),
@@ -123,6 +131,25 @@ fn mamba1(step: &Step) -> Vec<String> {
     lines.push(format!("  ‖S‖ {} → {}", show(step.state_before), show(step.state_after)));
     lines.push(format!("y{at} = Σₙ C{at}[n]S{at}[n] + D x{at}"));
     lines.push(format!("  |S·C| = {}, |y| = {}", show(step.read), show(step.core)));
+    lines
+}
+
+fn mamba3(step: &Step) -> Vec<String> {
+    let (at, before) = (sub(step.token), before(step.token));
+    let alpha = step.decay.first().copied();
+    let mut lines = vec![
+        format!("α = exp(ΔA) = {},  Δ = {}", show(alpha), show(step.delta)),
+        format!("λ = σ(trap) = {}", show(step.input)),
+        format!("S{at} = α (S{before} + (1−λ)Δ x{before}B{before}ᵀ)"),
+        format!("  + λΔ x{at}B{at}ᵀ, at once {}", show(step.write)),
+        format!("  ‖S‖ {} → {}", show(step.state_before), show(step.state_after)),
+        format!("y{at} = S{at}C{at} + D x{at}"),
+        format!("  ‖S C‖ = {}, ‖y‖ = {}", show(step.read), show(step.core)),
+        "B and C turned by Σ Δ π tanh(angle)".to_owned(),
+    ];
+    if let Some(tokens) = alpha.and_then(half_life) {
+        lines.push(format!("half-life {}", tokens_words(tokens)));
+    }
     lines
 }
 
@@ -282,6 +309,24 @@ fn mlstm(step: &Step) -> Vec<String> {
     ]
 }
 
+fn slstm(step: &Step) -> Vec<String> {
+    let (at, before) = (sub(step.token), before(step.token));
+    let own = |index: usize| show(step.own.get(index).copied().flatten());
+    vec![
+        format!("ĩ, f̃, z̃, õ = W u{at} + R h{before} + b"),
+        format!("c{at} = f c{before} + i tanh(z̃{at})"),
+        format!("n{at} = f n{before} + i"),
+        format!("  σ(f̃) = {}", own(0)),
+        format!("  f = {}, with m: as kept", show(step.decay.first().copied())),
+        format!("  i = exp(ĩ − m) = {}", show(step.input)),
+        format!("  |tanh z̃| = {}, write {}", show(step.value), show(step.write)),
+        format!("  |c| {} → {}", show(step.state_before), show(step.state_after)),
+        format!("h{at} = σ(õ{at}) c{at} / n{at}"),
+        format!("  n = {}, |h| = {}", own(1), show(step.core)),
+        "linear in tanh z̃, given these gates".to_owned(),
+    ]
+}
+
 /// One channel; the weights are worked out from the matrix, M_ij / (C_i B_j).
 fn short_conv(step: &Step) -> Vec<String> {
     let at = sub(step.token);
@@ -366,7 +411,23 @@ mod tests {
     #[test]
     fn the_other_recurrences_have_short_lines() {
         use MixerKind::*;
-        for kind in [LinearAttention, Retention, Gla, Hgrn2, Rwkv4, Rwkv6, Rwkv7, RgLru, Mlstm] {
+        for kind in [
+            LinearAttention,
+            Retention,
+            Gla,
+            Hgrn2,
+            Rwkv4,
+            Rwkv6,
+            Rwkv7,
+            RgLru,
+            Mlstm,
+            Slstm,
+            S4,
+            S4d,
+            H3,
+            Hyena,
+            Mamba3,
+        ] {
             let own = vec![Some(0.5), Some(2.0)];
             let lines = lines(&Step { input: Some(0.75), own, decay: vec![0.9, 0.5], ..step(kind) });
             assert!(lines.len() > 3 && lines.iter().all(|line| line.chars().count() <= 40), "{lines:?}");

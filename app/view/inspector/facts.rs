@@ -41,7 +41,7 @@ impl Fact {
 
 /// One number a head, as `Step` wants it: a channel's own number, else a norm.
 fn of_head(subject: &Subject<'_>, point: Point) -> Probe {
-    if subject.kind() == MixerKind::ShortConv {
+    if matches!(subject.kind(), MixerKind::ShortConv | MixerKind::H3 | MixerKind::Hyena) {
         subject.series(point, Reduction::Full).head(subject.head)
     } else {
         subject.series(point, Reduction::Head(Fold::Norm))
@@ -63,7 +63,10 @@ pub fn probes(subject: &Subject<'_>, probes: &mut Vec<Probe>) {
     }
     probes.push(subject.series(Point::Write, Reduction::Full));
     probes.push(subject.series(Point::Read, Reduction::Full));
-    probes.extend([Point::Key, Point::Value, Point::Core].map(|point| of_head(subject, point)));
+    probes.extend([Point::Value, Point::Core].map(|point| of_head(subject, point)));
+    if kind.has_key() {
+        probes.push(of_head(subject, Point::Key));
+    }
     if kind.has_query() {
         probes.push(of_head(subject, Point::Query));
     }
@@ -97,9 +100,18 @@ fn own_points(kind: MixerKind) -> &'static [(Point, &'static str, &'static str)]
     match kind {
         MixerKind::Rwkv4 => &[(Point::Bonus, "c", "bonus: the share of its own value that the token reads")],
         MixerKind::Rwkv6 => &[(Point::Bonus, "Σ r u k", "bonus: what the token reads of its own value")],
+        MixerKind::S4 | MixerKind::S4d | MixerKind::H3 => &[(
+            Point::Form,
+            "form",
+            "1: read together with others, by the convolution; 0: alone, by a step of the recurrence",
+        )],
         MixerKind::RgLru => {
             &[(Point::RecurrenceGate, "r", "recurrence gate in (0, 1): the higher, the faster it forgets")]
         }
+        MixerKind::Slstm => &[
+            (Point::ForgetGate, "σ(f̃)", "forget gate in (0, 1)"),
+            (Point::Normaliser, "n", "sum of the weights, by which the read is divided"),
+        ],
         MixerKind::Mlstm => &[
             (Point::ForgetGate, "σ(f̃)", "forget gate in (0, 1)"),
             (Point::Normaliser, "normaliser", "max(|n·q|, e^−m): what the read is divided by"),
@@ -140,7 +152,7 @@ pub fn step(store: &Store, subject: &Subject<'_>, token: usize) -> Step {
         beta: if_has(kind == MixerKind::DeltaRule, Point::Beta, Reduction::Full),
         input: if_has(kind.has_input_gate(), Point::InputGate, Reduction::Full),
         own: own_points(kind).iter().map(|(point, ..)| one(subject.series(*point, Reduction::Full))).collect(),
-        key: one(of_head(subject, Point::Key)),
+        key: one(of_head(subject, Point::Key)).filter(|_| kind.has_key()),
         query: one(of_head(subject, Point::Query)).filter(|_| kind.has_query()),
         value: one(of_head(subject, Point::Value)),
         taps: taps(store, subject, token),
@@ -226,7 +238,15 @@ pub fn head_facts(cx: &ViewContext<'_>, subject: &Subject<'_>, step: &Step) -> V
     let mut facts = Vec::new();
     if kind.mixes() {
         if kind.has_delta() {
-            facts.push(Fact::number("Δ", step.delta, "", "step size after softplus and clamp"));
+            facts.push(Fact::number(
+                "Δ",
+                step.delta,
+                "",
+                match kind.is_time_invariant() {
+                    true => "step size of the discretisation, the same at every token",
+                    false => "step size after softplus and clamp",
+                },
+            ));
         }
         if kind.decays() {
             decay_facts(kind, step, &mut facts);
@@ -236,8 +256,9 @@ pub fn head_facts(cx: &ViewContext<'_>, subject: &Subject<'_>, step: &Step) -> V
         }
         if kind.has_input_gate() {
             let (name, meaning) = match kind {
+                MixerKind::Mamba3 => ("λ", "share in (0, 1) that is written at once, the rest with the next token"),
                 MixerKind::Rwkv4 => ("g", "input gate in (0, 1]: the token's share of the mean"),
-                MixerKind::Mlstm => ("i", "input gate exp(ĩ − m) in (0, 1]"),
+                MixerKind::Mlstm | MixerKind::Slstm => ("i", "input gate exp(ĩ − m) in (0, 1]"),
                 _ => ("i", "input gate in (0, 1)"),
             };
             facts.push(Fact::number(name, step.input, "", meaning));
@@ -249,7 +270,7 @@ pub fn head_facts(cx: &ViewContext<'_>, subject: &Subject<'_>, step: &Step) -> V
         memory_facts(kind, step, &mut facts);
         if subject.mixer.gated {
             let activation = match kind {
-                MixerKind::Attention | MixerKind::Rwkv4 | MixerKind::Mlstm => "σ",
+                MixerKind::Attention | MixerKind::Rwkv4 | MixerKind::Mlstm | MixerKind::Slstm => "σ",
                 MixerKind::RgLru => "GELU",
                 MixerKind::Rwkv7 => "use (it has no activation)",
                 _ => "SiLU",
@@ -257,8 +278,13 @@ pub fn head_facts(cx: &ViewContext<'_>, subject: &Subject<'_>, step: &Step) -> V
             facts.push(Fact::number("‖z‖", step.gate, "", format!("output gate before its {activation}")));
         }
         let (name, meaning) = match kind {
+            MixerKind::H3 | MixerKind::Hyena => ("y", "mixer output of the channel, both gates included"),
+            MixerKind::Slstm => ("h", "mixer output before its norm, output gate included"),
+            MixerKind::S4 | MixerKind::S4d => ("|y|", "mixer output before GELU and GLU, D·u included"),
             MixerKind::ShortConv => ("y", "mixer output of the channel, both gates included"),
-            MixerKind::Mamba1 | MixerKind::Mamba2 => ("‖y‖", "mixer output before gate and norm, D·x included"),
+            MixerKind::Mamba1 | MixerKind::Mamba2 | MixerKind::Mamba3 => {
+                ("‖y‖", "mixer output before gate and norm, D·x included")
+            }
             _ => ("‖y‖", "mixer output before gate and norm"),
         };
         facts.push(Fact::number(name, step.core, "", meaning));
@@ -281,7 +307,9 @@ fn decay_facts(kind: MixerKind, step: &Step, facts: &mut Vec<Fact>) {
         MixerKind::Retention => ("γ", "1 − 2^(−5−h): the share of the state that is kept, the same at every token"),
         MixerKind::RgLru => ("a", "exp(−8 r softplus(Λ)): the share of the state that is kept"),
         MixerKind::Rwkv4 => ("1 − g", "the share of the mean that is kept"),
-        MixerKind::Mlstm => ("decay", "σ(f̃) e^(m before − m): the share of the state, as it is kept, that stays"),
+        MixerKind::Mlstm | MixerKind::Slstm => {
+            ("decay", "σ(f̃) e^(m before − m): the share of the state, as it is kept, that stays")
+        }
         _ => ("decay", "exp(ΔA): the share of the state that is kept"),
     };
     match step.decay.as_slice() {
@@ -294,6 +322,10 @@ fn decay_facts(kind: MixerKind, step: &Step, facts: &mut Vec<Fact>) {
                 "",
                 match kind {
                     MixerKind::Mamba1 => format!("exp(ΔA[{n}]): the share of state entry {n} that is kept"),
+                    MixerKind::S4 => {
+                        format!("|Ā[{n}]| of the diagonal part: the share of complex state {n} that is kept")
+                    }
+                    MixerKind::S4d | MixerKind::H3 => format!("|Ā[{n}]|: the share of complex state {n} that is kept"),
                     _ => format!("α[{n}]: the share that is kept under key dim {n}"),
                 },
             )
@@ -311,16 +343,22 @@ fn strength_facts(kind: MixerKind, step: &Step, facts: &mut Vec<Fact>) {
         MixerKind::Rwkv4 => ("|k|", "", "|v|"),
         MixerKind::RgLru => ("√(1 − a²) i", "", "|x|"),
         MixerKind::ShortConv | MixerKind::FeedForward => ("B", "C", "x"),
+        MixerKind::Slstm => ("", "", "|tanh z̃|"),
+        MixerKind::S4 | MixerKind::S4d => ("", "", "|u|"),
+        MixerKind::H3 => ("k̄", "q", "v"),
+        MixerKind::Hyena => ("k", "q", "v"),
         MixerKind::Mamba1 => ("‖B‖", "‖C‖", "|x|"),
-        MixerKind::Mamba2 => ("‖B‖", "‖C‖", "‖x‖"),
+        MixerKind::Mamba2 | MixerKind::Mamba3 => ("‖B‖", "‖C‖", "‖x‖"),
         _ => ("‖k‖", "‖q‖", "‖v‖"),
     };
-    let (writes, reads) = if kind == MixerKind::ShortConv {
+    let (writes, reads) = if matches!(kind, MixerKind::ShortConv | MixerKind::H3 | MixerKind::Hyena) {
         ("gate before the convolution", "gate after the convolution")
     } else {
         ("write direction", "read direction")
     };
-    facts.push(Fact::number(key, step.key, "", writes));
+    if kind.has_key() {
+        facts.push(Fact::number(key, step.key, "", writes));
+    }
     if kind.has_query() {
         facts.push(Fact::number(query, step.query, "", reads));
     }
@@ -332,6 +370,13 @@ fn strength_facts(kind: MixerKind, step: &Step, facts: &mut Vec<Fact>) {
         MixerKind::Mamba1 | MixerKind::Mamba2 => {
             ("‖Δ B xᵀ‖_F: what is added to the state", "norm of what is read, skip D·x left out")
         }
+        MixerKind::Slstm => ("i |tanh z̃|: what is added to c", "|h|: what is read, normalised and gated"),
+        MixerKind::S4 | MixerKind::S4d => {
+            ("‖B̄‖|u|: what is added to the state", "|2 Re C x|: what is read, skip D·u left out")
+        }
+        MixerKind::H3 => ("‖B̄‖|k̄ v|: what is added to the state", "|q 2 Re C x|: what is read, skip left out"),
+        MixerKind::Hyena => ("|k v|: what the filter weighs", "|q (K ∗ kv)|: what is read, skip left out"),
+        MixerKind::Mamba3 => ("‖λ Δ B xᵀ‖_F: what is added at once", "norm of what is read, skip D·x left out"),
         MixerKind::Rwkv4 => ("|g v|: what enters the mean", "(1 − c) |h|: what is read of the mean before"),
         MixerKind::RgLru => ("√(1 − a²) i |x|: what is added to the state", "|h|: what is read"),
         MixerKind::Mlstm => ("i‖k‖‖v‖: what is added to the state", "norm of what is read, normalised"),
@@ -343,6 +388,9 @@ fn strength_facts(kind: MixerKind, step: &Step, facts: &mut Vec<Fact>) {
 
 /// The state before and after, or what attention spreads over.
 fn memory_facts(kind: MixerKind, step: &Step, facts: &mut Vec<Fact>) {
+    if kind == MixerKind::Hyena {
+        return;
+    }
     if !kind.is_recurrent() {
         let meaning = "−Σ p log₂ p of the softmax row: 0 looks at one token";
         return facts.push(Fact::number("row entropy", step.entropy, "bits", meaning));

@@ -7,7 +7,7 @@ mod equation;
 mod facts;
 
 use eframe::egui::{self, Align2, RichText, Role, Sense, WidgetInfo, vec2};
-use statescope_engine::protocol::Probe;
+use statescope_engine::protocol::{MixerKind, Probe};
 
 use crate::action::Action;
 use crate::theme::{Theme, space};
@@ -107,7 +107,7 @@ fn row_section(ui: &mut egui::Ui, cx: &ViewContext<'_>, subject: &Subject<'_>, i
     section(ui, cx.theme, "largest weights of the row", copy, actions);
     for (j, value) in &keys {
         let name = format!("{j} {}", cx.store.token_label(*j));
-        let number = if subject.kind().is_recurrent() {
+        let number = if subject.kind() != MixerKind::Attention {
             exact(*value)
         } else {
             format!("{} · {}", percent(*value), exact(*value))

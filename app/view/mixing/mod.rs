@@ -151,7 +151,7 @@ impl MixingView {
 
     /// Softmax weights are never negative, so they get the map for magnitudes.
     fn map(&self, subject: &Subject<'_>) -> ColourMap {
-        let signed = self.chosen(subject).1 == Scale::Raw && subject.kind().is_recurrent();
+        let signed = self.chosen(subject).1 == Scale::Raw && subject.kind() != MixerKind::Attention;
         if signed { ColourMap::Diverging } else { ColourMap::Sequential }
     }
 

@@ -19,12 +19,17 @@ pub fn stage_words(mixer: &Geometry, stage: Stage) -> String {
         (MixerKind::Attention, _) => "softmax weights",
         (MixerKind::FeedForward, _) => "",
         (MixerKind::DeltaRule, Stage::Core) => "exact equivalent of the delta rule",
+        (MixerKind::Mamba3, _) => "exact: both parts of every write, and D, included",
         (MixerKind::Rwkv7, _) => "exact equivalent of the corrections, without the bonus after the norm",
         (MixerKind::DeltaRule, Stage::Conv) => "exact equivalent of the delta rule, conv included",
         (MixerKind::DeltaRule, Stage::Gate) => "exact equivalent of the delta rule, conv, gate included",
         (MixerKind::Rwkv6, _) => "decays included, the bonus on the diagonal",
         (MixerKind::Rwkv4, _) => "exact: rows are shares of a mean",
         (MixerKind::Mlstm, _) => "exact for this text: the normaliser of each row is in it",
+        (MixerKind::Slstm, _) => "exact equivalent, given the gates of this run, which see what was read before",
+        (MixerKind::S4 | MixerKind::S4d, _) => "exact, the same at every token: a band for each distance, D included",
+        (MixerKind::H3, _) => "exact: the kernel between the gates k̄ and q, D included",
+        (MixerKind::Hyena, _) => "exact: the filter between the gates k and q, its skip included",
         (MixerKind::RgLru, Stage::Core) => "input gate included",
         (MixerKind::RgLru, Stage::Conv) => "input gate, conv included",
         (MixerKind::RgLru, Stage::Gate) => "input gate, conv, gate included",
@@ -52,6 +57,9 @@ pub fn formula(kind: MixerKind, stage: Stage) -> &'static str {
     match (kind, stage) {
         (MixerKind::Attention, _) => "M_ij = softmax_j(q_i·k_j / √d)",
         (MixerKind::Mamba2, Stage::Core) => "M_ij = (C_iᵀB_j) exp(A Σ_{k=j+1..i} Δ_k) Δ_j, plus D on the diagonal",
+        (MixerKind::Mamba3, _) => {
+            "M_ij = C_iᵀB_j Π_{s=j+1..i} α_s (λ_j Δ_j + (1 − λ_{j+1}) Δ_{j+1}), and C_iᵀB_i λ_i Δ_i + D on the diagonal; B and C turned"
+        }
         (MixerKind::Mamba1, Stage::Core) => {
             "M_ij = Σ_n C_i[n] exp(A[n] Σ_{k=j+1..i} Δ_k) Δ_j B_j[n], plus D on the diagonal"
         }
@@ -59,6 +67,13 @@ pub fn formula(kind: MixerKind, stage: Stage) -> &'static str {
             "M_ij = β_j q_iᵀ [Π_{s=j+1..i} α_s (I − β_s k_s k_sᵀ)] k_j, the exact equivalent of the delta rule: a product over all tokens between, for which there is no plain kernel of i and j"
         }
         (MixerKind::ShortConv, _) => "M_ij = C_i W[K−1−(i−j)] B_j for the K newest tokens, 0 before",
+        (MixerKind::Slstm, _) => {
+            "M_ij = σ(õ_i) i_j Π_{s=j+1..i} f_s / n_i, on tanh(z̃_j): rows sum to σ(õ_i). The gates depend on what was read before, so there is no matrix but this one, given the gates of the run"
+        }
+        (MixerKind::S4, _) => "M_ij = 2 Re C Ā^{i−j} B̄, Ā diagonal less rank one; plus D on the diagonal",
+        (MixerKind::S4d, _) => "M_ij = 2 Re Σ_n C[n] Ā[n]^{i−j} B̄[n], plus D on the diagonal",
+        (MixerKind::H3, _) => "M_ij = q_i (2 Re Σ_n C[n] Ā[n]^{i−j} B̄[n]) k̄_j, plus q_i D k̄_i on the diagonal",
+        (MixerKind::Hyena, _) => "M_ij = q_i K[i−j] k_j, K the filter; plus q_i β k_i on the diagonal",
         (MixerKind::LinearAttention, Stage::Core) => "M_ij = q_iᵀk_j, over Σ_j of it where the model normalises",
         (MixerKind::Retention, Stage::Core) => "M_ij = γ^{i−j} q_iᵀk_j",
         (MixerKind::Gla | MixerKind::Hgrn2, Stage::Core) => "M_ij = Σ_n q_i[n] k_j[n] Π_{s=j+1..i} α_s[n]",

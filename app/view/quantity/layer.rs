@@ -129,12 +129,14 @@ impl LayerQuantity {
         }
         match (self, kind) {
             (_, MixerKind::FeedForward) => "feed-forward alone: no mixer",
+            (Self::State, MixerKind::Hyena) => "Hyena keeps the tokens themselves",
             (Self::State, _) => "attention keeps no state",
             (Self::Delta, MixerKind::Attention) => "no Δ in attention",
             (Self::Delta, MixerKind::DeltaRule) => "no Δ: the delta rule has β and α",
             (Self::Delta, MixerKind::ShortConv) => "no Δ in a short convolution",
             (Self::Delta, _) => "no Δ: the gates are its own",
             (Self::Beta, _) => "no β: not a delta rule",
+            (Self::Decay, MixerKind::Hyena) => "Hyena's filter does what it likes",
             (Self::Decay, MixerKind::Attention) => "attention forgets nothing",
             (Self::Decay, MixerKind::LinearAttention) => "linear attention forgets nothing",
             (Self::Decay, _) => "a short convolution holds its last inputs whole",
@@ -147,9 +149,10 @@ impl LayerQuantity {
 mod tests {
     use super::*;
 
-    const KINDS: [MixerKind; 15] = [
+    const KINDS: [MixerKind; 21] = [
         MixerKind::Mamba1,
         MixerKind::Mamba2,
+        MixerKind::Mamba3,
         MixerKind::DeltaRule,
         MixerKind::LinearAttention,
         MixerKind::Retention,
@@ -160,6 +163,11 @@ mod tests {
         MixerKind::Rwkv7,
         MixerKind::RgLru,
         MixerKind::Mlstm,
+        MixerKind::Slstm,
+        MixerKind::S4,
+        MixerKind::S4d,
+        MixerKind::H3,
+        MixerKind::Hyena,
         MixerKind::ShortConv,
         MixerKind::Attention,
         MixerKind::FeedForward,

@@ -64,6 +64,7 @@ impl View for StateView {
             .cursor
             .map_or(String::new(), |t| format!(" · token {t}{}", if subject.live { " (live)" } else { "" }));
         match subject.kind() {
+            MixerKind::Hyena => format!("Cache · {} · k and v of channel {}", subject.layer_name(), subject.head),
             MixerKind::Attention => {
                 format!("KV cache · {} · keys and values of KV head {}", subject.layer_name(), subject.group())
             }
@@ -75,10 +76,14 @@ impl View for StateView {
                 format!("State · {} · last {} of {} channels{at}", subject.layer_name(), inputs(m.state_dim), m.heads)
             }
             MixerKind::FeedForward => format!("State · {}", subject.layer_name()),
-            MixerKind::Rwkv4 | MixerKind::RgLru => {
+            MixerKind::S4 | MixerKind::S4d | MixerKind::H3 => {
+                format!("State · {} · {} channels × {}{at}", subject.layer_name(), m.heads, m.state_dim)
+            }
+            MixerKind::Rwkv4 | MixerKind::RgLru | MixerKind::Slstm => {
                 format!("State · {} · {} channels{at}", subject.layer_name(), m.heads)
             }
             MixerKind::Mamba2
+            | MixerKind::Mamba3
             | MixerKind::DeltaRule
             | MixerKind::LinearAttention
             | MixerKind::Retention
@@ -99,10 +104,33 @@ impl View for StateView {
                  Each column is a token, each row one entry of its key k = W_k r or value v = W_v r. \
                  The shading shows what a query could find; nothing is ever forgotten."
             }
+            Some(MixerKind::Slstm) => {
+                "Each channel keeps a sum c_t = f_t c_{t−1} + i_t tanh(z̃_t) and beside it the sum of the weights, n_t = f_t n_{t−1} + i_t; it gives h_t = σ(õ_t) c_t / n_t, and the gates of the next token see h_t. \
+                 What is drawn is c as the run keeps it, e^{−m} times the plain sum: m, the largest exponent so far, only keeps the numbers small. \
+                 Channels run from left to right; colours are signed, zero is neutral."
+            }
+            Some(MixerKind::S4 | MixerKind::S4d) => {
+                "Each channel is a linear system of N/2 complex numbers that is the same at every token, x_t = Ā x_{t−1} + B̄ u_t, read as y_t = 2 Re C x_t + D u_t. \
+                 A number turns by the angle of Ā[n] and shrinks by its size; in S4 a matrix of rank one couples them. Real parts come first, imaginary parts after; colours are signed, zero is neutral. \
+                 The convolution y = K ∗ u is another form of the same: tokens that are read together take it, and leave the state that the recurrence would."
+            }
+            Some(MixerKind::H3) => {
+                "Each channel is a diagonal linear system of N/2 complex numbers that is the same at every token, x_t = Ā x_{t−1} + B̄ (k̄_t v_t), read as y_t = q_t (2 Re C x_t + D k̄_t v_t): k̄, the key after its shift, decides what enters, q what leaves. \
+                 Real parts come first, imaginary parts after; colours are signed, zero is neutral."
+            }
+            Some(MixerKind::Hyena) => {
+                "Hyena has no state of fixed size: its filter is as long as the text, so it keeps k and v of every token in sight, as attention does. \
+                 Each column is a token; the filter weighs k_s v_s of a token by how long ago it was, whatever it says."
+            }
             Some(MixerKind::Mamba1) => {
                 "Each channel has a state of N numbers, S_t[n] = exp(Δ_t A[n]) S_{t−1}[n] + Δ_t B_t[n] x_t, read as y_t = Σ_n C_t[n] S_t[n] + D x_t. \
                  Channels run from left to right in the order named in the title, entries n from top to bottom; colours are signed, zero is neutral. \
                  Beneath, the norm of the selected channel's state and of all channels' over time."
+            }
+            Some(MixerKind::Mamba3) => {
+                "Each head has a matrix of P × N numbers, S_t = α_t (S_{t−1} + (1 − λ_t) Δ_t x_{t−1} B_{t−1}ᵀ) + λ_t Δ_t x_t B_tᵀ, read as y_t = S_t C_t + D x_t: a token is written in two parts, the second with the token after it. \
+                 B and C are turned by an angle that grows with Δ, so that entries can swing. \
+                 The selected head is large, rows are the P values and columns the N state entries; colours are signed, zero is neutral."
             }
             Some(MixerKind::ShortConv) => {
                 "A short convolution of K taps holds the last K − 1 inputs of every channel, B_t ⊙ x_t, and nothing else: after K − 1 tokens an input is gone whole. \
@@ -156,7 +184,7 @@ impl View for StateView {
     fn probes(&self, cx: &ViewContext<'_>, probes: &mut Vec<Probe>) {
         let Some(subject) = Subject::of(cx) else { return };
         match subject.kind() {
-            MixerKind::Attention => return cache::probes(&subject, probes),
+            MixerKind::Attention | MixerKind::Hyena => return cache::probes(&subject, probes),
             MixerKind::FeedForward => return,
             _ => {}
         }
@@ -189,7 +217,7 @@ impl View for StateView {
             return;
         }
         match subject.kind() {
-            MixerKind::Attention => cache::ui(ui, cx, &subject, &mut self.settings.cache, actions),
+            MixerKind::Attention | MixerKind::Hyena => cache::ui(ui, cx, &subject, &mut self.settings.cache, actions),
             _ if subject.mixer.head_dim == 1 => {
                 let height = ui.available_height() - NORMS - space::XS;
                 channels::ui(ui, cx, &subject, &mut self.settings, height, actions);

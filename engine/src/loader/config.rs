@@ -1,6 +1,7 @@
 //! config.json → [`ModelSpec`]. Missing keys take the defaults of the transformers config class; a key that would change the result and
 //! is not implemented is an error that names it.
 
+mod ancestors;
 mod bamba;
 mod falcon_h1;
 mod fla;
@@ -33,9 +34,10 @@ use crate::protocol::TokenId;
 type Parser = fn(Keys) -> Result<ModelSpec, ConfigError>;
 
 /// What `model_type` may say, and who reads the rest.
-const FAMILIES: [(&str, Parser); 30] = [
+const FAMILIES: [(&str, Parser); 36] = [
     ("mamba", mamba::mamba1),
     ("mamba2", mamba::mamba2),
+    ("mamba3", mamba::mamba3),
     ("falcon_mamba", mamba::falcon_mamba),
     ("jamba", jamba::jamba),
     ("zamba", zamba::zamba),
@@ -58,6 +60,11 @@ const FAMILIES: [(&str, Parser); 30] = [
     ("rwkv7", rwkv::rwkv7),
     ("recurrent_gemma", recurrent_gemma::recurrent_gemma),
     ("xlstm", xlstm::xlstm),
+    ("s4", ancestors::s4),
+    ("s4d", ancestors::s4d),
+    ("h3", ancestors::h3),
+    ("hyena", ancestors::hyena),
+    ("slstm", ancestors::slstm),
     ("llama", llama::llama),
     ("mistral", llama::mistral),
     ("qwen2", llama::qwen2),

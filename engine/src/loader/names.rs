@@ -26,7 +26,7 @@ pub struct Names {
     pub mamba: &'static str,
     /// Attention; within a shared block too.
     pub attention: &'static str,
-    /// Linear attention, a recurrence of RWKV, Griffin or xLSTM.
+    /// Linear attention, a recurrence of RWKV, Griffin or xLSTM, an ancestor.
     pub recurrence: &'static str,
     /// A gated delta rule.
     pub delta_rule: &'static str,
@@ -59,7 +59,7 @@ impl Names {
     /// Within a layer: prefix of this kind of mixer, such as `self_attn`.
     pub fn mixer(&self, spec: &MixerSpec) -> &'static str {
         match spec {
-            MixerSpec::Mamba1(_) | MixerSpec::Mamba2(_) => self.mamba,
+            MixerSpec::Mamba1(_) | MixerSpec::Mamba2(_) | MixerSpec::Mamba3(_) => self.mamba,
             MixerSpec::Attention(_) => self.attention,
             MixerSpec::DeltaRule(_) => self.delta_rule,
             MixerSpec::ShortConv(_) => self.short_conv,
@@ -68,7 +68,11 @@ impl Names {
             | MixerSpec::Rwkv6(_)
             | MixerSpec::Rwkv7(_)
             | MixerSpec::RgLru(_)
-            | MixerSpec::Mlstm(_) => self.recurrence,
+            | MixerSpec::Mlstm(_)
+            | MixerSpec::Slstm(_)
+            | MixerSpec::S4(_)
+            | MixerSpec::H3(_)
+            | MixerSpec::Hyena(_) => self.recurrence,
         }
     }
 
@@ -87,7 +91,7 @@ impl Names {
     /// [`ConfigError::UnknownModelType`] for one that the loader does not accept.
     pub fn of(model_type: &str) -> Result<&'static Names, LoadError> {
         match model_type {
-            "mamba" | "mamba2" | "falcon_mamba" => Ok(&BACKBONE),
+            "mamba" | "mamba2" | "mamba3" | "falcon_mamba" => Ok(&BACKBONE),
             "llama" | "mistral" | "qwen2" | "qwen3" => Ok(&LLAMA),
             "bamba" | "falcon_h1" => Ok(&BAMBA),
             "jamba" => Ok(&JAMBA),
@@ -101,8 +105,11 @@ impl Names {
             "retnet" | "gla" | "linear_attn" | "hgrn2" | "delta_net" | "gated_deltanet" => Ok(&FLA),
             "rwkv" => Ok(&RWKV),
             "rwkv6" | "rwkv7" => Ok(&RWKV7),
+            "rwkv6_official" => Ok(&RWKV6),
             "recurrent_gemma" => Ok(&RECURRENT_GEMMA),
             "xlstm" => Ok(&XLSTM),
+            "s4" | "s4d" | "h3" | "hyena" => Ok(&ANCESTORS),
+            "slstm" => Ok(&SLSTM),
             "gpt_neox" => Ok(&GPT_NEOX),
             "gpt2" => Ok(&GPT2),
             other => {
@@ -221,6 +228,24 @@ const RWKV: Names = Names {
     ..LLAMA
 };
 
+/// RWKV-6 as its authors store it.
+const RWKV6: Names = Names {
+    renames: &[
+        ("bonus", "time_faaaa"),
+        ("r_proj.linear", "receptance"),
+        ("k_proj.linear", "key"),
+        ("v_proj.linear", "value"),
+        ("g_proj.linear", "gate"),
+        ("o_proj", "output"),
+        ("g_norm", "ln_x"),
+        ("key.mu", "time_maa_k"),
+        ("receptance.mu", "time_maa_r"),
+        ("key.linear", "key"),
+        ("receptance.linear", "receptance"),
+    ],
+    ..RWKV
+};
+
 /// RWKV-6 and RWKV-7 as flash-linear-attention stores them.
 const RWKV7: Names = Names { embedding_norm: "model.layers.0.pre_norm", mlp_norm: "ffn_norm", mlp: "ffn", ..FLA };
 
@@ -250,6 +275,13 @@ const XLSTM: Names = Names {
     ],
     ..LLAMA
 };
+
+/// Our own layout, `assets/layouts.md`.
+const ANCESTORS: Names =
+    Names { recurrence: "mixer", renames: &[("up_proj", "fc1"), ("down_proj", "fc2")], ..BACKBONE };
+
+/// The same with a gated MLP.
+const SLSTM: Names = Names { renames: &[], ..ANCESTORS };
 
 const GPT_NEOX: Names = Names {
     embeddings: "gpt_neox.embed_in.weight",

@@ -18,9 +18,8 @@ use statescope_kernels::linear_attention::{KeyDecay, LinearAttention as Op};
 use statescope_kernels::matrix::Matrix;
 use statescope_kernels::mixing::{Decay, Lowered, Recurrent};
 use statescope_kernels::norm::{group_rms_norm_gated, rms_norm};
-use statescope_kernels::reduce::l2_norm;
 
-use super::{Mixer, StateSlot, Surroundings, constant, project};
+use super::{Mixer, StateSlot, Surroundings, constant, derive_of_keys, project};
 use crate::hooks::Hooks;
 use crate::loader::LoadError;
 use crate::loader::weights::Scope;
@@ -431,15 +430,7 @@ impl Mixer for LinearAttention {
                 }
                 exp_slice(&mut out[start..]);
             }
-            Point::Write => {
-                let (Some(k), Some(v)) = (row(Point::Key), row(Point::Value)) else { return false };
-                out.extend(heads.map(|h| l2_norm(&k[h * n..(h + 1) * n]) * l2_norm(&v[h * p..(h + 1) * p])));
-            }
-            Point::Read => {
-                let Some(y) = row(Point::Core) else { return false };
-                out.extend(heads.map(|h| l2_norm(&y[h * p..(h + 1) * p])));
-            }
-            _ => return false,
+            _ => return derive_of_keys(point, tape, position, heads, [p, n], out),
         }
         true
     }

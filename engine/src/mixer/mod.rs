@@ -6,20 +6,27 @@
 
 pub mod attention;
 pub mod delta_rule;
+pub mod h3;
+pub mod hyena;
 pub mod linear_attention;
 pub mod mamba1;
 pub mod mamba2;
+pub mod mamba3;
 pub mod mlstm;
 pub mod none;
 pub mod rg_lru;
 pub mod rwkv4;
 pub mod rwkv6;
 pub mod rwkv7;
+pub mod s4;
 pub mod short_conv;
 pub mod slot;
+pub mod slstm;
 
 use std::ops::Range;
 
+use statescope_kernels::activation::exp_slice;
+use statescope_kernels::channel_scan::ChannelScan;
 use statescope_kernels::linear::linear;
 use statescope_kernels::matrix::Matrix;
 use statescope_kernels::mixing::{Lowered, Strided};
@@ -114,6 +121,7 @@ pub fn load(spec: &MixerSpec, hidden_size: usize, scope: &Scope<'_>) -> Result<B
     Ok(match spec {
         MixerSpec::Mamba1(spec) => Box::new(mamba1::Mamba1::load(spec, hidden_size, scope)?),
         MixerSpec::Mamba2(spec) => Box::new(mamba2::Mamba2::load(spec, hidden_size, scope)?),
+        MixerSpec::Mamba3(spec) => Box::new(mamba3::Mamba3::load(spec, hidden_size, scope)?),
         MixerSpec::Attention(spec) => {
             Box::new(attention::SoftmaxAttention::load(spec, hidden_size, hidden_size, scope)?)
         }
@@ -126,6 +134,10 @@ pub fn load(spec: &MixerSpec, hidden_size: usize, scope: &Scope<'_>) -> Result<B
         MixerSpec::Rwkv7(spec) => Box::new(rwkv7::Rwkv7::load(spec, hidden_size, scope)?),
         MixerSpec::RgLru(spec) => Box::new(rg_lru::RgLru::load(spec, hidden_size, scope)?),
         MixerSpec::Mlstm(spec) => Box::new(mlstm::Mlstm::load(spec, hidden_size, scope)?),
+        MixerSpec::Slstm(spec) => Box::new(slstm::Slstm::load(spec, scope)?),
+        MixerSpec::S4(spec) => Box::new(s4::S4::load(spec, hidden_size, scope)?),
+        MixerSpec::H3(spec) => Box::new(h3::H3::load(spec, hidden_size, scope)?),
+        MixerSpec::Hyena(spec) => Box::new(hyena::Hyena::load(spec, hidden_size, scope)?),
         MixerSpec::ShortConv(spec) => Box::new(short_conv::ShortConv::load(spec, hidden_size, scope)?),
     })
 }
@@ -140,6 +152,75 @@ fn project(matrix: &Matrix, bias: Option<&[f32]>, xs: &[f32]) -> Vec<f32> {
     let mut out = vec![0.0; xs.len() / matrix.cols() * matrix.rows()];
     linear(matrix, bias, xs, &mut out);
     out
+}
+
+/// What follows from the record of a recurrence of one number a channel whose writes `input` weighs: decay, |write| and |read|.
+fn derive_of_channels(
+    (point, input): (Point, Point),
+    tape: &LayerTape,
+    position: usize,
+    channels: Range<usize>,
+    out: &mut Vec<f32>,
+) -> bool {
+    let row = |point| tape.row(point, position);
+    match point {
+        Point::Decay => {
+            let Some(log) = row(Point::LogDecay) else { return false };
+            out.extend(log[channels].iter().map(|log| log.exp()));
+        }
+        Point::Write => {
+            let (Some(input), Some(x)) = (row(input), row(Point::Value)) else { return false };
+            out.extend(channels.map(|c| (input[c] * x[c]).abs()));
+        }
+        Point::Read => {
+            let Some(y) = row(Point::Core) else { return false };
+            out.extend(channels.map(|c| y[c].abs()));
+        }
+        _ => return false,
+    }
+    true
+}
+
+/// Advances such a recurrence over recorded tokens.
+fn fold_channels(tape: &LayerTape, positions: Range<usize>, input: Point, state: &mut [f32]) {
+    let rows = |point| tape.rows(point, positions.clone()).unwrap_or_default();
+    let (log_decay, input, x) = (rows(Point::LogDecay), rows(input), rows(Point::Value));
+    ChannelScan { channels: state.len(), log_decay, input, x, bonus: None }.fold(state);
+}
+
+/// What follows from the record of a state `[P, N]` a head with a decay by key: the decays, ‖k‖‖v‖ and ‖y‖.
+fn derive_of_keys(
+    point: Point,
+    tape: &LayerTape,
+    position: usize,
+    heads: Range<usize>,
+    [p, n]: [usize; 2],
+    out: &mut Vec<f32>,
+) -> bool {
+    let row = |point| tape.row(point, position);
+    match point {
+        Point::Decay => {
+            let Some(log) = row(Point::LogDecay) else { return false };
+            let start = out.len();
+            out.extend_from_slice(&log[heads.start * n..heads.end * n]);
+            exp_slice(&mut out[start..]);
+        }
+        Point::Write => {
+            let (Some(k), Some(v)) = (row(Point::Key), row(Point::Value)) else { return false };
+            out.extend(heads.map(|h| l2_norm(&k[h * n..(h + 1) * n]) * l2_norm(&v[h * p..(h + 1) * p])));
+        }
+        Point::Read => {
+            let Some(y) = row(Point::Core) else { return false };
+            out.extend(heads.map(|h| l2_norm(&y[h * p..(h + 1) * p])));
+        }
+        _ => return false,
+    }
+    true
+}
+
+/// a ⊙ b.
+fn products(a: &[f32], b: &[f32]) -> Vec<f32> {
+    a.iter().zip(b).map(|(a, b)| a * b).collect()
 }
 
 /// Layer norm inside each head of ys `[T, H, head_dim]`, then weight and bias over all heads, `[H · head_dim]`.

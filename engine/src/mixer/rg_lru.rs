@@ -15,7 +15,7 @@ use statescope_kernels::linear::linear;
 use statescope_kernels::matrix::Matrix;
 use statescope_kernels::mixing::{Decay, Lowered, Recurrent};
 
-use super::{Mixer, StateSlot, Surroundings, columns, constant, project};
+use super::{Mixer, StateSlot, Surroundings, columns, constant, derive_of_channels, fold_channels, project};
 use crate::hooks::Hooks;
 use crate::loader::LoadError;
 use crate::loader::weights::Scope;
@@ -61,15 +61,15 @@ impl Affine {
 }
 
 /// A block-diagonal map: every head its own `[B, B]`.
-struct Blocks {
+pub(super) struct Blocks {
     matrices: Vec<Matrix>,
     /// `[C]`.
     bias: Vec<f32>,
 }
 
 impl Blocks {
-    fn load(name: &str, spec: &RgLruSpec, scope: &Scope<'_>) -> Result<Self, LoadError> {
-        let (heads, width) = (spec.gate_heads, spec.channels / spec.gate_heads);
+    /// `{name}_weight` and `{name}_bias`.
+    pub(super) fn load(name: &str, heads: usize, width: usize, scope: &Scope<'_>) -> Result<Self, LoadError> {
         // Stored `[in, out]`.
         let stored = scope.stacked_matrix(&format!("{name}_weight"), heads, width, width)?;
         let block =
@@ -82,6 +82,13 @@ impl Blocks {
 
     /// σ(G x + b) of xs `[T, C]`.
     fn gate(&self, xs: &[f32]) -> Vec<f32> {
+        let mut out = self.apply(xs);
+        sigmoid_slice(&mut out);
+        out
+    }
+
+    /// G x + b of xs `[T, C]`.
+    pub(super) fn apply(&self, xs: &[f32]) -> Vec<f32> {
         let (channels, width) = (self.bias.len(), self.matrices[0].rows());
         let mut out = vec![0.0; xs.len()];
         for (head, matrix) in self.matrices.iter().enumerate() {
@@ -91,7 +98,6 @@ impl Blocks {
                 out[from..from + width].copy_from_slice(row);
             }
         }
-        sigmoid_slice(&mut out);
         out
     }
 }
@@ -99,6 +105,7 @@ impl Blocks {
 impl RgLru {
     pub fn load(spec: &RgLruSpec, hidden_size: usize, scope: &Scope<'_>) -> Result<Self, LoadError> {
         let (channels, unit) = (spec.channels, scope.scope("rg_lru"));
+        let blocks = |name: &str| Blocks::load(name, spec.gate_heads, channels / spec.gate_heads, &unit);
         let parameter = unit.vector("recurrent_param", channels)?;
         Ok(Self {
             x: Affine::load("linear_x", channels, hidden_size, scope)?,
@@ -106,8 +113,8 @@ impl RgLru {
             out: Affine::load("linear_out", hidden_size, channels, scope)?,
             taps: scope.tensor("conv_1d.weight", &[channels, 1, spec.conv_taps])?,
             conv_bias: scope.vector("conv_1d.bias", channels)?,
-            input_gate: Blocks::load("input_gate", spec, &unit)?,
-            recurrence_gate: Blocks::load("recurrent_gate", spec, &unit)?,
+            input_gate: blocks("input_gate")?,
+            recurrence_gate: blocks("recurrent_gate")?,
             rates: parameter.into_iter().map(|lambda| -SHARPNESS * softplus(lambda)).collect(),
             spec: spec.clone(),
         })
@@ -188,29 +195,11 @@ impl Mixer for RgLru {
     }
 
     fn derive(&self, point: Point, tape: &LayerTape, position: usize, heads: Range<usize>, out: &mut Vec<f32>) -> bool {
-        let row = |point| tape.row(point, position);
-        match point {
-            Point::Decay => {
-                let Some(log) = row(Point::LogDecay) else { return false };
-                out.extend(log[heads].iter().map(|log| log.exp()));
-            }
-            Point::Write => {
-                let (Some(write), Some(x)) = (row(Point::Key), row(Point::Value)) else { return false };
-                out.extend(heads.map(|c| (write[c] * x[c]).abs()));
-            }
-            Point::Read => {
-                let Some(y) = row(Point::Core) else { return false };
-                out.extend(heads.map(|c| y[c].abs()));
-            }
-            _ => return false,
-        }
-        true
+        derive_of_channels((point, Point::Key), tape, position, heads, out)
     }
 
     fn fold(&self, tape: &LayerTape, positions: Range<usize>, state: &mut [f32]) {
-        let rows = |point| tape.rows(point, positions.clone()).unwrap_or_default();
-        let (log_decay, input, x) = (rows(Point::LogDecay), rows(Point::Key), rows(Point::Value));
-        ChannelScan { channels: self.spec.channels, log_decay, input, x, bonus: None }.fold(state);
+        fold_channels(tape, positions, Point::Key, state);
     }
 
     fn surroundings(&self, head: usize, _channel: usize) -> Option<Surroundings<'_>> {

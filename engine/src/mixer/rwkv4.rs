@@ -18,7 +18,7 @@ use statescope_kernels::linear::linear;
 use statescope_kernels::matrix::Matrix;
 use statescope_kernels::mixing::{Decay, Lowered, Recurrent, Strided};
 
-use super::{Mixer, StateSlot, constant, interpolated, project, shifted};
+use super::{Mixer, StateSlot, constant, derive_of_channels, fold_channels, interpolated, project, shifted};
 use crate::hooks::Hooks;
 use crate::loader::LoadError;
 use crate::loader::weights::Scope;
@@ -150,29 +150,19 @@ impl Mixer for Rwkv4 {
     fn derive(&self, point: Point, tape: &LayerTape, position: usize, heads: Range<usize>, out: &mut Vec<f32>) -> bool {
         let row = |point| tape.row(point, position);
         match point {
-            Point::Decay => {
-                let Some(log) = row(Point::LogDecay) else { return false };
-                out.extend(log[heads].iter().map(|log| log.exp()));
-            }
-            Point::Write => {
-                let (Some(input), Some(v)) = (row(Point::InputGate), row(Point::Value)) else { return false };
-                out.extend(heads.map(|c| (input[c] * v[c]).abs()));
-            }
             Point::Read => {
                 let (Some(y), Some(bonus), Some(v)) = (row(Point::Core), row(Point::Bonus), row(Point::Value)) else {
                     return false;
                 };
                 out.extend(heads.map(|c| (y[c] - bonus[c] * v[c]).abs()));
             }
-            _ => return false,
+            _ => return derive_of_channels((point, Point::InputGate), tape, position, heads, out),
         }
         true
     }
 
     fn fold(&self, tape: &LayerTape, positions: Range<usize>, state: &mut [f32]) {
-        let rows = |point| tape.rows(point, positions.clone()).unwrap_or_default();
-        let (log_decay, input, x) = (rows(Point::LogDecay), rows(Point::InputGate), rows(Point::Value));
-        ChannelScan { channels: self.spec.channels, log_decay, input, x, bonus: None }.fold(state);
+        fold_channels(tape, positions, Point::InputGate, state);
     }
 
     fn output_gain(&self, tape: &LayerTape, position: usize, head: usize, _channel: usize) -> f32 {

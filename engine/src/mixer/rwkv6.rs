@@ -1,4 +1,5 @@
-//! The time mixing of RWKV-6 (Peng et al. 2024, arXiv 2404.05892), in the layout of flash-linear-attention.
+//! The time mixing of RWKV-6 (Peng et al. 2024, arXiv 2404.05892), in the layouts of flash-linear-attention, of the official files and of
+//! GGUF.
 //!
 //! ```text
 //! δ = u_{t−1} − u_t          h = tanh(W_x (u + δ μ))          x_j = u + δ (m_j + M_j h_j)          for each of r, w, k, v, g
@@ -16,14 +17,13 @@ use statescope_kernels::linear::linear;
 use statescope_kernels::linear_attention::{KeyDecay, LinearAttention as Op};
 use statescope_kernels::matrix::Matrix;
 use statescope_kernels::mixing::{Decay, Lowered, Recurrent};
-use statescope_kernels::reduce::l2_norm;
 
 use super::rwkv7::LowRank;
-use super::{Mixer, StateSlot, columns, head_layer_norm, interpolated, project, shifted};
+use super::{Mixer, StateSlot, columns, derive_of_keys, head_layer_norm, interpolated, project, shifted};
 use crate::hooks::Hooks;
 use crate::loader::LoadError;
 use crate::loader::weights::Scope;
-use crate::model::spec::Rwkv6Spec;
+use crate::model::spec::{Rwkv6Layout, Rwkv6Spec};
 use crate::protocol::{Geometry, MixerKind, Point};
 use crate::tape::LayerTape;
 
@@ -51,25 +51,81 @@ pub struct Rwkv6 {
     out_proj: Matrix,
 }
 
+/// The maps that the layouts store each their own way, here in the order r, w, k, v, g.
+struct Mixes {
+    /// `[d]`.
+    mu: Vec<f32>,
+    down: Matrix,
+    up: Vec<Matrix>,
+    bias: Vec<f32>,
+    decay: LowRank,
+}
+
+impl Mixes {
+    fn of_fla(spec: &Rwkv6Spec, d: usize, scope: &Scope<'_>) -> Result<Self, LoadError> {
+        let (rank, keys) = (spec.mix_rank, spec.heads * spec.key_dim);
+        // `[d, 5R]`: the columns of each stand together.
+        let ups = scope.matrix("x_proj.2.weight", d, 5 * rank)?.transposed();
+        Ok(Self {
+            mu: scope.vector("x_proj.0.mu", d)?,
+            down: scope.matrix("x_proj.0.linear.weight", 5 * rank, d)?,
+            up: (0..5).map(|j| part(&ups, j, rank).transposed()).collect(),
+            bias: scope.tensor("x_bias", &[5, d])?,
+            decay: LowRank::load("w_proj.linear.lora", [d, spec.decay_rank, keys], true, scope)?,
+        })
+    }
+
+    /// `turned`: matrices are `[out, in]`.
+    fn official(spec: &Rwkv6Spec, d: usize, scope: &Scope<'_>, turned: bool) -> Result<Self, LoadError> {
+        let (rank, keys) = (spec.mix_rank, spec.heads * spec.key_dim);
+        // Of w, k, v, r, g.
+        const ORDER: [usize; 5] = [3, 0, 1, 2, 4];
+        let matrix = |name: &str, outputs, inputs| match turned {
+            true => scope.matrix(name, outputs, inputs),
+            false => Ok(scope.matrix(name, inputs, outputs)?.transposed()),
+        };
+        let downs = matrix("time_maa_w1", 5 * rank, d)?;
+        let (rows, cols) = if turned { (d, rank) } else { (rank, d) };
+        let ups = scope.stacked_matrix("time_maa_w2", 5, rows, cols)?;
+        let up = |j: usize| if turned { part(&ups, j, d) } else { part(&ups, j, rank).transposed() };
+        let share = |name: &str| scope.tensor(&format!("time_maa_{name}"), &[1, 1, d]);
+        Ok(Self {
+            mu: share("x")?,
+            down: downs.pick_rows(&ORDER.map(|j| j * rank..(j + 1) * rank)),
+            up: ORDER.into_iter().map(up).collect(),
+            bias: [share("r")?, share("w")?, share("k")?, share("v")?, share("g")?].concat(),
+            decay: LowRank {
+                down: matrix("time_decay_w1", spec.decay_rank, d)?,
+                up: matrix("time_decay_w2", keys, spec.decay_rank)?,
+                bias: Some(scope.tensor("time_decay", &[1, 1, keys])?),
+            },
+        })
+    }
+}
+
+/// The `j`-th of several matrices of so many rows.
+fn part(matrix: &Matrix, j: usize, rows: usize) -> Matrix {
+    matrix.pick_rows(std::slice::from_ref(&(j * rows..(j + 1) * rows)))
+}
+
 impl Rwkv6 {
     pub fn load(spec: &Rwkv6Spec, hidden_size: usize, scope: &Scope<'_>) -> Result<Self, LoadError> {
         let (d, keys, values) = (hidden_size, spec.heads * spec.key_dim, spec.heads * spec.head_dim);
-        let rank = spec.mix_rank;
         let matrix = |name: &str, rows| scope.matrix(&format!("{name}_proj.linear.weight"), rows, d);
-        let mu = scope.vector("x_proj.0.mu", d)?;
-        // `[d, 5R]`: the columns of each stand together.
-        let ups = scope.matrix("x_proj.2.weight", d, 5 * rank)?.transposed();
-        let up = |j: usize| ups.pick_rows(std::slice::from_ref(&(j * rank..(j + 1) * rank))).transposed();
+        let Mixes { mu, down, up, bias, decay } = match spec.layout {
+            Rwkv6Layout::Fla => Mixes::of_fla(spec, d, scope)?,
+            layout => Mixes::official(spec, d, scope, layout == Rwkv6Layout::Gguf)?,
+        };
         Ok(Self {
             share: mu.into_iter().map(|mu| 1.0 - mu).collect(),
-            mix_down: scope.matrix("x_proj.0.linear.weight", 5 * rank, d)?,
-            mix_up: (0..5).map(up).collect(),
-            mix_bias: scope.tensor("x_bias", &[5, d])?,
+            mix_down: down,
+            mix_up: up,
+            mix_bias: bias,
             r: matrix("r", keys)?,
             k: matrix("k", keys)?,
             v: matrix("v", values)?,
             g: matrix("g", values)?,
-            decay: LowRank::load("w_proj.linear.lora", [d, spec.decay_rank, keys], true, scope)?,
+            decay,
             bonus: scope.tensor("bonus", &[spec.heads, spec.key_dim])?,
             norm: scope.vector("g_norm.weight", values)?,
             norm_bias: scope.vector("g_norm.bias", values)?,
@@ -169,16 +225,6 @@ impl Mixer for Rwkv6 {
         let (p, n) = (self.spec.head_dim, self.spec.key_dim);
         let row = |point| tape.row(point, position);
         match point {
-            Point::Decay => {
-                let Some(log) = row(Point::LogDecay) else { return false };
-                let start = out.len();
-                out.extend_from_slice(&log[heads.start * n..heads.end * n]);
-                exp_slice(&mut out[start..]);
-            }
-            Point::Write => {
-                let (Some(k), Some(v)) = (row(Point::Key), row(Point::Value)) else { return false };
-                out.extend(heads.map(|h| l2_norm(&k[h * n..(h + 1) * n]) * l2_norm(&v[h * p..(h + 1) * p])));
-            }
             Point::Read => {
                 let (Some(y), Some(bonus), Some(v)) = (row(Point::Core), row(Point::Bonus), row(Point::Value)) else {
                     return false;
@@ -188,7 +234,7 @@ impl Mixer for Rwkv6 {
                     y[at.clone()].iter().zip(&v[at]).map(|(y, v)| (y - bonus[h] * v).powi(2)).sum::<f32>().sqrt()
                 }));
             }
-            _ => return false,
+            _ => return derive_of_keys(point, tape, position, heads, [p, n], out),
         }
         true
     }

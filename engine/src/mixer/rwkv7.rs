@@ -12,15 +12,14 @@
 
 use std::ops::Range;
 
-use statescope_kernels::activation::{exp_slice, sigmoid_slice};
+use statescope_kernels::activation::sigmoid_slice;
 use statescope_kernels::linear::linear;
 use statescope_kernels::linear_attention::{Correction, KeyDecay, LinearAttention as Op};
 use statescope_kernels::matrix::Matrix;
 use statescope_kernels::mixing::{Decay, Lowered, Recurrent, Strided};
 use statescope_kernels::norm::l2_normalise;
-use statescope_kernels::reduce::l2_norm;
 
-use super::{Mixer, StateSlot, head_layer_norm, interpolated, project, shifted};
+use super::{Mixer, StateSlot, derive_of_keys, head_layer_norm, interpolated, products, project, shifted};
 use crate::hooks::Hooks;
 use crate::loader::LoadError;
 use crate::loader::weights::Scope;
@@ -53,10 +52,10 @@ pub struct Rwkv7 {
 /// up f(down x) + bias.
 pub(super) struct LowRank {
     /// `[R, d]`.
-    down: Matrix,
+    pub(super) down: Matrix,
     /// `[d, R]`.
-    up: Matrix,
-    bias: Option<Vec<f32>>,
+    pub(super) up: Matrix,
+    pub(super) bias: Option<Vec<f32>>,
 }
 
 impl LowRank {
@@ -67,11 +66,11 @@ impl LowRank {
         bias: bool,
         scope: &Scope<'_>,
     ) -> Result<Self, LoadError> {
-        let scope = scope.scope(prefix);
+        // Whole names, for a file may spell each its own way.
         Ok(Self {
-            down: scope.matrix("0.weight", rank, inputs)?,
-            up: scope.matrix("2.weight", outputs, rank)?,
-            bias: scope.vector_if(bias, "2.bias", outputs)?,
+            down: scope.matrix(&format!("{prefix}.0.weight"), rank, inputs)?,
+            up: scope.matrix(&format!("{prefix}.2.weight"), outputs, rank)?,
+            bias: scope.vector_if(bias, &format!("{prefix}.2.bias"), outputs)?,
         })
     }
 
@@ -115,10 +114,6 @@ impl Rwkv7 {
         let (decay, correction) = (KeyDecay::Key(log), Some(correction));
         Op { heads, key_dim: head_dim, head_dim, q, k, v, decay, weight: None, correction, bonus: None }
     }
-}
-
-fn products(a: &[f32], b: &[f32]) -> Vec<f32> {
-    a.iter().zip(b).map(|(a, b)| a * b).collect()
 }
 
 impl Mixer for Rwkv7 {
@@ -227,26 +222,7 @@ impl Mixer for Rwkv7 {
     }
 
     fn derive(&self, point: Point, tape: &LayerTape, position: usize, heads: Range<usize>, out: &mut Vec<f32>) -> bool {
-        let n = self.spec.head_dim;
-        let row = |point| tape.row(point, position);
-        match point {
-            Point::Decay => {
-                let Some(log) = row(Point::LogDecay) else { return false };
-                let start = out.len();
-                out.extend_from_slice(&log[heads.start * n..heads.end * n]);
-                exp_slice(&mut out[start..]);
-            }
-            Point::Write => {
-                let (Some(k), Some(v)) = (row(Point::Key), row(Point::Value)) else { return false };
-                out.extend(heads.map(|h| l2_norm(&k[h * n..(h + 1) * n]) * l2_norm(&v[h * n..(h + 1) * n])));
-            }
-            Point::Read => {
-                let Some(y) = row(Point::Core) else { return false };
-                out.extend(heads.map(|h| l2_norm(&y[h * n..(h + 1) * n])));
-            }
-            _ => return false,
-        }
-        true
+        derive_of_keys(point, tape, position, heads, [self.spec.head_dim; 2], out)
     }
 
     fn fold(&self, tape: &LayerTape, positions: Range<usize>, state: &mut [f32]) {

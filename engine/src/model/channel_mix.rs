@@ -9,6 +9,7 @@ use crate::loader::LoadError;
 use crate::loader::weights::Scope;
 use crate::mixer::rwkv4::Mixed;
 use crate::mixer::shifted;
+use crate::model::feed_forward::scale;
 use crate::model::spec::{ChannelMixLayout, ChannelMixSpec};
 
 /// Weights of one channel mixing.
@@ -19,6 +20,7 @@ pub struct ChannelMix {
     receptance: Option<Mixed>,
     /// `[d, I]`.
     value: Matrix,
+    output_scale: f32,
 }
 
 impl ChannelMix {
@@ -33,9 +35,15 @@ impl ChannelMix {
                 let receptance = Mixed::load_from(mu("receptance")?, "receptance.linear", width, scope)?;
                 (Mixed::load_from(mu("key")?, "key.linear", spec.inner, scope)?, Some(receptance))
             }
+            ChannelMixLayout::Rwkv6Official => {
+                let mu = |name: &str| scope.tensor(&format!("{name}.mu"), &[1, 1, width]);
+                let receptance = Mixed::load_from(mu("receptance")?, "receptance.linear", width, scope)?;
+                (Mixed::load_from(mu("key")?, "key.linear", spec.inner, scope)?, Some(receptance))
+            }
             ChannelMixLayout::Rwkv7 => (Mixed::load_from(scope.vector("x_k", width)?, "key", spec.inner, scope)?, None),
         };
-        Ok(Self { key, receptance, value: scope.matrix("value.weight", width, spec.inner)? })
+        let value = scope.matrix("value.weight", width, spec.inner)?;
+        Ok(Self { key, receptance, value, output_scale: spec.output_scale })
     }
 
     /// xs `[T, d]` → out, after the token `last` `[d]`, which becomes the newest.
@@ -43,9 +51,14 @@ impl ChannelMix {
         let before = shifted(xs, last);
         let mut hidden = self.key.forward(xs, &before);
         relu2_slice(&mut hidden);
-        let Some(receptance) = &self.receptance else { return linear(&self.value, None, &hidden, out) };
-        let mut value = vec![0.0; xs.len()];
-        linear(&self.value, None, &hidden, &mut value);
-        sigmoid_mul(&receptance.forward(xs, &before), &value, out);
+        match &self.receptance {
+            None => linear(&self.value, None, &hidden, out),
+            Some(receptance) => {
+                let mut value = vec![0.0; xs.len()];
+                linear(&self.value, None, &hidden, &mut value);
+                sigmoid_mul(&receptance.forward(xs, &before), &value, out);
+            }
+        }
+        scale(out, self.output_scale);
     }
 }

@@ -1,11 +1,13 @@
 //! What a config.json says, in one vocabulary for every architecture. The loader makes it, the model is built from it.
 
 mod recurrent;
+mod time_invariant;
 
 use statescope_kernels::activation::Activation;
 
 use crate::protocol::TokenId;
 pub use recurrent::*;
+pub use time_invariant::*;
 
 /// A whole model: embed → layers → norm → head.
 #[derive(Clone, Debug, PartialEq)]
@@ -148,6 +150,8 @@ pub enum FeedForwardSpec {
 pub struct ChannelMixSpec {
     pub inner: usize,
     pub layout: ChannelMixLayout,
+    /// Factor on the output.
+    pub output_scale: f32,
 }
 
 /// Whose channel mixing it is, and so how it is stored.
@@ -157,6 +161,8 @@ pub enum ChannelMixLayout {
     Rwkv4,
     /// `key.mu`, `key.linear` and so on, shares of the token before; σ(r) scales the output.
     Rwkv6,
+    /// As RWKV-6, `time_maa_k`, `key` and so on (the official files).
+    Rwkv6Official,
     /// `x_k`, a share of the token before; no receptance.
     Rwkv7,
 }
@@ -244,6 +250,7 @@ pub struct SharedExpertSpec {
 pub enum MixerSpec {
     Mamba1(Mamba1Spec),
     Mamba2(Mamba2Spec),
+    Mamba3(Mamba3Spec),
     Attention(AttentionSpec),
     DeltaRule(DeltaRuleSpec),
     LinearAttention(LinearAttentionSpec),
@@ -252,6 +259,10 @@ pub enum MixerSpec {
     Rwkv7(Rwkv7Spec),
     RgLru(RgLruSpec),
     Mlstm(MlstmSpec),
+    Slstm(SlstmSpec),
+    S4(S4Spec),
+    H3(H3Spec),
+    Hyena(HyenaSpec),
     ShortConv(ShortConvSpec),
 }
 
@@ -306,6 +317,25 @@ pub struct Mamba2Spec {
     pub norm_eps: f32,
     /// Factors on the z, x, B, C and dt that in_proj makes (Falcon-H1); all 1 elsewhere.
     pub multipliers: [f32; 5],
+}
+
+/// Mamba-3 with one input and one output (Lahoti et al. 2026).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mamba3Spec {
+    /// H.
+    pub heads: usize,
+    /// P.
+    pub head_dim: usize,
+    /// N.
+    pub state_dim: usize,
+    /// G: head h reads the B and C of group ⌊h·G/H⌋.
+    pub groups: usize,
+    /// Pairs of state entries that are turned.
+    pub angles: usize,
+    /// The least rate −A of forgetting.
+    pub floor: f32,
+    /// Epsilon of the norms of B and C.
+    pub norm_eps: f32,
 }
 
 /// Order of output gate and group norm.

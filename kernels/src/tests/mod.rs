@@ -10,6 +10,7 @@ mod linear_attention;
 mod mixing;
 mod pointwise;
 mod recurrences;
+mod state_space;
 mod threads;
 
 use crate::cpu::simd::FORCE_PORTABLE;

@@ -4,7 +4,9 @@ use super::parts::{Kind, check_mamba2, finish, require_silu, require_uniform_lay
 use super::{elements, layer_count};
 use crate::loader::error::ConfigError;
 use crate::loader::keys::{Keys, MAX_SIZE};
-use crate::model::spec::{DbcNorm, GateNorm, LayerSpec, Mamba1Spec, Mamba2Spec, MixerSpec, ModelSpec, NormSpec};
+use crate::model::spec::{
+    DbcNorm, GateNorm, LayerSpec, Mamba1Spec, Mamba2Spec, Mamba3Spec, MixerSpec, ModelSpec, NormSpec,
+};
 
 /// As `MambaConfig` reads it.
 pub fn mamba1(keys: Keys) -> Result<ModelSpec, ConfigError> {
@@ -62,6 +64,44 @@ pub fn mamba2(keys: Keys) -> Result<ModelSpec, ConfigError> {
     let inner = inner_width(keys, "expand", hidden_size)?;
     check_mamba2(&mixer, hidden_size, inner, ["num_heads", "head_dim", "n_groups", "state_size"])?;
     backbone(keys, "mamba2", [4096, 32_768, 64], (false, 2), MixerSpec::Mamba2(mixer))
+}
+
+/// As flash-linear-attention's `Mamba3Config` reads it.
+pub fn mamba3(keys: Keys) -> Result<ModelSpec, ConfigError> {
+    for key in ["is_mimo", "is_outproj_norm"] {
+        if keys.flag(key, false)? {
+            return Err(keys.unsupported(key, &true.into(), "false"));
+        }
+    }
+    let (hidden_size, head_dim) = (keys.size("hidden_size", 2048)?, keys.size("head_dim", 64)?);
+    let inner = inner_width(keys, "expand", hidden_size)?;
+    let (groups, state_dim) = (keys.size("n_groups", 1)?, keys.size("state_size", 128)?);
+    if !inner.is_multiple_of(head_dim) || !(inner / head_dim).is_multiple_of(groups) {
+        return Err(ConfigError::Inconsistent(format!(
+            "`expand` · `hidden_size` is {inner}, which must be a multiple of `head_dim`, {head_dim}, and the heads of `n_groups`, {groups}"
+        )));
+    }
+    let share = keys.number("rope_fraction", 0.5)?;
+    let turned = state_dim as f64 * share;
+    if !(share <= 1.0 && turned >= 2.0) {
+        return Err(keys.invalid("rope_fraction", &share.into(), "at most 1, and at least two of the state's entries"));
+    }
+    let spec = Mamba3Spec {
+        heads: inner / head_dim,
+        head_dim,
+        state_dim,
+        groups,
+        angles: turned as usize / 2,
+        floor: keys.epsilon("A_floor", 1e-4)?,
+        norm_eps: 1e-5,
+    };
+    elements("in_proj", &[hidden_size, 2 * inner + 2 * groups * state_dim + 3 * spec.heads + spec.angles])?;
+    elements("a state", &[inner, state_dim])?;
+    let layers = layer_count(keys, "num_hidden_layers", 48)?;
+    let norm = NormSpec::rms(keys.epsilon("norm_eps", 1e-5)?);
+    let layers = vec![LayerSpec::new(MixerSpec::Mamba3(spec), None); layers];
+    let vocab_size = keys.size("vocab_size", 32_000)?;
+    finish(ModelSpec::new("mamba3", vocab_size, hidden_size, norm, layers), keys, false, Some(2))
 }
 
 /// What they share. `sizes` are the default width, vocabulary and depth, `tied_end` the default tying and end token.

@@ -8,7 +8,7 @@ use crate::loader::error::ConfigError;
 use crate::loader::keys::Keys;
 use crate::model::spec::{
     ChannelMixLayout, ChannelMixSpec, FeedForwardSpec, LayerSpec, MixerSpec, ModelSpec, NormKind, NormSpec, Rwkv4Spec,
-    Rwkv6Spec, Rwkv7Spec,
+    Rwkv6Layout, Rwkv6Spec, Rwkv7Spec,
 };
 
 /// As `RwkvConfig` reads it. `rescale_every` halves the residual stream and all that is added to it, against overflow in f16: nothing
@@ -31,8 +31,45 @@ pub fn rwkv(keys: Keys) -> Result<ModelSpec, ConfigError> {
     Ok(ModelSpec { trained_context: Some(keys.size("context_length", 1024)?), ..spec })
 }
 
-/// As fla's `RWKV6Config` reads it.
+/// As the `Rwkv6Config` of the official files reads it. `rescale_every`: as in [`rwkv`].
+fn official_rwkv6(keys: Keys) -> Result<ModelSpec, ConfigError> {
+    let hidden_size = keys.size("hidden_size", 768)?;
+    let head_dim = keys.size("head_size", 64)?;
+    if !hidden_size.is_multiple_of(head_dim) || keys.size("attention_hidden_size", hidden_size)? != hidden_size {
+        return Err(ConfigError::Inconsistent(format!(
+            "`hidden_size` is {hidden_size}, which must be a multiple of `head_size`, {head_dim}, and `attention_hidden_size` the same"
+        )));
+    }
+    let eps = keys.epsilon("layer_norm_epsilon", 1e-5)?;
+    let divisor = keys.factor("head_size_divisor", 8.0)?;
+    let wide = hidden_size == 4096;
+    let spec = Rwkv6Spec {
+        heads: hidden_size / head_dim,
+        key_dim: head_dim,
+        head_dim,
+        // Which no key says.
+        mix_rank: if wide { 64 } else { 32 },
+        decay_rank: if wide { 128 } else { 64 },
+        norm_eps: 1e-5 * divisor * divisor,
+        layout: Rwkv6Layout::Official,
+    };
+    elements("a state", &[hidden_size, head_dim])?;
+    let inner = keys.size("intermediate_size", (hidden_size * 7 / 2 / 32 * 32).max(1))?;
+    elements("the channel mixing", &[hidden_size, inner])?;
+    let layer = LayerSpec::new(MixerSpec::Rwkv6(spec), Some(channel_mix(inner, ChannelMixLayout::Rwkv6Official)));
+    let layers = vec![layer; layer_count(keys, "num_hidden_layers", 24)?];
+    let norm = NormSpec { kind: NormKind::Layer, eps };
+    let vocab_size = keys.size("vocab_size", 65_536)?;
+    let model =
+        ModelSpec { embedding_norm: true, ..ModelSpec::new("rwkv6_official", vocab_size, hidden_size, norm, layers) };
+    finish(model, keys, false, Some(0))
+}
+
+/// As fla's `RWKV6Config` reads it, or the official files' with their `head_size`.
 pub fn rwkv6(keys: Keys) -> Result<ModelSpec, ConfigError> {
+    if keys.get("head_size").is_some() {
+        return official_rwkv6(keys);
+    }
     refuse_variants(keys)?;
     let hidden_size = keys.size("hidden_size", 2048)?;
     let sizes = Sizes::read(keys, hidden_size, 4, [0.5, 1.0])?;
@@ -44,6 +81,7 @@ pub fn rwkv6(keys: Keys) -> Result<ModelSpec, ConfigError> {
         mix_rank: keys.size("proj_low_rank_dim", 32)?,
         decay_rank: keys.size("gate_low_rank_dim", 64)?,
         norm_eps: eps,
+        layout: Rwkv6Layout::Fla,
     };
     if let Some(value) = keys.get("num_kv_heads") {
         return Err(keys.unsupported("num_kv_heads", value, "no such key"));
@@ -144,5 +182,5 @@ pub fn rwkv7(keys: Keys) -> Result<ModelSpec, ConfigError> {
 }
 
 fn channel_mix(inner: usize, layout: ChannelMixLayout) -> FeedForwardSpec {
-    FeedForwardSpec::ChannelMix(ChannelMixSpec { inner, layout })
+    FeedForwardSpec::ChannelMix(ChannelMixSpec { inner, layout, output_scale: 1.0 })
 }

@@ -8,6 +8,7 @@ use candle_core::Device;
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use half::{bf16, f16};
 use statescope_kernels::matrix::{Dtype, Elements};
+use statescope_kernels::q8::Q8Block;
 
 /// A kind of block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,8 +74,13 @@ impl Blocks {
         (count / size).checked_mul(self.0.type_size())
     }
 
-    /// The numbers at `bytes`, which begin at a multiple of 8, rounded to `dtype`. None where candle finds something wrong, and for q8, which
-    /// is made of whole matrices.
+    /// Whether these are the blocks of [`Dtype::Q8`].
+    pub fn are_q8(self) -> bool {
+        self.0 == GgmlDType::Q8_0
+    }
+
+    /// The numbers at `bytes`, which begin at a multiple of 8, rounded to `dtype`. None where candle finds something wrong, and for q8 of
+    /// other blocks, which is made of whole matrices.
     pub fn elements(self, bytes: &[u8], dtype: Dtype) -> Option<Elements> {
         let (block, size) = (self.0.block_size(), self.0.type_size());
         let count = bytes.len() / size * block;
@@ -95,6 +101,7 @@ impl Blocks {
                 pieces.try_for_each(|piece| piece.map(|piece| all.extend(piece.into_iter().map(f16::from_f32))))?;
                 Elements::F16(all)
             }
+            Dtype::Q8 if self.are_q8() => Elements::Q8(Q8Block::read(bytes)),
             Dtype::Q8 => return None,
         })
     }

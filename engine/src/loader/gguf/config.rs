@@ -1,4 +1,4 @@
-//! Metadata → [`ModelSpec`], by way of the keys that config.json has for the same: one vocabulary, and the same checks.
+//! Metadata → [`ModelSpec`](crate::model::spec::ModelSpec), by way of the keys that config.json has for the same: one vocabulary, and the same checks.
 //!
 //! What the converter folds into the weights (Falcon-H1's multipliers) or splits (Granite's experts) is said here too; what it does not
 //! write down (Falcon-Mamba's epsilon of δ, B and C) is the default of the transformers class.
@@ -8,12 +8,11 @@ use std::collections::HashSet;
 use serde_json::{Map, Value as Json, json};
 
 use super::header::{Header, Value};
-use super::names::{GGUF, ONE_NORM};
+use super::names::{GGUF, ONE_NORM, RWKV6, RWKV7};
 use crate::loader::names::Names;
-use crate::model::spec::{ExpertStorage, FeedForwardSpec, MixerSpec, MlpLayout, ModelSpec};
 
 /// The architectures that are read, as files name them.
-pub const ARCHITECTURES: [&str; 12] = [
+pub const ARCHITECTURES: [&str; 14] = [
     "mamba",
     "mamba2",
     "jamba",
@@ -26,12 +25,14 @@ pub const ARCHITECTURES: [&str; 12] = [
     "llama",
     "qwen2",
     "qwen3",
+    "rwkv6",
+    "rwkv7",
 ];
 
 /// More layers than any model has.
 const MAX_LAYERS: usize = 1 << 12;
 
-/// What a file is, besides its [`ModelSpec`].
+/// What a file is, besides its [`ModelSpec`](crate::model::spec::ModelSpec).
 pub struct Described {
     /// As config.json would say it.
     pub config: Json,
@@ -42,6 +43,10 @@ pub struct Described {
     pub kv_heads: Vec<usize>,
     pub heads: usize,
     pub experts: usize,
+    /// Width of a head of RWKV; 0 in others.
+    pub head_dim: usize,
+    /// After so many layers RWKV-6 halves what it adds; 0 for never.
+    pub rescale_every: usize,
 }
 
 /// The metadata of one architecture: `ssm.inner_size` stands for `mamba.ssm.inner_size`.
@@ -146,19 +151,28 @@ pub fn describe(header: &Header<'_>) -> Result<Described, String> {
         "falcon-h1" => falcon_h1(&keys)?,
         "nemotron_h" | "nemotron_h_moe" => nemotron(&keys)?,
         "llama" | "qwen2" | "qwen3" => decoder(&keys)?,
+        "rwkv6" => rwkv6(&keys)?,
+        "rwkv7" => rwkv7(&keys)?,
         _ => granite(&keys)?,
     };
     if let Json::Object(family) = family {
         config.extend(family);
     }
-    let attends = !architecture.starts_with("mamba");
+    let attends = !architecture.starts_with("mamba") && !architecture.starts_with("rwkv");
     Ok(Described {
         config: Json::Object(config),
-        names: if architecture.starts_with("nemotron") { &ONE_NORM } else { &GGUF },
+        names: match architecture.as_str() {
+            "nemotron_h" | "nemotron_h_moe" => &ONE_NORM,
+            "rwkv6" => &RWKV6,
+            "rwkv7" => &RWKV7,
+            _ => &GGUF,
+        },
         pairs: architecture == "llama" || architecture.starts_with("granite"),
         kv_heads: if attends { kv_heads(&keys)? } else { vec![0; keys.layers] },
         heads: if attends { keys.size("attention.head_count")? } else { 0 },
         experts: keys.optional_size("expert_count")?.unwrap_or(0),
+        head_dim: keys.optional_size("wkv.head_size")?.unwrap_or(0),
+        rescale_every: keys.optional_size("rescale_every_n_layers")?.unwrap_or(0),
     })
 }
 
@@ -304,6 +318,31 @@ fn decoder(keys: &Keys<'_>) -> Result<Json, String> {
     Ok(config)
 }
 
+/// As the official files of RWKV-6 spell it.
+fn rwkv6(keys: &Keys<'_>) -> Result<Json, String> {
+    Ok(json!({
+        "model_type": "rwkv6",
+        "head_size": keys.size("wkv.head_size")?,
+        "intermediate_size": keys.size("feed_forward_length")?,
+        "layer_norm_epsilon": eps(keys)?,
+    }))
+}
+
+fn rwkv7(keys: &Keys<'_>) -> Result<Json, String> {
+    Ok(json!({
+        "model_type": "rwkv7",
+        "head_dim": keys.size("wkv.head_size")?,
+        "intermediate_size": keys.size("feed_forward_length")?,
+        "norm_eps": eps(keys)?,
+        "decay_low_rank_dim": keys.size("attention.decay_lora_rank")?,
+        "a_low_rank_dim": keys.size("attention.iclr_lora_rank")?,
+        "v_low_rank_dim": keys.size("attention.value_residual_mix_lora_rank")?,
+        "gate_low_rank_dim": keys.size("attention.gate_lora_rank")?,
+        // As llama.cpp bounds the norm of κ.
+        "fuse_norm": false,
+    }))
+}
+
 fn jamba(keys: &Keys<'_>) -> Result<Json, String> {
     let attends: Vec<bool> = kv_heads(keys)?.into_iter().map(|heads| heads > 0).collect();
     let routed: Vec<bool> = (0..keys.layers).map(|layer| keys.has_in(layer, "ffn_gate_inp.weight")).collect();
@@ -424,43 +463,4 @@ fn nemotron(keys: &Keys<'_>) -> Result<Json, String> {
         return Err("it has layers that predict several tokens at once: convert it with `--no-mtp`".to_owned());
     }
     Ok(joined(attention(keys)?, own))
-}
-
-/// The spec as the file stores it: gate and up apart, each expert by itself; the rotary factors that the converter has worked out.
-///
-/// # Errors
-/// Factors that do not fit the heads.
-pub fn as_stored(spec: &mut ModelSpec, rope_factors: Option<&[f32]>) -> Result<(), String> {
-    let split = |layout: &mut MlpLayout| {
-        if *layout == MlpLayout::FusedGate {
-            *layout = MlpLayout::Gated;
-        }
-    };
-    for layer in &mut spec.layers {
-        match &mut layer.feed_forward {
-            Some(FeedForwardSpec::Mlp(mlp)) => split(&mut mlp.layout),
-            Some(FeedForwardSpec::Moe(moe)) => {
-                split(&mut moe.expert.layout);
-                moe.storage = ExpertStorage::Each;
-                if let Some(shared) = &mut moe.shared {
-                    split(&mut shared.mlp.layout);
-                }
-            }
-            Some(FeedForwardSpec::ChannelMix(_)) | None => {}
-        }
-        let Some(factors) = rope_factors else { continue };
-        for part in &mut layer.parts {
-            let MixerSpec::Attention(attention) = &mut part.mixer else { continue };
-            let Some(rope) = &mut attention.rope else { continue };
-            if factors.len() != rope.len() || factors.iter().any(|factor| *factor <= 0.0) {
-                return Err(format!(
-                    "rope_freqs.weight has {} factors, expected {} above 0",
-                    factors.len(),
-                    rope.len()
-                ));
-            }
-            rope.iter_mut().zip(factors).for_each(|(frequency, factor)| *frequency /= factor);
-        }
-    }
-    Ok(())
 }

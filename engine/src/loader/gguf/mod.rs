@@ -1,5 +1,6 @@
 //! GGUF, the format of llama.cpp: one file that holds metadata, vocabulary and weights.
 
+mod as_stored;
 pub mod blocks;
 mod config;
 mod header;
@@ -51,7 +52,7 @@ pub fn open(path: &Path, dtype: Option<Dtype>) -> Result<Loaded, LoadError> {
             _ => None,
         }
     };
-    let tensors = names::as_asked_for(tensors, described.experts).map_err(malformed)?;
+    let tensors = names::as_asked_for(tensors, described.experts, described.head_dim).map_err(malformed)?;
     for tensor in &tensors {
         // Rows are the last but one of the sizes, or the only one of a bias.
         let rows = *tensor.shape[tensor.shape.len().saturating_sub(2)..].first().unwrap_or(&1);
@@ -68,7 +69,7 @@ pub fn open(path: &Path, dtype: Option<Dtype>) -> Result<Loaded, LoadError> {
         Some(len) => Some(weights.tensor(factors, &[len])?),
         None => None,
     };
-    config::as_stored(&mut spec, factors.as_deref()).map_err(malformed)?;
+    as_stored::apply(&mut spec, factors.as_deref(), described.rescale_every).map_err(malformed)?;
     let name = path.file_stem().map_or_else(|| folder_name(path), |stem| stem.to_string_lossy().into_owned());
     Ok(Loaded { spec, weights, tokenizer, name, format })
 }

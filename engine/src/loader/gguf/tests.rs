@@ -56,6 +56,27 @@ fn every_file_means_what_its_folder_means() {
     assert!(seen >= 15, "{seen} files");
 }
 
+/// Asked for as q8, blocks of 8 bits stay those of the file, bit for bit: what differs from their plain numbers is the order of sums.
+#[test]
+fn blocks_of_eight_bits_stay_as_they_are() {
+    let path = goldens().join("gguf/llama_rope3-q8_0.gguf");
+    let loaded = super::super::open(&ModelSource::Path(path.clone()), Some(Dtype::Q8)).unwrap();
+    let stored = loaded.weights.matrix("blk.0.ffn_up.weight", 48, 32).unwrap();
+    assert_eq!(stored.dtype(), Dtype::Q8);
+    let plain = super::super::open(&ModelSource::Path(path.clone()), None).unwrap();
+    let plain = plain.weights.matrix("blk.0.ffn_up.weight", 48, 32).unwrap();
+    assert_eq!((plain.dtype(), stored.to_vec_f32()), (Dtype::F32, plain.to_vec_f32()));
+    let x: Vec<f32> = (0..32).map(|i| (i as f32).sin()).collect();
+    let products = [&stored, &plain].map(|matrix| {
+        let mut y = vec![0.0; 48];
+        statescope_kernels::linear(matrix, None, &x, &mut y);
+        y
+    });
+    let distance = distance(&products[0], &products[1]);
+    println!("q8 against f32 of the same blocks: {distance:.1e}");
+    assert!(distance <= 1e-6, "{distance}");
+}
+
 /// By name.
 type Tensors = Vec<(String, QTensor)>;
 

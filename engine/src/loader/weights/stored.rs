@@ -42,6 +42,7 @@ impl Stored {
             Self::Plain(StoredDtype::F32) => Some(Dtype::F32),
             Self::Plain(StoredDtype::BF16) => Some(Dtype::Bf16),
             Self::Plain(StoredDtype::F16) => Some(Dtype::F16),
+            Self::Blocks(blocks) if blocks.are_q8() => Some(Dtype::Q8),
             _ => None,
         }
     }

@@ -112,6 +112,18 @@ pub struct Rwkv6Spec {
     pub mix_rank: usize,
     pub decay_rank: usize,
     pub norm_eps: f32,
+    pub layout: Rwkv6Layout,
+}
+
+/// How the maps from a token to its mixes and its decay are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rwkv6Layout {
+    /// `x_proj`, `x_bias`, `w_proj` in the order r, w, k, v, g (flash-linear-attention).
+    Fla,
+    /// `time_maa_…`, `time_decay_…` in the order w, k, v, r, g, matrices `[in, out]` (the official files).
+    Official,
+    /// The same with matrices `[out, in]` (GGUF).
+    Gguf,
 }
 
 /// The time mixing of RWKV-7 (Peng et al. 2025).
@@ -138,6 +150,17 @@ pub struct RgLruSpec {
     pub gate_heads: usize,
     /// K.
     pub conv_taps: usize,
+}
+
+/// Scalar LSTM (Beck et al. 2024).
+#[derive(Clone, Debug, PartialEq)]
+pub struct SlstmSpec {
+    pub channels: usize,
+    /// Blocks of the maps to the gates, and groups of the norm.
+    pub heads: usize,
+    /// K of the convolution before input and forget gate.
+    pub conv_taps: usize,
+    pub norm_eps: f32,
 }
 
 /// Matrix LSTM (Beck et al. 2024).
