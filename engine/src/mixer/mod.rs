@@ -20,6 +20,8 @@ pub mod slot;
 
 use std::ops::Range;
 
+#[cfg(feature = "cuda")]
+use statescope_kernels::cuda;
 use statescope_kernels::linear::linear;
 use statescope_kernels::matrix::Matrix;
 use statescope_kernels::mixing::{Lowered, Strided};
@@ -60,6 +62,12 @@ pub trait Mixer: Send + Sync {
         _out: &mut [f32],
     ) -> bool {
         false
+    }
+
+    /// The weights on a GPU, and what runs them there; none where no kernels do.
+    #[cfg(feature = "cuda")]
+    fn upload(&self, _to: &crate::device::Upload<'_>) -> cuda::Result<Option<crate::device::DeviceMixer>> {
+        Ok(None)
     }
 
     /// Calls `draw` with the matrix of one head over the recorded tokens, ready to be drawn row by row.
