@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use statescope_engine::protocol::{ModelSource, TokenId};
+use statescope_engine::protocol::{Device, ModelSource, TokenId};
 use statescope_engine::sampler::Sampling;
 
 use crate::selection::{Hover, TimeAxis};
@@ -33,6 +33,8 @@ pub enum Action {
     ContinueFromHere,
     /// What the weights are held in, none for the file's own; loads the model again.
     SetDtype(Option<String>),
+    /// Where to compute; loads the model again.
+    SetDevice(Device),
     Force {
         position: usize,
         token: TokenId,

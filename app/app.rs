@@ -5,9 +5,10 @@ use std::time::Instant;
 
 use eframe::egui::{self, Panel};
 use statescope_engine::handle::Handle;
-use statescope_engine::protocol::{Command, Dtype, ModelSource};
+use statescope_engine::protocol::{Command, Device, Dtype, ModelSource};
 
 use crate::action::Action;
+use crate::gpu::Gpu;
 use crate::keymap::{self, Entry, Now};
 use crate::layout::Layout;
 use crate::observer::Observer;
@@ -27,6 +28,8 @@ pub struct Options {
     /// Without one: a built-in one.
     pub model: Option<ModelSource>,
     pub dtype: Option<Dtype>,
+    /// Where to compute.
+    pub device: Device,
     /// Also look for the system's fonts; tests compare pictures and do not.
     pub system_fonts: bool,
 }
@@ -50,6 +53,9 @@ pub struct App {
     /// The prompt as it was last read.
     pub(crate) read_prompt: Option<String>,
     pub(crate) dtype: Option<Dtype>,
+    pub(crate) device: Device,
+    /// The GPU that can be chosen, or why there is none; until that is known, nothing.
+    pub(crate) gpu: Gpu,
     pub(crate) source: Option<ModelSource>,
     /// When something that is saved may have changed.
     pub(crate) save_at: Option<Instant>,
@@ -84,6 +90,8 @@ impl App {
             note: None,
             read_prompt: None,
             dtype,
+            device: options.device,
+            gpu: Gpu::look_for(&cc.egui_ctx),
             source: None,
             save_at: None,
             answers: channel(),
@@ -118,13 +126,21 @@ impl App {
             help,
             note,
             dtype,
+            device,
+            gpu,
             frame_ms,
             ..
         } = self;
         let cx = ViewContext { store, selection, hover, time, theme, settings, frame_ms: *frame_ms };
         let bar = egui::Frame::new().fill(theme.panel).inner_margin(egui::Margin::symmetric(8, 5));
         Panel::top("model bar").frame(bar).show_separator_line(false).show(ui, |ui| {
-            model_bar::model_bar(ui, &cx, layout, *dtype, &mut actions);
+            model_bar::model_bar(
+                ui,
+                &cx,
+                layout,
+                &model_bar::Place { dtype: *dtype, device: *device, gpu },
+                &mut actions,
+            );
         });
         strip::layer_strip(ui, &cx, &mut actions);
         banner::banner(ui, &cx, &mut actions);

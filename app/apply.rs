@@ -47,6 +47,12 @@ impl App {
                     self.load(source);
                 }
             }
+            Action::SetDevice(device) => {
+                self.device = device;
+                if let Some(source) = self.source.clone() {
+                    self.load(source);
+                }
+            }
             Action::ReadPrompt => {
                 // The next space is meant for the run, not for the prompt.
                 ctx.memory_mut(egui::Memory::stop_text_input);
@@ -114,7 +120,7 @@ impl App {
         self.settings.remember(&source);
         self.source = Some(source.clone());
         self.store.error = None;
-        self.engine.send(Command::Load { source, dtype: self.dtype });
+        self.engine.send(Command::Load { source, dtype: self.dtype, device: self.device });
     }
 
     /// A new model reads the prompt at once, so that there is something to see.

@@ -20,9 +20,9 @@ struct Arguments {
     /// How to draw [default: wgpu with a graphics processor, else glow]
     #[arg(long)]
     renderer: Option<Renderer>,
-    /// Where to compute
+    /// Where to compute; cuda is the first NVIDIA GPU
     #[arg(long, default_value = "cpu")]
-    device: Device,
+    device: cli::Place,
     /// What to hold the weights in: f32, bf16, f16 or q8 [default: the file's own]
     #[arg(long)]
     dtype: Option<Dtype>,
@@ -35,11 +35,6 @@ struct Arguments {
 enum Renderer {
     Glow,
     Wgpu,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Device {
-    Cpu,
 }
 
 fn main() -> ExitCode {
@@ -57,7 +52,10 @@ fn open(arguments: &Arguments) -> ExitCode {
     if let Some(reason) = window::missing_display() {
         return cli::no_display(reason);
     }
-    let Device::Cpu = arguments.device;
+    let device = match arguments.device.device() {
+        Ok(device) => device,
+        Err(error) => return cli::fail(&error.to_string()),
+    };
     if let Some(threads) = arguments.threads {
         statescope_engine::set_threads(threads.into());
     }
@@ -65,7 +63,7 @@ fn open(arguments: &Arguments) -> ExitCode {
         Renderer::Glow => eframe::Renderer::Glow,
         Renderer::Wgpu => eframe::Renderer::Wgpu,
     });
-    let options = Options { model: arguments.model.clone(), dtype: arguments.dtype, system_fonts: true };
+    let options = Options { model: arguments.model.clone(), dtype: arguments.dtype, device, system_fonts: true };
     match window::open(renderer, &options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => cli::no_display(&error.to_string()),

@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use statescope_engine::handle::Handle;
+use statescope_engine::hooks::Depth;
 use statescope_engine::probes::mixing_rows;
 use statescope_engine::protocol::{
-    Command, Event, FinishReason, Fold, Frame, MixingView, ModelSource, Observation, Point, Positions, Prediction,
-    Probe, PromptInput, Reduction, RunState, Scale, Span, Stage, TokenId, TokenSource,
+    Command, Device, Event, FinishReason, Fold, Frame, MixingView, ModelSource, Observation, Point, Positions,
+    Prediction, Probe, PromptInput, Reduction, RunState, Scale, Span, Stage, TokenId, TokenSource,
 };
 use statescope_engine::sampler::Sampling;
 use statescope_engine::session::{Budgets, Session};
@@ -191,11 +192,11 @@ fn a_layer_whose_record_was_given_up_is_replayed() {
     let model = open_case("mamba2_a").model;
     let budgets = Budgets { tape_bytes: 300_000, snapshot_bytes: 1 << 20 };
     let mut small = Session::new(model.clone(), None, budgets);
-    small.look_at(|layer| layer == 1);
+    small.look_at(|layer| if layer == 1 { Depth::Everything } else { Depth::Nothing });
     small.start(&ids(100, 96)).unwrap();
     small.read_all();
     assert!(small.tape().part(0, 0).positions().is_empty(), "layer 0 had to go");
-    small.look_at(|layer| layer == 0);
+    small.look_at(|layer| if layer == 0 { Depth::Everything } else { Depth::Nothing });
     let mut replay = small.replay_needed().expect("layer 0 is wanted again");
     while {
         let (done, total) = small.advance_replay(&mut replay);
@@ -287,7 +288,7 @@ fn mistakes_are_one_sentence_and_lose_nothing() {
         Command::Force { position: 0, token: 1 },
         Command::Force { position: 3, token: 5000 },
         Command::Sample(Sampling { top_p: Some(2.0), ..GREEDY }),
-        Command::Load { source: ModelSource::Path("/nowhere".into()), dtype: None },
+        Command::Load { source: ModelSource::Path("/nowhere".into()), dtype: None, device: Device::Cpu },
     ];
     for (count, command) in wrong.into_iter().enumerate() {
         listener.send(command);

@@ -3,6 +3,7 @@
     python3 tests/make_large.py mamba-2.8b /tmp/m28          # 5.5 GB: the shape of state-spaces/mamba-2.8b
     python3 tests/make_large.py codestral-7b /tmp/c7         # 14.6 GB: the shape of Mamba-Codestral-7B
     python3 tests/make_large.py mamba-130m /tmp/m130         # 0.3 GB each: what speed on a CPU is measured with; also mamba2-130m
+    python3 tests/make_large.py mamba2-2.7b /tmp/m27         # and on a GPU; also llama-2.7b
     python3 tests/make_large.py llama-125m /tmp/l125         # and a transformer of that size
 
 Needs numpy alone. The folder is as Hugging Face has it: config.json, shards of at most 5 GB, an index. Numbers come from one random
@@ -143,6 +144,8 @@ SHAPES = {
     "mamba-130m": lambda: mamba(768, 24),
     "mamba2-130m": lambda: mamba2(768, 24, groups=1, vocab=50288, tied=True),
     "llama-125m": lambda: llama(768, 12, 2048),
+    "mamba2-2.7b": lambda: mamba2(2560, 64, groups=1, vocab=50288, tied=True),
+    "llama-2.7b": lambda: llama(2560, 32, 6912),
 }
 
 

@@ -15,6 +15,7 @@ use statescope::widget::heatmap::{Cells, Heatmap};
 use statescope::{App, Options};
 use statescope_engine::handle::Handle;
 use statescope_engine::protocol::{Command, Event, MixerKind, ModelSource, RunState};
+use statescope_engine::runner::find_gpu;
 
 use crate::support::Golden;
 
@@ -220,6 +221,17 @@ fn a_stalled_engine_holds_nothing_up() {
     assert_eq!(window.state().selection.layer, 7, "the selection moved although nobody answers");
     drop(window);
     assert!(heard.len() <= 1, "commands wait in the outbox, not in a growing channel");
+}
+
+/// Where a model can run is looked for while the window goes on; what is missing for a GPU is said.
+#[test]
+fn the_device_menu_says_what_there_is() {
+    let mut window = read_prompt("builtin:mamba2");
+    window.get_by_label_contains("Device CPU").click();
+    let line = find_gpu().unwrap_or_else(|reason| format!("CUDA: {reason}."));
+    until(&mut window, &line, |w| {
+        w.query_all_by(|_| true).filter_map(|n| text_of(&n.accesskit_node())).any(|text| text == line)
+    });
 }
 
 /// An error is a sentence on the screen, and the window goes on.

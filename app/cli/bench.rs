@@ -41,10 +41,11 @@ pub struct Args {
 
 /// Measures in pairs with and without probes, one after the other, and prints the medians.
 pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
-    args.common.prepare()?;
+    let device = args.common.prepare()?;
     let handle = Handle::spawn(|| {}).map_err(|error| anyhow!("cannot start the engine thread: {error}"))?;
-    let mut engine = Engine { handle, epoch: 0 };
-    engine.handle.send(Command::Load { source: args.common.model.clone(), dtype: args.common.dtype() });
+    let mut engine = Engine { handle, epoch: 0, device_bytes: 0 };
+    let (source, dtype) = (args.common.model.clone(), args.common.dtype());
+    engine.handle.send(Command::Load { source, dtype, device });
     let info = engine.loaded()?;
     let prompt: Vec<TokenId> =
         (0..args.prompt_len as usize).map(|i| ((i * 7919 + i * i * 31 + 13) % info.vocab_size) as TokenId).collect();
@@ -74,13 +75,15 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
         "decode_tokens_per_s_without_probes": round(rate(generate, &without, |times| times.decode)),
         "time_to_first_token_ms": round(median(&with, |times| times.first) * 1e3),
         "peak_rss_bytes": peak_rss(),
-        "peak_device_bytes": 0,
+        "peak_device_bytes": engine.device_bytes,
         "weights_bytes": info.weights_bytes,
         "state_bytes": info.state_bytes,
         "probes": args.probes.label(),
         "probes_cost_percent": round(100.0 * costs[costs.len() / 2]),
         "pairs": args.pairs,
-        "device": "cpu",
+        "device": device.to_string(),
+        "device_name": info.device.name,
+        "on_cpu": info.device.on_cpu,
         "dtype": info.dtype.to_string(),
         "threads": statescope_engine::threads(),
     });
@@ -107,13 +110,20 @@ struct Engine {
     handle: Handle,
     /// Of the newest frame: which prompt it speaks of.
     epoch: u64,
+    /// The most GPU memory seen in use.
+    device_bytes: usize,
 }
 
 impl Engine {
     fn next(&mut self) -> Result<Event> {
         match self.handle.wait(PATIENCE) {
             Some(Event::Failed(failure)) => bail!("{}", failure.message),
-            Some(event) => Ok(event),
+            Some(event) => {
+                if let Event::Frame(frame) = &event {
+                    self.device_bytes = self.device_bytes.max(frame.performance.device_bytes);
+                }
+                Ok(event)
+            }
             None => Err(anyhow!("the engine does not answer")),
         }
     }

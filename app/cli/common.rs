@@ -6,9 +6,9 @@ use std::sync::Arc;
 use anyhow::{Result, bail};
 use clap::ValueEnum;
 use statescope_engine::loader::Tokenizer;
-use statescope_engine::model::Model;
 use statescope_engine::open::open_model;
-use statescope_engine::protocol::{Dtype, ModelInfo, ModelSource, PromptInput, TokenId};
+use statescope_engine::protocol::{Device, Dtype, ModelInfo, ModelSource, PromptInput, TokenId};
+use statescope_engine::runner::{Runner, find_gpu};
 use statescope_engine::sampler;
 
 /// Which model, where and in what precision.
@@ -17,9 +17,9 @@ pub struct Common {
     /// builtin:NAME, a folder with config.json and *.safetensors, or a GGUF file
     #[arg(long, value_name = "M")]
     pub model: ModelSource,
-    /// Where to compute
+    /// Where to compute; cuda is the first NVIDIA GPU
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
-    device: Device,
+    device: Place,
     /// What to hold the weights in; q8 is 8 bits, in blocks of 32 with a scale [default: the file's own]
     #[arg(long, value_name = "DTYPE")]
     dtype: Option<Precision>,
@@ -29,9 +29,23 @@ pub struct Common {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Device {
+pub enum Place {
     Cpu,
     Cuda,
+}
+
+impl Place {
+    /// # Errors
+    /// There is no such device here, or this build cannot use it.
+    pub fn device(self) -> Result<Device> {
+        match self {
+            Self::Cpu => Ok(Device::Cpu),
+            Self::Cuda => {
+                find_gpu()?;
+                Ok(Device::Cuda)
+            }
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -44,24 +58,21 @@ enum Precision {
 
 /// A model ready to run.
 pub struct Opened {
-    pub model: Arc<Model>,
+    pub runner: Runner,
     pub tokenizer: Option<Tokenizer>,
     pub info: ModelInfo,
 }
 
 impl Common {
     /// Checks the device and sets the threads, for verbs that let the engine open the model.
-    pub fn prepare(&self) -> Result<()> {
+    pub fn prepare(&self) -> Result<Device> {
         if self.model == ModelSource::Path(PathBuf::new()) {
             bail!("--model is empty: give builtin:NAME, a folder with config.json and *.safetensors, or a GGUF file");
-        }
-        if matches!(self.device, Device::Cuda) {
-            bail!("this build has no CUDA support: leave out --device cuda, every model runs on the CPU");
         }
         if let Some(threads) = self.threads {
             statescope_engine::set_threads(threads.into());
         }
-        Ok(())
+        self.device.device()
     }
 
     pub fn dtype(&self) -> Option<Dtype> {
@@ -74,9 +85,13 @@ impl Common {
     }
 
     pub fn open(&self) -> Result<Opened> {
-        self.prepare()?;
-        let (model, tokenizer, info) = open_model(&self.model, self.dtype(), |_| true)?;
-        Ok(Opened { model: Arc::new(model), tokenizer, info })
+        let device = self.prepare()?;
+        let (model, tokenizer, mut info) = open_model(&self.model, self.dtype(), |_| true)?;
+        let runner = Runner::open(Arc::new(model), device, &mut info)?;
+        for what in &info.device.on_cpu {
+            super::say(&format!("note: on the CPU, between two copies: {what}"));
+        }
+        Ok(Opened { runner, tokenizer, info })
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use serde_json::json;
+use statescope_engine::loader::Tokenizer;
 use statescope_engine::protocol::{FinishReason, ModelInfo, PromptInput, TokenId};
 use statescope_engine::sampler;
 use statescope_engine::session::{Budgets, Session};
@@ -32,22 +33,24 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
     let (input, sampling) = (args.prompt.input()?, args.sampling.checked()?);
     let opened = args.common.open()?;
     let prompt = opened.encode(&input)?;
+    let size = opened.tokenizer_size();
     // Nobody looks inside, so nothing is recorded.
     let budgets = Budgets { tape_bytes: 0, snapshot_bytes: 0 };
-    let mut session = Session::new(opened.model.clone(), opened.tokenizer_size(), budgets);
+    let Opened { runner, tokenizer, info } = opened;
+    let mut session = Session::on(runner, size, budgets)?;
     session.start(&prompt)?;
 
-    let mut printer = Printer::new(&opened, args.json);
+    let mut printer = Printer::new(tokenizer.as_ref(), args.json);
     let mut noted = false;
-    context_note(&opened.info, prompt.len(), &mut noted);
+    context_note(&info, prompt.len(), &mut noted);
     for token in &prompt {
         printer.print(*token, out)?;
     }
     out.flush()?;
     session.read_all();
-    let ends = may_end(&input, &opened.info);
+    let ends = may_end(&input, &info);
     let continuation = continue_text(&mut session, &sampling, args.max_new_tokens, ends, |session, token| {
-        context_note(&opened.info, session.history().len(), &mut noted);
+        context_note(&info, session.history().len(), &mut noted);
         printer.print(token, out)?;
         Ok(out.flush()?)
     })?;
@@ -55,7 +58,7 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
         let tokens = session.history().ids(0..session.history().len());
         let object = json!({
             "tokens": tokens,
-            "text": opened.tokenizer.as_ref().map(|tokenizer| tokenizer.decode(&tokens)),
+            "text": tokenizer.as_ref().map(|tokenizer| tokenizer.decode(&tokens)),
             "finish_reason": continuation.reason.label(),
             "tokens_per_s": continuation.tokens_per_s(),
         });
@@ -116,8 +119,8 @@ struct Printer<'a> {
 }
 
 impl<'a> Printer<'a> {
-    fn new(opened: &'a Opened, silent: bool) -> Self {
-        Self { text: opened.tokenizer.as_ref().map(TextStream::new), silent, begun: false }
+    fn new(tokenizer: Option<&'a Tokenizer>, silent: bool) -> Self {
+        Self { text: tokenizer.map(TextStream::new), silent, begun: false }
     }
 
     fn print(&mut self, token: TokenId, out: &mut impl Write) -> Result<()> {

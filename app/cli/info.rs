@@ -47,6 +47,9 @@ fn describe(info: &ModelInfo) -> Value {
         "trained_context": info.trained_context,
         "tokenizer": info.has_tokenizer,
         "end_tokens": info.end_tokens,
+        "device": info.device.device.to_string(),
+        "device_name": info.device.name,
+        "on_cpu": info.device.on_cpu,
         "pattern": plan::pattern(&info.layers),
         "layers": info.layers.iter().map(layer).collect::<Vec<_>>(),
     })
@@ -125,12 +128,23 @@ fn print(info: &ModelInfo, out: &mut impl Write) -> Result<()> {
         ("trained on", context),
         ("tokenizer", if info.has_tokenizer { "yes" } else { "no: prompts are token ids" }.to_owned()),
         ("pattern", plan::pattern(&info.layers)),
+        ("device", device(info)),
     ];
     for (name, value) in lines {
         writeln!(out, "{name:<12}  {value}")?;
     }
     writeln!(out)?;
     plan::print(info, out)
+}
+
+/// Where it runs, and what of it runs on the CPU all the same.
+fn device(info: &ModelInfo) -> String {
+    let device = &info.device;
+    match (device.name.is_empty(), device.on_cpu.is_empty()) {
+        (true, _) => "CPU".to_owned(),
+        (false, true) => device.name.clone(),
+        (false, false) => format!("{}; on the CPU: {}", device.name, device.on_cpu.join("; ")),
+    }
 }
 
 /// How the cache grows, and what of it stops growing.

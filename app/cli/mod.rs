@@ -23,6 +23,8 @@ mod tensors;
 mod trace;
 mod trace_file;
 
+pub use common::Place;
+
 use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 
@@ -91,7 +93,7 @@ pub fn no_display(reason: &str) -> ExitCode {
 }
 
 /// One line on stderr.
-fn fail(message: &str) -> ExitCode {
+pub fn fail(message: &str) -> ExitCode {
     say(&format!("error: {}", message.split_whitespace().collect::<Vec<_>>().join(" ")));
     ExitCode::from(FAILURE)
 }

@@ -10,12 +10,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use safetensors::{Dtype, SafeTensors};
 use statescope_engine::hooks::{Hooks, Observer};
-use statescope_engine::model::{Logits, Model};
+use statescope_engine::model::Logits;
 use statescope_engine::open::open_model;
-use statescope_engine::protocol::{MixerKind, ModelInfo, ModelSource, Point, TokenId};
+use statescope_engine::protocol::{Device, MixerKind, ModelInfo, ModelSource, Point, TokenId};
+use statescope_engine::runner::Runner;
 use statescope_engine::sampler;
 use statescope_engine::session::{Budgets, Session};
 
+use super::common::Place;
 use super::info::count;
 
 /// What is recorded of a model, beside it.
@@ -28,6 +30,9 @@ pub struct Args {
     /// Folders with a model and golden.safetensors; others are passed over
     #[arg(value_name = "FOLDER", required = true)]
     folders: Vec<PathBuf>,
+    /// Where to compute; cuda is the first NVIDIA GPU
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    device: Place,
     /// One line for all cases of a model_type: their worst figures
     #[arg(long)]
     by_family: bool,
@@ -42,10 +47,11 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
     if cases.is_empty() {
         bail!("none of the folders has {GOLDEN}: give folders such as tests/goldens/*");
     }
+    let device = args.device.device()?;
     let (mut rows, mut problems) = (Vec::<Row>::new(), Vec::new());
     for &folder in &cases {
         let name = folder.file_name().unwrap_or(folder.as_os_str()).to_string_lossy().into_owned();
-        match compare(folder, &name) {
+        match compare(folder, &name, device) {
             Ok(row) => {
                 problems.extend(row.problem());
                 rows.push(row);
@@ -150,10 +156,11 @@ fn print(rows: &[Row], by_family: bool, out: &mut impl Write) -> Result<()> {
 }
 
 /// Runs one model on its recorded input: in one piece, in uneven pieces and token by token, of which the worst counts.
-fn compare(folder: &Path, name: &str) -> Result<Row> {
+fn compare(folder: &Path, name: &str, device: Device) -> Result<Row> {
     let bytes = fs::read(folder.join(GOLDEN)).with_context(|| format!("cannot read {GOLDEN}"))?;
     let golden = Golden(SafeTensors::deserialize(&bytes).with_context(|| format!("cannot read {GOLDEN}"))?);
-    let (model, _, info) = open_model(&ModelSource::Path(folder.to_owned()), None, |_| true)?;
+    let (model, _, mut info) = open_model(&ModelSource::Path(folder.to_owned()), None, |_| true)?;
+    let mut runner = Runner::open(model.into(), device, &mut info)?;
     let (tokens, expected) = (golden.tokens("input_ids", &info)?, golden.floats("logits")?);
     ensure!(!tokens.is_empty(), "input_ids is empty");
     let mut row = Row {
@@ -169,7 +176,7 @@ fn compare(folder: &Path, name: &str) -> Result<Row> {
     let uneven = [1, 2, tokens.len() * 2 / 3].into_iter().filter(|cut| *cut < tokens.len()).collect();
     for cuts in [Vec::new(), uneven, (1..tokens.len()).collect()] {
         let mut residuals = Residuals(vec![Vec::new(); info.layers.len()]);
-        let logits = read(&model, &tokens, &cuts, &mut residuals);
+        let logits = read(&mut runner, &tokens, &cuts, &mut residuals)?;
         row.logits = row.logits.max(deviation(&logits, &expected)?);
         for (layer, ours) in residuals.0.iter().enumerate() {
             let recorded = format!("resid.{layer}");
@@ -181,7 +188,7 @@ fn compare(folder: &Path, name: &str) -> Result<Row> {
     }
     if golden.has("greedy") {
         let (prompt, expected) = (golden.tokens("greedy_prompt", &info)?, golden.tokens("greedy", &info)?);
-        row.greedy = Some(continuation(model, &prompt, expected.len())? == expected);
+        row.greedy = Some(continuation(runner, &prompt, expected.len())? == expected);
     }
     Ok(row)
 }
@@ -202,23 +209,23 @@ fn kinds(info: &ModelInfo) -> Vec<&'static str> {
 }
 
 /// All logits `[T, V]` of `tokens` read in pieces that end at `cuts`.
-fn read(model: &Model, tokens: &[TokenId], cuts: &[usize], residuals: &mut Residuals) -> Vec<f32> {
-    let (mut slots, mut logits, mut start) = (model.slots(), Vec::new(), 0);
+fn read(runner: &mut Runner, tokens: &[TokenId], cuts: &[usize], residuals: &mut Residuals) -> Result<Vec<f32>> {
+    let (mut memory, mut logits, mut start) = (runner.memory()?, Vec::new(), 0);
     for &end in cuts.iter().chain([&tokens.len()]) {
         let mut piece = Vec::new();
         let mut hooks = Hooks::observing(residuals);
-        model.forward(&tokens[start..end], start, &mut slots, &mut hooks, Logits::All(&mut piece));
+        runner.forward(&tokens[start..end], start, &mut memory, &mut hooks, Logits::All(&mut piece))?;
         logits.append(&mut piece);
         start = end;
     }
-    logits
+    Ok(logits)
 }
 
 /// The `count` most likely tokens after a prompt, each read in turn.
-fn continuation(model: Model, prompt: &[TokenId], count: usize) -> Result<Vec<TokenId>> {
+fn continuation(runner: Runner, prompt: &[TokenId], count: usize) -> Result<Vec<TokenId>> {
     let greedy = sampler::Sampling { temperature: 0.0, top_k: None, top_p: None, seed: 0 };
     let budgets = Budgets { tape_bytes: 0, snapshot_bytes: 0 };
-    let mut session = Session::new(model.into(), None, budgets);
+    let mut session = Session::on(runner, None, budgets)?;
     session.start(prompt)?;
     (0..count)
         .map(|_| {

@@ -5,13 +5,12 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use serde_json::{Map, Value, json};
-use statescope_engine::hooks::Hooks;
-use statescope_engine::model::Logits;
+use statescope_engine::hooks::Depth;
 use statescope_engine::protocol::{Geometry, ModelInfo, TokenId};
 use statescope_engine::sampler;
 use statescope_engine::session::{Budgets, Session};
 
-use super::common::{Common, Opened, Prompt, Sampling, context_note};
+use super::common::{Common, Prompt, Sampling, context_note};
 use super::generate::{continue_text, may_end};
 use super::info::{bytes, kind, layer};
 use super::tensors::{Plan, QUANTITIES, Quantity, find};
@@ -70,13 +69,14 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
 
     // The window's snapshots: states between them are folded from the same places.
     let budgets = Budgets { tape_bytes: LARGEST_TAPE, ..Budgets::default() };
-    let mut session = Session::new(opened.model.clone(), opened.tokenizer_size(), budgets);
-    session.look_at(|layer| layers.contains(&layer));
+    let size = opened.tokenizer_size();
+    let mut session = Session::on(opened.runner, size, budgets)?;
+    session.look_at(|layer| if layers.contains(&layer) { Depth::Everything } else { Depth::Nothing });
     session.start(&prompt)?;
     let most = prompt.len().saturating_add(args.generate);
     args.check_size(&quantities, &layers, &session, &opened.info, most)?;
 
-    let logits = read(&mut session, &opened, &layers, &sampling, args.generate, may_end(&input, &opened.info))?;
+    let logits = read(&mut session, &opened.info, &layers, &sampling, args.generate, may_end(&input, &opened.info))?;
     let tokens = session.position();
     // An end of text may have come early.
     let plans = args.plan(&quantities, &layers, &session, &opened.info, tokens)?;
@@ -208,7 +208,7 @@ impl Args {
 /// Reads the prompt and makes `count` tokens; all of them are processed in the end. Returns the logits of every token, `[T, V]`.
 fn read(
     session: &mut Session,
-    opened: &Opened,
+    info: &ModelInfo,
     layers: &[usize],
     sampling: &sampler::Sampling,
     count: usize,
@@ -219,11 +219,14 @@ fn read(
         session.advance();
         check_tape(session, layers, prompt + count)?;
     }
-    let mut logits = prompt_logits(session);
+    if let Some(failure) = session.failure() {
+        return Err(failure.clone().into());
+    }
+    let mut logits = session.logits_again(prompt)?;
     let mut noted = false;
-    context_note(&opened.info, prompt, &mut noted);
+    context_note(info, prompt, &mut noted);
     let made = continue_text(session, sampling, count, ends, |session, _| {
-        context_note(&opened.info, session.history().len(), &mut noted);
+        context_note(info, session.history().len(), &mut noted);
         // The token made before this one has been read by now.
         if session.position() > prompt {
             logits.extend_from_slice(session.logits());
@@ -250,20 +253,6 @@ fn check_tape(session: &Session, layers: &[usize], tokens: usize) -> Result<()> 
         );
     }
     Ok(())
-}
-
-/// Logits of every token of the prompt: it is read once more in the same segments, so that the bits are those of the run.
-fn prompt_logits(session: &Session) -> Vec<f32> {
-    let (model, history) = (session.model(), session.history());
-    let (mut slots, mut logits, mut start) = (model.slots(), Vec::new(), 0);
-    while start < history.len() {
-        let segment = history.segment(start);
-        let mut chunk = Vec::new();
-        model.forward(&history.ids(segment.clone()), start, &mut slots, &mut Hooks::none(), Logits::All(&mut chunk));
-        logits.append(&mut chunk);
-        start = segment.end;
-    }
-    logits
 }
 
 /// Strings, as safetensors has it. All of it is JSON under `statescope`; the rest is there to be read without parsing that.

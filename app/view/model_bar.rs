@@ -1,22 +1,30 @@
 //! The top bar: which model, how fast, how large, at what cost; layout, theme, help.
 
 use eframe::egui::{self, RichText, Role, Sense, Ui, WidgetInfo};
-use statescope_engine::protocol::{Dtype, ModelSource, RunState};
+use statescope_engine::protocol::{Device, Dtype, ModelSource, RunState};
 
 use super::{ViewContext, ViewKind};
 use crate::action::Action;
+use crate::gpu::Gpu;
 use crate::layout::Layout;
 use crate::theme::{Theme, space};
 use crate::widget::format;
 
-pub fn model_bar(ui: &mut Ui, cx: &ViewContext<'_>, layout: &Layout, dtype: Option<Dtype>, actions: &mut Vec<Action>) {
+/// What the next load asks for, and what could be asked for.
+pub struct Place<'a> {
+    pub dtype: Option<Dtype>,
+    pub device: Device,
+    pub gpu: &'a Gpu,
+}
+
+pub fn model_bar(ui: &mut Ui, cx: &ViewContext<'_>, layout: &Layout, place: &Place<'_>, actions: &mut Vec<Action>) {
     ui.horizontal(|ui| {
         ui.set_height(24.0);
         models(ui, cx, actions);
         if ui.button("Open folder…").on_hover_text("Ctrl+O").clicked() {
             actions.push(Action::OpenFolder);
         }
-        device(ui, cx, dtype, actions);
+        device(ui, cx, place, actions);
         ui.add_space(space::S);
         // What stands at the right is placed first; the facts take what is left.
         let narrow = ui.available_width() < 640.0;
@@ -77,23 +85,44 @@ fn models(ui: &mut Ui, cx: &ViewContext<'_>, actions: &mut Vec<Action>) {
 }
 
 /// Where it runs, and what the weights are held in.
-fn device(ui: &mut Ui, cx: &ViewContext<'_>, dtype: Option<Dtype>, actions: &mut Vec<Action>) {
+fn device(ui: &mut Ui, cx: &ViewContext<'_>, place: &Place<'_>, actions: &mut Vec<Action>) {
     let own = cx.store.model.as_ref().map_or_else(|| "no weights".to_owned(), |m| m.dtype.to_string());
-    let title = if cx.store.model.is_some() { format!("CPU · {own}  ▾") } else { "CPU  ▾".to_owned() };
+    let current = cx.store.model.as_ref().map_or(place.device, |m| m.device.device).to_string().to_uppercase();
+    let title = if cx.store.model.is_some() { format!("{current} · {own}  ▾") } else { format!("{current}  ▾") };
     let title = RichText::new(title).color(cx.theme.text_muted);
     let response = ui.menu_button(title, |ui| {
+        ui.set_max_width(320.0);
+        caption(ui, cx.theme, "Runs on");
+        let mut choice = |ui: &mut Ui, device, name: &str| {
+            if ui.selectable_label(place.device == device, name).clicked() {
+                actions.push(Action::SetDevice(device));
+                ui.close();
+            }
+        };
+        choice(ui, Device::Cpu, "CPU");
+        match place.gpu.found() {
+            Some(Ok(name)) => choice(ui, Device::Cuda, name),
+            Some(Err(reason)) => note(ui, cx.theme, &format!("CUDA: {reason}.")),
+            None => note(ui, cx.theme, "CUDA: looking for a GPU…"),
+        }
+        for what in cx.store.model.iter().flat_map(|m| &m.device.on_cpu) {
+            note(ui, cx.theme, &format!("On the CPU all the same: {what}."));
+        }
+        ui.separator();
         caption(ui, cx.theme, "Weights are held in");
         for value in [None].into_iter().chain(Dtype::ALL.map(Some)) {
             let name = value.map_or_else(|| "the file's own type".to_owned(), |dtype| dtype.to_string());
-            if ui.selectable_label(dtype == value, name).clicked() {
+            if ui.selectable_label(place.dtype == value, name).clicked() {
                 actions.push(Action::SetDtype(value.map(|dtype| dtype.to_string())));
                 ui.close();
             }
         }
         ui.separator();
-        ui.label(RichText::new("Sums are always in f32.").font(cx.theme.small()).color(cx.theme.text_muted));
+        note(ui, cx.theme, "Sums are always in f32.");
     });
-    response.response.widget_info(|| WidgetInfo::labeled(Role::Button, true, format!("Device CPU, weights in {own}")));
+    response
+        .response
+        .widget_info(|| WidgetInfo::labeled(Role::Button, true, format!("Device {current}, weights in {own}")));
 }
 
 fn progress(ui: &mut Ui, cx: &ViewContext<'_>, loading: &crate::store::Loading, actions: &mut Vec<Action>) {
@@ -189,6 +218,11 @@ fn tools(ui: &mut Ui, cx: &ViewContext<'_>, layout: &Layout, actions: &mut Vec<A
         }
     });
     ui.add_space(space::S);
+}
+
+/// A line that is no choice.
+fn note(ui: &mut Ui, theme: &Theme, text: &str) {
+    ui.label(RichText::new(text).font(theme.small()).color(theme.text_muted));
 }
 
 fn caption(ui: &mut Ui, theme: &Theme, text: &str) {

@@ -58,9 +58,16 @@ impl View for PerformanceView {
             if let Some(ms) = cx.frame_ms {
                 line(ui, cx, "frame", &format::milliseconds(ms));
             }
+            if !model.device.name.is_empty() {
+                line(ui, cx, &format!("memory of {}", model.device.name), &format::bytes(p.device_bytes));
+            }
             line(ui, cx, "record of past tokens", &format::bytes(p.tape_bytes));
             line(ui, cx, "snapshots for seeking", &format::bytes(p.snapshot_bytes));
             line(ui, cx, "held by the window", &format::bytes(cx.store.reading_bytes()));
+            for what in &model.device.on_cpu {
+                let text = format!("On the CPU, between two copies: {what}.");
+                ui.label(egui::RichText::new(text).color(cx.theme.warning));
+            }
             let notes = cx.store.bounded_notes();
             if notes.is_empty() {
                 ui.label(egui::RichText::new("Nothing was bounded or dropped.").color(cx.theme.text_muted));

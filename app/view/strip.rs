@@ -235,7 +235,7 @@ mod tests {
 
     use egui_kittest::Harness;
     use egui_kittest::kittest::Queryable;
-    use statescope_engine::protocol::{Dtype, Event, ModelSource};
+    use statescope_engine::protocol::{DeviceInfo, Dtype, Event, ModelSource};
 
     use super::*;
     use crate::selection::{Hover, Selection, TimeAxis};
@@ -301,6 +301,7 @@ mod tests {
             trained_context: None,
             has_tokenizer: false,
             end_tokens: Vec::new(),
+            device: DeviceInfo::default(),
         };
         let mut store = Store::default();
         store.apply(Event::Loaded(Arc::new(model)));

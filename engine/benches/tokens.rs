@@ -1,15 +1,18 @@
 //! Tokens a second that a model reads and makes, without a window, as one JSON line: `cargo bench -p statescope-engine --bench tokens --
-//! --model M [--dtype D] [--threads N] [--prefill 512,4096] [--decode 64] [--depth 0] [--repeat 3] [--limits]`.
+//! --model M [--dtype D] [--device cuda] [--threads N] [--prefill 512,4096] [--decode 64] [--depth 0] [--repeat 3] [--look] [--limits]`.
 //!
-//! The session is the one that `generate` drives. A list of `--depth` measures how fast tokens are made after texts of those lengths.
+//! The session is the one that `generate` drives; with `--look` everything of the middle layer and the strength of all others is recorded,
+//! and likely tokens are ranked. A list of `--depth` measures how fast tokens are made after texts of those lengths.
 //! `--limits` measures what the machine reads from memory and multiplies instead.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::{Value, json};
+use statescope_engine::hooks::Depth;
 use statescope_engine::open::open_model;
-use statescope_engine::protocol::{ModelSource, TokenId};
+use statescope_engine::protocol::{Device, ModelSource, TokenId};
+use statescope_engine::runner::Runner;
 use statescope_engine::sampler::Sampling;
 use statescope_engine::session::{Budgets, Session};
 use statescope_kernels::{limits, set_threads};
@@ -58,12 +61,22 @@ fn main() {
     let source: ModelSource = model.parse().unwrap_or_else(|never| match never {});
     let dtype = option("--dtype").map(|text| text.parse().unwrap_or_else(|error| panic!("{error}")));
     let loaded = Instant::now();
-    let (model, _, info) = open_model(&source, dtype, |_| true).unwrap_or_else(|error| panic!("{error}"));
+    let device = if option("--device").as_deref() == Some("cuda") { Device::Cuda } else { Device::Cpu };
+    let (model, _, mut info) = open_model(&source, dtype, |_| true).unwrap_or_else(|error| panic!("{error}"));
+    let middle = model.layer_count() / 2;
+    let runner = Runner::open(Arc::new(model), device, &mut info).unwrap_or_else(|error| panic!("{error}"));
     let load = loaded.elapsed().as_secs_f64();
     let tokens = |count: usize| -> Vec<TokenId> {
         (0..count).map(|i| ((i * 7919 + i * i * 31 + 13) % info.vocab_size) as TokenId).collect()
     };
-    let mut session = Session::new(Arc::new(model), None, Budgets { tape_bytes: 64 << 20, snapshot_bytes: 0 });
+    let looks = std::env::args().any(|a| a == "--look");
+    let tape_bytes = if looks { Budgets::default().tape_bytes } else { 64 << 20 };
+    let budgets = Budgets { tape_bytes, snapshot_bytes: 0 };
+    let mut session = Session::on(runner, None, budgets).unwrap_or_else(|error| panic!("{error}"));
+    if looks {
+        session.rank(12);
+        session.look_at(|layer| if layer == middle { Depth::Everything } else { Depth::Strength });
+    }
     let repeats = number("--repeat", 3);
     let rate = |count: usize, seconds: f64| (count as f64 / seconds * 100.0).round() / 100.0;
 
@@ -107,7 +120,8 @@ fn main() {
     let line = json!({
         "model": info.name, "dtype": info.dtype.to_string(), "threads": statescope_engine::threads(), "load_s": load,
         "parameters": info.parameters, "weights_bytes": info.weights_bytes, "state_bytes": info.state_bytes,
-        "multiply_adds_per_token": multiplied, "prefill": prefill, "decode": decode,
+        "device": info.device.device.to_string(), "device_name": info.device.name, "on_cpu": info.device.on_cpu,
+        "device_bytes": session.runner().device_bytes(), "looking": looks, "multiply_adds_per_token": multiplied, "prefill": prefill, "decode": decode,
     });
     println!("{line}");
 }

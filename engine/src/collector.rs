@@ -8,9 +8,12 @@ use std::time::{Duration, Instant};
 use statescope_kernels::pool::{pool_row, pool_signed_absmax, pooled_row};
 use statescope_kernels::reduce::min_max;
 
+use crate::hooks::Depth;
 use crate::mixer::Mixer;
 use crate::probes::{MATRIX_TOKENS, StateNorms, exists, mixing_rows, reach, reduce_row, row_errors, series_row};
-use crate::protocol::{Cadence, MixingView, Point, Positions, Probe, Reading, Reduction, Scale, Site, Span, Stage};
+use crate::protocol::{
+    Cadence, Fold, MixingView, Point, Positions, Probe, Reading, Reduction, Scale, Site, Span, Stage,
+};
 use crate::session::Session;
 use crate::tape::LayerTape;
 
@@ -108,9 +111,15 @@ impl Collector {
         self.pooling = self.pooling.take().filter(|p| probes.contains(&p.probe));
     }
 
-    /// Layers that any probe looks at.
-    pub fn looks_at(&self, layer: usize) -> bool {
-        self.probes.iter().any(|p| p.site.layer as usize == layer)
+    /// How much of a layer the probes look at.
+    pub fn looks_at(&self, layer: usize) -> Depth {
+        let strength = |p: &Probe| {
+            (p.site.point, p.site.part, p.reduction) == (Point::Write, 0, Reduction::Layer(Fold::Norm))
+                && p.select.heads == Span::All
+        };
+        let depth = |p: &Probe| if strength(p) { Depth::Strength } else { Depth::Everything };
+        let here = self.probes.iter().filter(|p| p.site.layer as usize == layer);
+        here.map(depth).max().unwrap_or_default()
     }
 
     /// Everything from `keep` on is void.

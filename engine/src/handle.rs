@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, TrySendError, bounded};
 
-use crate::protocol::{Command, Event, Failure, ModelSource};
+use crate::protocol::{Command, Device, Event, Failure, ModelSource};
 use crate::worker::Worker;
 
 /// Commands in flight: more than a person can cause between two tokens.
@@ -102,7 +102,7 @@ impl Handle {
     /// # Errors
     /// The failure's message.
     pub fn load_and_wait(&mut self, source: ModelSource) -> Result<Arc<crate::protocol::ModelInfo>, String> {
-        self.send(Command::Load { source, dtype: None });
+        self.send(Command::Load { source, dtype: None, device: Device::Cpu });
         loop {
             match self.wait(Duration::from_secs(600)) {
                 Some(Event::Loaded(info)) => return Ok(info),

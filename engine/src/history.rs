@@ -6,11 +6,11 @@
 
 use std::ops::Range;
 
-use crate::mixer::StateSlot;
 use crate::protocol::{TokenId, TokenSource};
+use crate::runner::Saved;
 
-/// Longest prefill chunk; a multiple of [`GRID`].
-const CHUNK: usize = 128;
+/// Longest prefill chunk on the CPU; a multiple of [`GRID`].
+pub const CHUNK: usize = 128;
 /// Prefill chunks start at multiples of this.
 const GRID: usize = 64;
 
@@ -18,14 +18,14 @@ const GRID: usize = 64;
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     pub position: usize,
-    pub slots: Vec<StateSlot>,
+    pub memory: Saved,
     /// `[V]`, of the last token before `position`.
     pub logits: Vec<f32>,
 }
 
 impl Snapshot {
     fn bytes(&self) -> usize {
-        self.slots.iter().map(StateSlot::owned_bytes).sum::<usize>() + self.logits.len() * size_of::<f32>()
+        self.memory.bytes() + self.logits.len() * size_of::<f32>()
     }
 }
 
@@ -62,10 +62,10 @@ impl History {
         self.tokens[positions].iter().map(|(id, _)| *id).collect()
     }
 
-    /// Starts over with a prompt, to be read in chunks.
-    pub fn start(&mut self, prompt: &[TokenId]) {
+    /// Starts over with a prompt, to be read in chunks of `chunk`, a multiple of [`GRID`].
+    pub fn start(&mut self, prompt: &[TokenId], chunk: usize) {
         self.tokens = prompt.iter().map(|id| (*id, TokenSource::Prompt)).collect();
-        self.ends = (1..).map(|i| i * CHUNK).take_while(|end| *end < prompt.len()).collect();
+        self.ends = (1..).map(|i| i * chunk).take_while(|end| *end < prompt.len()).collect();
         self.ends.push(prompt.len());
         self.snapshots.clear();
     }
@@ -101,12 +101,12 @@ impl History {
         self.snapshots.iter().rev().find(|s| s.position <= position)
     }
 
-    /// Whether a snapshot after `position` tokens would be worth keeping: at the end of a segment, some way after the last one. The end
+    /// Whether a snapshot after `position` tokens would be worth keeping: with a budget, at the end of a segment, some way after the last one. The end
     /// of a chunk always is, since a state folded step by step has other bits.
     pub fn wants_snapshot(&self, position: usize) -> bool {
         let last = self.snapshot_before(position).map_or(0, |s| s.position);
         let chunk = position > last && self.segment(position - 1).len() > 1;
-        (chunk || position >= last + GRID) && self.ends.binary_search(&position).is_ok()
+        self.budget > 0 && (chunk || position >= last + GRID) && self.ends.binary_search(&position).is_ok()
     }
 
     /// Keeps a snapshot; beyond the budget every second one goes.
@@ -144,7 +144,7 @@ mod tests {
     #[test]
     fn prompts_are_chunked_on_the_grid_and_steps_are_single() {
         let mut history = History::new(usize::MAX);
-        history.start(&[7; 257]);
+        history.start(&[7; 257], CHUNK);
         history.push(8, TokenSource::Sampled);
         assert_eq!(segments(&history), vec![0..128, 128..256, 256..257, 257..258]);
         assert!(segments(&history)[..3].iter().all(|s| s.start % GRID == 0));
@@ -154,8 +154,8 @@ mod tests {
     #[test]
     fn a_cut_splits_the_segment_it_falls_into() {
         let mut history = History::new(usize::MAX);
-        history.start(&[7; 100]);
-        history.keep(Snapshot { position: 100, slots: vec![], logits: vec![] });
+        history.start(&[7; 100], CHUNK);
+        history.keep(Snapshot { position: 100, memory: Saved::Host(vec![]), logits: vec![] });
         history.truncate(30);
         history.push(9, TokenSource::Forced);
         assert_eq!(segments(&history), vec![0..30, 30..31]);
@@ -166,7 +166,7 @@ mod tests {
     fn snapshots_thin_out_to_the_budget() {
         let mut history = History::new(40 * size_of::<f32>());
         for position in (64..=6400).step_by(64) {
-            history.keep(Snapshot { position, slots: vec![], logits: vec![0.0; 4] });
+            history.keep(Snapshot { position, memory: Saved::Host(vec![]), logits: vec![0.0; 4] });
         }
         assert!(history.snapshot_bytes() <= 40 * size_of::<f32>());
         assert!(history.snapshot_before(6400).is_some());

@@ -5,10 +5,24 @@
 
 use crate::protocol::Point;
 
+/// How much of a layer is looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Depth {
+    #[default]
+    Nothing,
+    /// One number a token: how strongly the layer writes.
+    Strength,
+    Everything,
+}
+
 /// Receives quantities of a forward pass.
 pub trait Observer {
     /// Whether `observe` should be called for this layer at all.
     fn wants(&self, layer: usize) -> bool;
+    /// How much of this layer is worth copying from where it was computed, should that cost something.
+    fn depth(&self, layer: usize) -> Depth {
+        if self.wants(layer) { Depth::Everything } else { Depth::Nothing }
+    }
     /// `values` `[rows, …]` of the mixer `part` of a layer: the rows of consecutive tokens, the first at absolute position `first`. What
     /// belongs to the layer as a whole comes under part 0.
     fn observe(&mut self, layer: usize, part: usize, point: Point, first: usize, rows: usize, values: &[f32]);
@@ -69,6 +83,11 @@ impl<'a> Hooks<'a> {
         {
             observer.observe(self.layer, self.part, point, self.first + token, 1, values);
         }
+    }
+
+    /// How much of a layer should be shown.
+    pub fn depth(&self, layer: usize) -> Depth {
+        self.observer.as_ref().map_or(Depth::Nothing, |o| o.depth(layer))
     }
 
     /// Lets the editor change `values`, then shows them to the observer.

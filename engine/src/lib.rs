@@ -14,10 +14,12 @@
 //!              readings ◀── collector: how far each probe has been answered ◀── probes: derive, fold, draw M
 //! ```
 //!
-//! [`loader`] turns a folder into a [`model::spec::ModelSpec`] and weights; a new architecture is a mixer file and a name map.
+//! [`runner`] says where all this computes: on the CPU, or on a GPU (`device/`, feature `cuda`). [`loader`] turns a folder into a [`model::spec::ModelSpec`] and weights; a new architecture is a mixer file and a name map.
 
 pub mod builtin;
 pub mod collector;
+#[cfg(feature = "cuda")]
+pub mod device;
 pub mod handle;
 pub mod history;
 pub mod hooks;
@@ -27,6 +29,7 @@ pub mod model;
 pub mod open;
 pub mod probes;
 pub mod protocol;
+pub mod runner;
 pub mod sampler;
 pub mod session;
 pub mod tape;

@@ -2,7 +2,7 @@
 
 use crate::loader::{self, tokenizer::Tokenizer};
 use crate::model::Model;
-use crate::protocol::{Dtype, Geometry, ModelInfo, ModelSource, TokenId};
+use crate::protocol::{DeviceInfo, Dtype, Geometry, ModelInfo, ModelSource, TokenId};
 
 /// Bytes and special spelling of a token; ids in brackets where there is no tokenizer.
 pub fn spell(tokenizer: Option<&Tokenizer>, id: TokenId) -> (Vec<u8>, Option<String>) {
@@ -41,6 +41,7 @@ pub fn open_model(
         trained_context: model.spec().trained_context,
         has_tokenizer: opened.tokenizer.is_some(),
         end_tokens: model.spec().end_tokens.clone(),
+        device: DeviceInfo::default(),
         layers,
     };
     Ok((model, opened.tokenizer, info))

@@ -99,6 +99,34 @@ impl LayerInfo {
     }
 }
 
+/// Where a model computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Device {
+    #[default]
+    Cpu,
+    /// The first NVIDIA GPU.
+    Cuda,
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        })
+    }
+}
+
+/// What a model turned out to run on.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct DeviceInfo {
+    pub device: Device,
+    /// As the driver calls the GPU; empty on the CPU.
+    pub name: String,
+    /// On a GPU: what has no kernels there and runs on the CPU between two copies, such as `layers 1, 3: mixture of experts`.
+    pub on_cpu: Vec<String>,
+}
+
 /// What is known of a loaded model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelInfo {
@@ -125,6 +153,7 @@ pub struct ModelInfo {
     pub trained_context: Option<usize>,
     pub has_tokenizer: bool,
     pub end_tokens: Vec<TokenId>,
+    pub device: DeviceInfo,
 }
 
 /// A named quantity inside a layer. The shapes are per token.

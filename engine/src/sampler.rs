@@ -46,11 +46,11 @@ impl Sampling {
         if self.temperature == 0.0 || self.top_k == Some(1) {
             return argmax(logits).unwrap_or(0) as TokenId;
         }
-        // Only a truncation needs the candidates sorted; a draw from all of them does not.
-        let mut candidates: Vec<(TokenId, f32)> = match (self.top_k, self.top_p) {
-            (None, None) => (0..).zip(logits.iter().copied()).collect(),
-            (k, _) => top_k(logits, k.unwrap_or(logits.len()).min(logits.len())),
-        };
+        if self.top_k.is_none() && self.top_p.is_none() {
+            return self.draw_from_all(logits, position);
+        }
+        let k = self.top_k.unwrap_or(logits.len()).min(logits.len());
+        let mut candidates: Vec<(TokenId, f32)> = top_k(logits, k);
         candidates.retain(|(_, logit)| logit.is_finite());
         let peak = candidates.iter().fold(f32::NEG_INFINITY, |peak, (_, logit)| peak.max(*logit));
         let Some(&(first, _)) = candidates.first() else { return 0 };
@@ -71,6 +71,35 @@ impl Sampling {
             remaining -= f64::from(*weight);
         }
         first
+    }
+
+    /// Without a truncation nothing has to be sorted.
+    fn draw_from_all(&self, logits: &[f32], position: usize) -> TokenId {
+        let finite = |logit: f32| if logit.is_finite() { logit } else { f32::NEG_INFINITY };
+        let peak = logits.iter().fold(f32::NEG_INFINITY, |peak, logit| peak.max(finite(*logit)));
+        if peak == f32::NEG_INFINITY {
+            return 0;
+        }
+        let mut weights: Vec<f32> = logits.iter().map(|logit| (finite(*logit) - peak) / self.temperature).collect();
+        exp_slice(&mut weights);
+        // Stretches of f32, summed in f64: fast, and a large vocabulary does not lose its tail.
+        const STRETCH: usize = 64;
+        let sums: Vec<f64> = weights.chunks(STRETCH).map(|part| f64::from(part.iter().sum::<f32>())).collect();
+        let mut remaining = uniform(self.seed, position) * sums.iter().sum::<f64>();
+        let mut at = 0;
+        while at + 1 < sums.len() && remaining >= sums[at] {
+            remaining -= sums[at];
+            at += 1;
+        }
+        let mut last = 0;
+        for (id, weight) in weights.iter().enumerate().skip(at * STRETCH).filter(|(_, weight)| **weight > 0.0) {
+            last = id;
+            if remaining < f64::from(*weight) {
+                break;
+            }
+            remaining -= f64::from(*weight);
+        }
+        last as TokenId
     }
 }
 

@@ -3,14 +3,15 @@
 
 use std::sync::Arc;
 
-use statescope_kernels::reduce::{log_sum_exp, summarise_softmax, top_k};
+use statescope_kernels::reduce::log_sum_exp;
 
 use crate::history::{History, Snapshot};
-use crate::hooks::Hooks;
+use crate::hooks::{Depth, Hooks};
 use crate::mixer::StateSlot;
 use crate::model::{Logits, Model};
 use crate::probes::MATRIX_TOKENS;
 use crate::protocol::{Prediction, TokenId, TokenSource};
+use crate::runner::{DeviceError, Memory, Outlook, Runner};
 use crate::sampler::Sampling;
 use crate::tape::{Refill, Tape};
 
@@ -44,6 +45,8 @@ pub enum SessionError {
         "the logits after token {position} are not finite; the weights or the input overflow, so no token can be chosen"
     )]
     NotFinite { position: usize },
+    #[error(transparent)]
+    Device(#[from] DeviceError),
 }
 
 /// A candidate as the session knows it: (id, probability).
@@ -59,16 +62,17 @@ pub struct Expectation {
 
 /// A text being read and continued.
 pub struct Session {
-    model: Arc<Model>,
+    runner: Runner,
     history: History,
     tape: Tape,
-    slots: Vec<StateSlot>,
+    memory: Memory,
+    /// Why the device stopped, until the next text.
+    failure: Option<DeviceError>,
     /// Tokens processed.
     position: usize,
     /// Tokens that should be processed before anything is sampled.
     goal: usize,
-    /// `[V]` after the last processed token.
-    logits: Vec<f32>,
+    latest: Latest,
     /// By position; none where not computed.
     expectations: Vec<Option<Expectation>>,
     /// Candidates per expectation; 0 computes none.
@@ -80,31 +84,57 @@ pub struct Session {
 /// A second reading of the text that refills what is not recorded, beside the live one.
 pub struct Replay {
     layers: Vec<usize>,
-    slots: Vec<StateSlot>,
+    memory: Memory,
     position: usize,
-    logits: Vec<f32>,
+    latest: Latest,
 }
 
 impl Session {
     /// `tokenizer_size`: entries of the tokenizer; rows of the embedding beyond them are never sampled.
     pub fn new(model: Arc<Model>, tokenizer_size: Option<usize>, budgets: Budgets) -> Self {
+        let memory = Memory::Host(model.slots());
+        Self::with(Runner::cpu(model), memory, tokenizer_size, budgets)
+    }
+
+    /// As [`Session::new`], wherever `runner` computes.
+    ///
+    /// # Errors
+    /// The memory for a text does not fit there.
+    pub fn on(runner: Runner, tokenizer_size: Option<usize>, budgets: Budgets) -> Result<Self, DeviceError> {
+        let memory = runner.memory()?;
+        Ok(Self::with(runner, memory, tokenizer_size, budgets))
+    }
+
+    fn with(runner: Runner, memory: Memory, tokenizer_size: Option<usize>, budgets: Budgets) -> Self {
+        let model = runner.model();
         let sampling_limit = tokenizer_size.unwrap_or(usize::MAX).clamp(1, model.spec().vocab_size);
+        let tape = if runner.copies_much() { Tape::lean } else { Tape::new };
         Self {
             history: History::new(budgets.snapshot_bytes),
-            tape: Tape::new(&model.part_counts(), budgets.tape_bytes),
-            slots: model.slots(),
+            tape: tape(&model.part_counts(), budgets.tape_bytes),
+            memory,
+            failure: None,
             position: 0,
             goal: 0,
-            logits: Vec::new(),
+            latest: Latest::default(),
             expectations: Vec::new(),
             candidates: 0,
             sampling_limit,
-            model,
+            runner,
         }
     }
 
     pub fn model(&self) -> &Arc<Model> {
-        &self.model
+        self.runner.model()
+    }
+
+    pub fn runner(&self) -> &Runner {
+        &self.runner
+    }
+
+    /// Why nothing more is computed, if the device has failed.
+    pub fn failure(&self) -> Option<&DeviceError> {
+        self.failure.as_ref()
     }
 
     pub fn history(&self) -> &History {
@@ -127,20 +157,21 @@ impl Session {
 
     /// `[V]` after the last processed token; empty before the first.
     pub fn logits(&self) -> &[f32] {
-        &self.logits
+        &self.latest.logits
     }
 
     pub fn expectation(&self, position: usize) -> Option<&Expectation> {
         self.expectations.get(position)?.as_ref()
     }
 
+    /// The memories of a model that runs on the CPU; none elsewhere.
     pub fn slots(&self) -> &[StateSlot] {
-        &self.slots
+        self.memory.slots()
     }
 
     /// Bytes of all KV caches now.
     pub fn kv_bytes(&self) -> usize {
-        self.slots.iter().map(|s| s.kv.bytes()).sum()
+        self.memory.kv_bytes()
     }
 
     /// What had to be given up to stay in the budgets, in words.
@@ -164,9 +195,12 @@ impl Session {
         self.candidates = candidates;
     }
 
-    /// Which layers are looked at: they are recorded longest.
-    pub fn look_at(&mut self, layers: impl Fn(usize) -> bool) {
+    /// How much of each layer is looked at: those in sight are recorded longest.
+    pub fn look_at(&mut self, layers: impl Fn(usize) -> Depth) {
         self.tape.look_at(layers);
+        if self.position == 0 {
+            self.tape.truncate(0);
+        }
     }
 
     /// Starts over with a prompt; nothing is processed yet. On an error the text before stays.
@@ -176,16 +210,17 @@ impl Session {
         }
         prompt.iter().enumerate().try_for_each(|(position, token)| self.check(*token, position))?;
         self.check_length(prompt.len())?;
-        self.history.start(prompt);
+        self.history.start(prompt, self.runner.chunk(self.tape.in_sight()));
         self.tape.truncate(0);
         self.expectations.clear();
-        self.rewind(0);
+        self.failure = None;
         self.goal = prompt.len();
+        self.rewind(0);
         Ok(())
     }
 
     fn check(&self, token: TokenId, position: usize) -> Result<(), SessionError> {
-        let vocab_size = self.model.spec().vocab_size;
+        let vocab_size = self.model().spec().vocab_size;
         if (token as usize) < vocab_size {
             Ok(())
         } else {
@@ -195,7 +230,7 @@ impl Session {
 
     /// That a text of `length` tokens has positions.
     fn check_length(&self, length: usize) -> Result<(), SessionError> {
-        match self.model.spec().learned_positions {
+        match self.model().spec().learned_positions {
             Some(limit) if length > limit => Err(SessionError::TooLong { limit }),
             _ => Ok(()),
         }
@@ -203,17 +238,26 @@ impl Session {
 
     /// Goes to the nearest remembered place at or before `position`.
     fn rewind(&mut self, position: usize) {
-        match self.history.snapshot_before(position) {
+        let restored = match self.history.snapshot_before(position) {
             Some(snapshot) => {
-                self.slots.clone_from(&snapshot.slots);
-                self.logits.clone_from(&snapshot.logits);
+                self.latest = Latest { logits: snapshot.logits.clone(), normaliser: None };
                 self.position = snapshot.position;
+                self.memory.restore(&snapshot.memory)
             }
             None => {
-                self.slots = self.model.slots();
-                self.logits.clear();
+                self.latest = Latest::default();
                 self.position = 0;
+                self.memory.clear(self.runner.model())
             }
+        };
+        self.stop_on(restored);
+    }
+
+    /// After a failure of the device nothing waits to be read any more.
+    fn stop_on(&mut self, done: Result<(), DeviceError>) {
+        if let Err(error) = done {
+            self.failure = Some(error);
+            self.goal = self.position;
         }
     }
 
@@ -227,34 +271,33 @@ impl Session {
             // Stopped inside a chunk: read the chunk again from its start, so that the bits are those of the first run.
             self.rewind(segment.start);
             let goal = self.goal;
-            while self.position < segment.start {
+            while self.position < segment.start && self.failure.is_none() {
                 self.goal = segment.start;
                 self.advance();
             }
             self.goal = goal;
         }
+        if self.failure.is_some() {
+            return 0;
+        }
         let range = segment.start..segment.end.min(self.goal);
         let tokens = self.history.ids(range.clone());
-        let before = std::mem::take(&mut self.logits);
-        let mut all = Vec::new();
-        let rank = self.candidates > 0;
-        let logits = if rank { Logits::All(&mut all) } else { Logits::Last(&mut all) };
-        let mut hooks = Hooks::observing(&mut self.tape);
-        self.model.forward(&tokens, range.start, &mut self.slots, &mut hooks, logits);
-        self.tape.enforce_budget();
-        if rank {
-            let expectations = expect(&before, &all, &tokens, self.model.spec().vocab_size, self.candidates);
-            self.store(range.start, expectations);
+        let pass = Pass { tokens: &tokens, first: range.start, candidates: self.candidates };
+        let hooks = Hooks::observing(&mut self.tape);
+        match pass.run(&mut self.runner, &mut self.memory, hooks, &mut self.latest) {
+            Ok(expectations) => self.store(range.start, expectations),
+            Err(error) => {
+                self.stop_on(Err(error));
+                return 0;
+            }
         }
-        let vocab = self.model.spec().vocab_size;
-        self.logits = all.split_off(all.len() - vocab);
+        self.tape.enforce_budget();
         self.position = range.end;
         if self.history.wants_snapshot(self.position) {
-            self.history.keep(Snapshot {
-                position: self.position,
-                slots: self.slots.iter().map(StateSlot::snapshot).collect(),
-                logits: self.logits.clone(),
-            });
+            // Without room for a snapshot seeking starts further back.
+            if let Ok(memory) = self.memory.save() {
+                self.history.keep(Snapshot { position: self.position, memory, logits: self.latest.logits.clone() });
+            }
         }
         range.len()
     }
@@ -268,6 +311,9 @@ impl Session {
 
     fn store(&mut self, first: usize, expectations: Vec<Expectation>) {
         let end = first + expectations.len();
+        if first == end {
+            return;
+        }
         if self.expectations.len() < end {
             self.expectations.resize(end, None);
         }
@@ -283,9 +329,12 @@ impl Session {
             self.goal = self.position + 1;
             return Ok(self.history.token(self.position).0);
         }
+        if let Some(failure) = &self.failure {
+            return Err(failure.clone().into());
+        }
         let Some(last) = self.position.checked_sub(1) else { return Err(SessionError::EmptyPrompt) };
         self.check_length(self.position + 1)?;
-        let logits = &self.logits[..self.sampling_limit];
+        let logits = &self.latest.logits[..self.sampling_limit];
         if !logits.iter().any(|l| l.is_finite()) {
             return Err(SessionError::NotFinite { position: last });
         }
@@ -334,7 +383,8 @@ impl Session {
         if self.position == 0 || (layers.is_empty() && expected) {
             return None;
         }
-        Some(Replay { layers, slots: self.model.slots(), position: 0, logits: Vec::new() })
+        let memory = self.runner.memory().ok()?;
+        Some(Replay { layers, memory, position: 0, latest: Latest::default() })
     }
 
     /// Reads the next segment of a replay. Returns (done, total); at the end the refilled layers are recorded on.
@@ -343,17 +393,16 @@ impl Session {
             let segment = self.history.segment(replay.position);
             let range = replay.position..segment.end.min(self.position);
             let tokens = self.history.ids(range.clone());
-            let mut all = Vec::new();
-            let rank = self.candidates > 0;
-            let logits = if rank { Logits::All(&mut all) } else { Logits::Last(&mut all) };
+            let pass = Pass { tokens: &tokens, first: range.start, candidates: self.candidates };
             let mut refill = Refill { tape: &mut self.tape, layers: &replay.layers };
-            self.model.forward(&tokens, range.start, &mut replay.slots, &mut Hooks::observing(&mut refill), logits);
-            let vocab = self.model.spec().vocab_size;
-            if rank {
-                let expectations = expect(&replay.logits, &all, &tokens, vocab, self.candidates);
-                self.store(range.start, expectations);
+            let hooks = Hooks::observing(&mut refill);
+            match pass.run(&mut self.runner, &mut replay.memory, hooks, &mut replay.latest) {
+                Ok(expectations) => self.store(range.start, expectations),
+                Err(error) => {
+                    self.stop_on(Err(error));
+                    return (self.position, self.position);
+                }
             }
-            replay.logits = all.split_off(all.len() - vocab);
             replay.position = range.end;
         }
         if replay.position >= self.position {
@@ -363,16 +412,30 @@ impl Session {
         (replay.position, self.position)
     }
 
+    /// Logits `[T, V]` of the first `tokens` tokens, which are read once more in the same segments, so that the bits are those of the run.
+    pub fn logits_again(&mut self, tokens: usize) -> Result<Vec<f32>, DeviceError> {
+        let (mut memory, mut logits, mut start) = (self.runner.memory()?, Vec::new(), 0);
+        while start < tokens {
+            let segment = self.history.segment(start);
+            let mut chunk = Vec::new();
+            let ids = self.history.ids(segment.clone());
+            self.runner.forward(&ids, start, &mut memory, &mut Hooks::none(), Logits::All(&mut chunk))?;
+            logits.append(&mut chunk);
+            start = segment.end;
+        }
+        Ok(logits)
+    }
+
     /// The recurrent state `[H, P, N]` of a mixer after the token at `position`; none if it is not known (any more) or the mixer has none.
     pub fn state_at(&self, layer: usize, part: usize, position: usize) -> Option<Vec<f32>> {
-        let slot = self.model.slot_index(layer, part);
+        let slot = self.model().slot_index(layer, part);
         if position + 1 == self.position {
-            let state = &self.slots[slot].state;
-            return (!state.is_empty()).then(|| state.clone());
+            let state = self.memory.state(slot);
+            return (!state.is_empty()).then_some(state);
         }
-        let (mixer, tape) = (self.model.mixer(layer, part), self.tape.part(layer, part));
+        let (mixer, tape) = (self.model().mixer(layer, part), self.tape.part(layer, part));
         let (mut state, from) = match self.history.snapshot_before(position + 1) {
-            Some(snapshot) => (snapshot.slots[slot].state.clone(), snapshot.position),
+            Some(snapshot) => (snapshot.memory.state(slot), snapshot.position),
             None => (mixer.slot().state, 0),
         };
         let recorded = tape.positions();
@@ -389,22 +452,56 @@ impl Session {
     }
 }
 
-/// Expectations for tokens whose logits are `all` `[T, V]`; `before` are the logits of the token before the first, or empty.
-fn expect(before: &[f32], all: &[f32], tokens: &[TokenId], vocab: usize, candidates: usize) -> Vec<Expectation> {
-    let rows: Vec<&[f32]> = all.chunks_exact(vocab).collect();
-    let mut expectations = Vec::with_capacity(rows.len());
-    let mut previous: Option<(&[f32], f32)> = (!before.is_empty()).then(|| (before, log_sum_exp(before)));
-    for (logits, token) in rows.iter().zip(tokens) {
-        let summary = summarise_softmax(logits);
-        let normaliser = summary.log_sum_exp;
-        expectations.push(Expectation {
-            entropy_bits: summary.entropy_bits,
-            surprisal_bits: previous.map(|(p, z)| (z - p[*token as usize]) / std::f32::consts::LN_2),
-            candidates: top_k(logits, candidates).into_iter().map(|(id, l)| (id, (l - normaliser).exp())).collect(),
-        });
-        previous = Some((logits, normaliser));
+/// The logits of the last processed token `[V]`, empty before the first, and ln Σ eˣ of them where that is known.
+#[derive(Default)]
+struct Latest {
+    logits: Vec<f32>,
+    normaliser: Option<f32>,
+}
+
+impl Latest {
+    /// −log₂ p(token), none before the first.
+    fn surprisal(&self, token: TokenId) -> Option<f32> {
+        let logit = self.logits.get(token as usize)?;
+        Some((self.normaliser.unwrap_or_else(|| log_sum_exp(&self.logits)) - logit) / std::f32::consts::LN_2)
     }
-    expectations
+}
+
+/// Tokens to read.
+struct Pass<'a> {
+    tokens: &'a [TokenId],
+    first: usize,
+    /// To rank at every token; 0 ranks none.
+    candidates: usize,
+}
+
+impl Pass<'_> {
+    /// Reads them and brings `latest` up to the last. Returns what was expected after each of them, nothing if nothing is ranked.
+    fn run(
+        &self,
+        runner: &mut Runner,
+        memory: &mut Memory,
+        mut hooks: Hooks<'_>,
+        latest: &mut Latest,
+    ) -> Result<Vec<Expectation>, DeviceError> {
+        let Pass { tokens, first, candidates } = *self;
+        if candidates == 0 {
+            latest.normaliser = None;
+            runner.forward(tokens, first, memory, &mut hooks, Logits::Last(&mut latest.logits))?;
+            return Ok(Vec::new());
+        }
+        let (outlooks, logits) = runner.forward_ranked(tokens, first, memory, &mut hooks, candidates)?;
+        let mut surprisal_bits = latest.surprisal(tokens[0]);
+        *latest = Latest { logits, normaliser: outlooks.last().map(|outlook| outlook.log_sum_exp) };
+        let expectations = outlooks.into_iter().map(|outlook| {
+            let Outlook { log_sum_exp: z, entropy_bits, next_logit, candidates } = outlook;
+            let next = next_logit.map(|logit| (z - logit) / std::f32::consts::LN_2);
+            let surprisal_bits = std::mem::replace(&mut surprisal_bits, next);
+            let candidates = candidates.into_iter().map(|(id, logit)| (id, (logit - z).exp())).collect();
+            Expectation { entropy_bits, surprisal_bits, candidates }
+        });
+        Ok(expectations.collect())
+    }
 }
 
 impl Expectation {

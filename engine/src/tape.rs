@@ -1,14 +1,15 @@
 //! The record of a run: per layer and token the small quantities (Δ, keys, queries, values, gates, outputs) from which every
 //! series, gate, state and mixing matrix is derived later, without running the model again.
 //!
-//! It is bounded. Layers that nobody looks at go first; a layer that is looked at later is refilled by replay. When even the
+//! It is bounded. Where copying costs (a GPU), layers out of sight are not recorded, or only how strongly they write. Else layers that
+//! nobody looks at go first; a layer that is looked at later is refilled by replay. When even the
 //! layers in sight do not fit, their oldest tokens go, and what depended on them is unknown (NaN), which is said.
 
 use std::ops::Range;
 
 use statescope_kernels::mixing::Strided;
 
-use crate::hooks::Observer;
+use crate::hooks::{Depth, Observer};
 use crate::protocol::Point;
 
 /// Tokens that a column has room for from the start, and columns that a layer is taken to have, so that the budget bounds that room.
@@ -34,7 +35,7 @@ impl LayerTape {
     /// Absolute positions recorded.
     pub fn positions(&self) -> Range<usize> {
         // The last quantity that a layer shows is Resid, and its further mixers Out, so a token counts once all of it is there.
-        let last = self.column(Point::Resid).or_else(|| self.column(Point::Out));
+        let last = self.column(Point::Resid).or_else(|| self.column(Point::Out)).or_else(|| self.column(Point::Write));
         let rows = last.map_or(0, |c| c.values.len() / c.width.max(1));
         self.first..self.first + rows
     }
@@ -113,10 +114,12 @@ impl LayerTape {
 pub struct Tape {
     /// By layer and part; at least one part.
     layers: Vec<Vec<LayerTape>>,
-    /// Layers in sight, which are kept longest.
-    observed: Vec<bool>,
-    /// Layers given up to stay in the budget, until they are observed.
-    dropped: Vec<bool>,
+    /// What is looked at of each layer; layers in sight are kept longest.
+    observed: Vec<Depth>,
+    /// What is recorded: nothing of layers given up to stay in the budget, until a replay has refilled them.
+    recorded: Vec<Depth>,
+    /// Whether only what is looked at is recorded.
+    lean: bool,
     budget: usize,
 }
 
@@ -125,10 +128,16 @@ impl Tape {
     pub fn new(parts: &[usize], budget: usize) -> Self {
         Self {
             layers: parts.iter().map(|&parts| vec![LayerTape::default(); parts.max(1)]).collect(),
-            observed: vec![false; parts.len()],
-            dropped: vec![false; parts.len()],
+            observed: vec![Depth::Nothing; parts.len()],
+            recorded: vec![Depth::Everything; parts.len()],
+            lean: false,
             budget,
         }
+    }
+
+    /// One that records no more than is looked at.
+    pub fn lean(parts: &[usize], budget: usize) -> Self {
+        Self { recorded: vec![Depth::Nothing; parts.len()], lean: true, ..Self::new(parts, budget) }
     }
 
     /// The record of mixer `part`; part 0 also holds what belongs to the layer as a whole.
@@ -150,44 +159,58 @@ impl Tape {
         self.layers.iter().flatten().map(LayerTape::bytes).sum()
     }
 
-    /// Sets which layers are in sight. What `missing` then names must be refilled by replay.
-    pub fn look_at(&mut self, layers: impl Fn(usize) -> bool) {
-        for (index, observed) in self.observed.iter_mut().enumerate() {
-            *observed = layers(index);
+    /// Sets what is looked at of each layer. What `missing` then names must be refilled by replay.
+    pub fn look_at(&mut self, layers: impl Fn(usize) -> Depth) {
+        for layer in 0..self.layers.len() {
+            self.observed[layer] = layers(layer);
+            if self.lean && self.recorded[layer] < self.observed[layer] {
+                // A record of another depth, or one that a replay has begun to refill.
+                self.give_up(layer);
+            }
         }
+    }
+
+    /// Layers of which everything is looked at.
+    pub fn in_sight(&self) -> usize {
+        self.observed.iter().filter(|depth| **depth == Depth::Everything).count()
     }
 
     /// Layers in sight that were given up.
     pub fn missing(&self) -> Vec<usize> {
-        (0..self.layers.len()).filter(|&l| self.observed[l] && self.dropped[l]).collect()
+        (0..self.layers.len()).filter(|&l| self.observed[l] > self.recorded[l]).collect()
     }
 
     /// Records these layers again; a replay has brought them up to the newest token.
     pub fn resume(&mut self, layers: &[usize]) {
-        layers.iter().for_each(|&l| self.dropped[l] = false);
+        layers.iter().for_each(|&l| self.recorded[l] = if self.lean { self.observed[l] } else { Depth::Everything });
     }
 
     /// Empties one layer and stops recording it until a replay has refilled it.
     pub fn give_up(&mut self, layer: usize) {
         self.layers[layer].fill(LayerTape::default());
-        self.dropped[layer] = true;
+        self.recorded[layer] = Depth::Nothing;
     }
 
     /// Forgets all tokens from `length` on.
     pub fn truncate(&mut self, length: usize) {
         self.layers.iter_mut().flatten().for_each(|l| l.truncate(length));
+        if self.lean && length == 0 {
+            self.recorded.clone_from(&self.observed);
+        }
     }
 
-    /// Layers not recorded, and the first token still known of the others.
+    /// Layers not recorded as a whole, and the first token still known of the others.
     pub fn bounds(&self) -> (usize, usize) {
-        let first = self.layers.iter().zip(&self.dropped).filter(|(_, d)| !**d).map(|(l, _)| l[0].first).max();
-        (self.dropped.iter().filter(|d| **d).count(), first.unwrap_or(0))
+        let recorded = self.layers.iter().zip(&self.recorded).filter(|(_, depth)| **depth != Depth::Nothing);
+        let first = recorded.map(|(l, _)| l[0].first).max();
+        (self.recorded.iter().filter(|depth| **depth < Depth::Everything).count(), first.unwrap_or(0))
     }
 
     /// Gives up recordings until the rest fits.
     pub fn enforce_budget(&mut self) {
         while self.bytes() > self.budget {
-            let unseen = (0..self.layers.len()).find(|&l| !self.observed[l] && self.layer_bytes(l) > 0);
+            let unseen =
+                (0..self.layers.len()).find(|&l| self.observed[l] == Depth::Nothing && self.layer_bytes(l) > 0);
             if let Some(layer) = unseen {
                 self.give_up(layer);
                 continue;
@@ -205,7 +228,11 @@ impl Tape {
 
 impl Observer for Tape {
     fn wants(&self, layer: usize) -> bool {
-        !self.dropped[layer]
+        self.recorded[layer] != Depth::Nothing
+    }
+
+    fn depth(&self, layer: usize) -> Depth {
+        self.recorded[layer]
     }
 
     fn observe(&mut self, layer: usize, part: usize, point: Point, first: usize, rows: usize, values: &[f32]) {
@@ -225,6 +252,14 @@ impl Observer for Refill<'_> {
         self.layers.contains(&layer)
     }
 
+    fn depth(&self, layer: usize) -> Depth {
+        match self.layers.contains(&layer) {
+            true if self.tape.lean => self.tape.observed[layer],
+            true => Depth::Everything,
+            false => Depth::Nothing,
+        }
+    }
+
     fn observe(&mut self, layer: usize, part: usize, point: Point, first: usize, rows: usize, values: &[f32]) {
         let room = self.tape.room();
         self.tape.layers[layer][part].append(point, first, rows, values, room);
@@ -239,6 +274,10 @@ mod tests {
         let values: Vec<f32> = (first..first + rows).flat_map(|t| [t as f32, layer as f32]).collect();
         tape.observe(layer, 0, Point::Delta, first, rows, &values);
         tape.observe(layer, 0, Point::Resid, first, rows, &values);
+    }
+
+    fn seen(all: bool) -> Depth {
+        if all { Depth::Everything } else { Depth::Nothing }
     }
 
     #[test]
@@ -256,7 +295,7 @@ mod tests {
     #[test]
     fn unseen_layers_go_first_and_come_back_when_seen() {
         let mut tape = Tape::new(&[1, 1], 10 * 16);
-        tape.look_at(|l| l == 0);
+        tape.look_at(|l| seen(l == 0));
         for t in 0..8 {
             record(&mut tape, 0, t, 1);
             if tape.wants(1) {
@@ -266,14 +305,14 @@ mod tests {
         }
         assert_eq!(tape.part(0, 0).positions(), 0..8);
         assert!(!tape.wants(1));
-        tape.look_at(|l| l == 1);
+        tape.look_at(|l| seen(l == 1));
         assert_eq!(tape.missing(), vec![1]);
     }
 
     #[test]
     fn the_oldest_tokens_go_when_nothing_else_can() {
         let mut tape = Tape::new(&[1], 10 * 16);
-        tape.look_at(|_| true);
+        tape.look_at(|_| Depth::Everything);
         for t in 0..25 {
             record(&mut tape, 0, t, 1);
             tape.enforce_budget();
@@ -282,5 +321,21 @@ mod tests {
         assert_eq!(positions.end, 25);
         assert!(positions.start > 0 && tape.bytes() <= 10 * 16);
         assert_eq!(tape.part(0, 0).row(Point::Delta, 24), Some(&[24.0, 0.0][..]));
+    }
+
+    #[test]
+    fn a_lean_tape_records_what_is_looked_at() {
+        let mut tape = Tape::lean(&[1, 1, 1], usize::MAX);
+        tape.look_at(|l| [Depth::Everything, Depth::Strength, Depth::Nothing][l]);
+        tape.truncate(0);
+        assert_eq!([0, 1, 2].map(|l| tape.depth(l)), [Depth::Everything, Depth::Strength, Depth::Nothing]);
+        tape.observe(1, 0, Point::Write, 0, 1, &[3.0]);
+        assert_eq!(tape.part(1, 0).positions(), 0..1);
+        tape.look_at(|_| Depth::Everything);
+        assert_eq!((tape.missing(), tape.part(1, 0).positions().len()), (vec![1, 2], 0));
+        tape.resume(&[1, 2]);
+        assert_eq!(tape.depth(1), Depth::Everything);
+        tape.look_at(|_| Depth::Strength);
+        assert_eq!((tape.missing(), tape.depth(1)), (vec![], Depth::Everything));
     }
 }

@@ -13,9 +13,10 @@ use crate::collector::Collector;
 use crate::loader::tokenizer::Tokenizer;
 use crate::open::{open_model, spell};
 use crate::protocol::{
-    Backfill, Command, Dtype, Event, Failure, FinishReason, Frame, ModelInfo, ModelSource, Observation, Performance,
-    PromptInput, RunState, TokenId, TokenRecord,
+    Backfill, Command, Device, Dtype, Event, Failure, FinishReason, Frame, ModelInfo, ModelSource, Observation,
+    Performance, PromptInput, RunState, TokenId, TokenRecord,
 };
+use crate::runner::Runner;
 use crate::sampler::Sampling;
 use crate::session::{Budgets, Replay, Session};
 
@@ -74,6 +75,8 @@ pub struct Worker {
     /// Seconds left to look at things while tokens are being made; negative: owed.
     credit: f64,
     performance: Performance,
+    /// Of that, copying what was recorded from the GPU, a token.
+    copy_ms: f32,
     more_to_collect: bool,
 }
 
@@ -103,6 +106,7 @@ impl Worker {
             last_publish: Instant::now(),
             credit: 0.0,
             performance: Performance::default(),
+            copy_ms: 0.0,
             more_to_collect: false,
         }
     }
@@ -179,7 +183,7 @@ impl Worker {
     fn obey(&mut self, command: &Command) -> bool {
         match command {
             Command::Shutdown => return false,
-            Command::Load { source, dtype } => self.load(source, *dtype),
+            Command::Load { source, dtype, device } => self.load(source, *dtype, *device),
             Command::Sample(sampling) => match sampling.check() {
                 Ok(()) => self.sampling = *sampling,
                 Err(message) => self.fail(message, String::new()),
@@ -251,7 +255,7 @@ impl Worker {
         self.flush_then(Event::Failed(Failure { message, details }));
     }
 
-    fn load(&mut self, source: &ModelSource, dtype: Option<Dtype>) {
+    fn load(&mut self, source: &ModelSource, dtype: Option<Dtype>, device: Device) {
         self.cancel.store(false, Ordering::Relaxed);
         let (events, wake, cancel) = (&self.events, &self.wake, &self.cancel);
         let progress = |fraction: f32| {
@@ -260,10 +264,19 @@ impl Worker {
             wake();
             !cancel.load(Ordering::Relaxed)
         };
-        match open_model(source, dtype, progress) {
-            Ok((model, tokenizer, info)) => {
-                let size = tokenizer.as_ref().map(Tokenizer::vocab_size);
-                let session = Session::new(Arc::new(model), size, Budgets::default());
+        let (model, tokenizer, mut info) = match open_model(source, dtype, progress) {
+            Ok(opened) => opened,
+            Err(error) => return self.fail(error.to_string(), format!("{error:?}")),
+        };
+        // Of the model before, so that there is room for this one.
+        if self.loaded.as_ref().is_some_and(|loaded| loaded.info.device.device == Device::Cuda) {
+            self.loaded = None;
+        }
+        let size = tokenizer.as_ref().map(Tokenizer::vocab_size);
+        let session = Runner::open(Arc::new(model), device, &mut info)
+            .and_then(|runner| Session::on(runner, size, Budgets::default()));
+        match session {
+            Ok(session) => {
                 let info = Arc::new(info);
                 self.loaded = Some(Loaded { session, tokenizer, info: info.clone() });
                 self.remaining = 0;
@@ -339,7 +352,10 @@ impl Worker {
                     let ended =
                         loaded.info.end_tokens.contains(&token) && session.position() + 1 == session.history().len();
                     session.advance();
-                    self.performance.model_ms = average(self.performance.model_ms, began.elapsed().as_secs_f32() * 1e3);
+                    let copied = session.runner().copy_seconds();
+                    let model_ms = (began.elapsed().as_secs_f32() - copied) * 1e3;
+                    self.performance.model_ms = average(self.performance.model_ms, model_ms);
+                    self.copy_ms = average(self.copy_ms, copied * 1e3);
                     if ended || self.remaining == 0 {
                         self.remaining = 0;
                         let reason = if ended { FinishReason::EndOfText } else { FinishReason::Length };
@@ -353,6 +369,10 @@ impl Worker {
             if rows > 1 {
                 self.performance.prefill_tokens_per_s = rows as f32 / began.elapsed().as_secs_f32();
             }
+        }
+        if let Some(failure) = session.failure() {
+            let message = failure.to_string();
+            return self.fail(message, String::new());
         }
         let deadline = Instant::now() + if self.remaining > 0 { SLICE_RUNNING } else { SLICE_IDLE };
         while let Some(replay) = &mut self.replay {
@@ -440,13 +460,14 @@ impl Worker {
             self.performance.probes_ms =
                 average(self.performance.probes_ms, (collected - began).as_secs_f32() * per_token);
             self.performance.transfer_ms =
-                average(self.performance.transfer_ms, collected.elapsed().as_secs_f32() * per_token);
+                average(self.performance.transfer_ms, collected.elapsed().as_secs_f32() * per_token + self.copy_ms);
             let rate = made as f32 / self.last_publish.elapsed().as_secs_f32().max(1e-6);
             self.performance.tokens_per_s = average(self.performance.tokens_per_s, rate);
         }
         let performance = Performance {
             state_bytes: loaded.info.state_bytes,
             kv_bytes: session.kv_bytes(),
+            device_bytes: session.runner().device_bytes(),
             tape_bytes: session.tape().bytes(),
             snapshot_bytes: session.history().snapshot_bytes(),
             bounded: session.given_up(),

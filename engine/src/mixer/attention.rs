@@ -9,6 +9,8 @@ use std::ops::Range;
 
 use statescope_kernels::activation::{sigmoid, sigmoid_slice};
 use statescope_kernels::attention::{Attention, PAGE, Rope};
+#[cfg(feature = "cuda")]
+use statescope_kernels::cuda;
 use statescope_kernels::linear::linear;
 use statescope_kernels::matrix::Matrix;
 use statescope_kernels::mixing::Lowered;
@@ -16,6 +18,8 @@ use statescope_kernels::reduce::l2_norm;
 
 use super::slot::KvCache;
 use super::{Mixer, StateSlot};
+#[cfg(feature = "cuda")]
+use crate::device::{DeviceMixer, Upload};
 use crate::hooks::Hooks;
 use crate::loader::LoadError;
 use crate::loader::weights::Scope;
@@ -28,26 +32,26 @@ use crate::tape::LayerTape;
 /// Weights of one attention mixer.
 #[derive(Clone)]
 pub struct SoftmaxAttention {
-    spec: AttentionSpec,
-    rope: Option<Rope>,
-    q: Projection,
-    k: Projection,
-    v: Projection,
+    pub(crate) spec: AttentionSpec,
+    pub(crate) rope: Option<Rope>,
+    pub(crate) q: Projection,
+    pub(crate) k: Projection,
+    pub(crate) v: Projection,
     /// `[H·hd, d]`.
-    gate: Option<Projection>,
+    pub(crate) gate: Option<Projection>,
     /// Over head_dim.
-    qk_norm: Option<(Norm, Norm)>,
-    adapters: Option<QkvAdapters>,
+    pub(crate) qk_norm: Option<(Norm, Norm)>,
+    pub(crate) adapters: Option<QkvAdapters>,
     /// `[d, H·hd]`.
-    o_proj: Matrix,
-    o_bias: Option<Vec<f32>>,
+    pub(crate) o_proj: Matrix,
+    pub(crate) o_bias: Option<Vec<f32>>,
 }
 
 /// A linear map with its bias.
 #[derive(Clone)]
-struct Projection {
-    matrix: Matrix,
-    bias: Option<Vec<f32>>,
+pub(crate) struct Projection {
+    pub(crate) matrix: Matrix,
+    pub(crate) bias: Option<Vec<f32>>,
 }
 
 impl Projection {
@@ -178,6 +182,11 @@ impl SoftmaxAttention {
 }
 
 impl Mixer for SoftmaxAttention {
+    #[cfg(feature = "cuda")]
+    fn upload(&self, to: &Upload<'_>) -> cuda::Result<Option<DeviceMixer>> {
+        Ok(crate::device::attention::Attention::upload(self, to)?.map(DeviceMixer::Attention))
+    }
+
     fn geometry(&self) -> Geometry {
         let spec = &self.spec;
         Geometry {

@@ -13,6 +13,8 @@ use std::ops::Range;
 
 use statescope_kernels::activation::{exp_slice, silu, silu_mul, silu_slice, softplus_slice};
 use statescope_kernels::conv::causal_conv;
+#[cfg(feature = "cuda")]
+use statescope_kernels::cuda;
 use statescope_kernels::linear::linear;
 use statescope_kernels::matrix::Matrix;
 use statescope_kernels::mixing::{Decay, Lowered, Recurrent};
@@ -21,6 +23,8 @@ use statescope_kernels::reduce::l2_norm;
 use statescope_kernels::selective_scan::SelectiveScan;
 
 use super::{Mixer, StateSlot, Surroundings, columns};
+#[cfg(feature = "cuda")]
+use crate::device::{DeviceMixer, Upload};
 use crate::hooks::Hooks;
 use crate::loader::LoadError;
 use crate::loader::weights::Scope;
@@ -30,35 +34,35 @@ use crate::tape::LayerTape;
 
 /// Weights of one Mamba-1 mixer. Every channel is a head of its own.
 pub struct Mamba1 {
-    spec: Mamba1Spec,
+    pub(crate) spec: Mamba1Spec,
     /// `[2E, d]`: first x̂, then z.
-    in_proj: Matrix,
-    in_bias: Option<Vec<f32>>,
+    pub(crate) in_proj: Matrix,
+    pub(crate) in_bias: Option<Vec<f32>>,
     /// `[E, K]`.
-    conv_weight: Vec<f32>,
-    conv_bias: Option<Vec<f32>>,
+    pub(crate) conv_weight: Vec<f32>,
+    pub(crate) conv_bias: Option<Vec<f32>>,
     /// By head of channels; one in all models but Zamba.
-    heads: Vec<Selector>,
-    dbc_norm: Option<DbcNorms>,
+    pub(crate) heads: Vec<Selector>,
+    pub(crate) dbc_norm: Option<DbcNorms>,
     /// `[E, N]`, negative.
-    a: Vec<f32>,
+    pub(crate) a: Vec<f32>,
     /// `[E]`, the rate nearest to 0 of each channel.
-    slowest: Vec<f32>,
+    pub(crate) slowest: Vec<f32>,
     /// `[E]`.
-    d: Vec<f32>,
+    pub(crate) d: Vec<f32>,
     /// `[d, E]`.
-    out_proj: Matrix,
-    out_bias: Option<Vec<f32>>,
+    pub(crate) out_proj: Matrix,
+    pub(crate) out_bias: Option<Vec<f32>>,
 }
 
 /// What selects: from the x of its channels to their Δ, B and C. Of Zamba's several heads each has E/heads channels.
-struct Selector {
+pub(crate) struct Selector {
     /// `[R + 2N, channels]`: δ, B, C.
-    x_proj: Matrix,
+    pub(crate) x_proj: Matrix,
     /// `[channels, R]`.
-    dt_proj: Matrix,
+    pub(crate) dt_proj: Matrix,
     /// `[channels]`.
-    dt_bias: Vec<f32>,
+    pub(crate) dt_bias: Vec<f32>,
 }
 
 /// What a scan should leave besides the state.
@@ -73,10 +77,10 @@ enum Wanted {
 }
 
 /// RMS norms of δ, B and C.
-struct DbcNorms {
-    eps: f32,
+pub(crate) struct DbcNorms {
+    pub(crate) eps: f32,
     /// Scales `[R]`, `[N]`, `[N]`; ones where the file has none.
-    scales: [Vec<f32>; 3],
+    pub(crate) scales: [Vec<f32>; 3],
 }
 
 impl DbcNorms {
@@ -235,6 +239,11 @@ fn alternate(channels: usize) -> Vec<Range<usize>> {
 }
 
 impl Mixer for Mamba1 {
+    #[cfg(feature = "cuda")]
+    fn upload(&self, to: &Upload<'_>) -> cuda::Result<Option<DeviceMixer>> {
+        Ok(crate::device::mamba1::Mamba1::upload(self, to)?.map(DeviceMixer::Mamba1))
+    }
+
     fn geometry(&self) -> Geometry {
         let spec = &self.spec;
         Geometry {

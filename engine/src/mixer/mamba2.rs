@@ -12,6 +12,8 @@ use std::ops::Range;
 
 use statescope_kernels::activation::{exp_slice, silu, silu_mul, silu_slice, softplus_slice};
 use statescope_kernels::conv::causal_conv;
+#[cfg(feature = "cuda")]
+use statescope_kernels::cuda;
 use statescope_kernels::linear::linear;
 use statescope_kernels::matrix::Matrix;
 use statescope_kernels::mixing::{Decay, Lowered, Recurrent};
@@ -20,6 +22,8 @@ use statescope_kernels::reduce::l2_norm;
 use statescope_kernels::ssd::Ssd;
 
 use super::{Mixer, StateSlot, Surroundings, columns};
+#[cfg(feature = "cuda")]
+use crate::device::{DeviceMixer, Upload};
 use crate::hooks::Hooks;
 use crate::loader::LoadError;
 use crate::loader::weights::Scope;
@@ -29,24 +33,24 @@ use crate::tape::LayerTape;
 
 /// Weights of one Mamba-2 mixer.
 pub struct Mamba2 {
-    spec: Mamba2Spec,
+    pub(crate) spec: Mamba2Spec,
     /// `[2E + 2GN + H, d]`: z, x, B, C, dt.
-    in_proj: Matrix,
-    in_bias: Option<Vec<f32>>,
+    pub(crate) in_proj: Matrix,
+    pub(crate) in_bias: Option<Vec<f32>>,
     /// `[E + 2GN, K]`.
-    conv_weight: Vec<f32>,
-    conv_bias: Option<Vec<f32>>,
+    pub(crate) conv_weight: Vec<f32>,
+    pub(crate) conv_bias: Option<Vec<f32>>,
     /// `[H]`.
-    dt_bias: Vec<f32>,
+    pub(crate) dt_bias: Vec<f32>,
     /// `[H]`, negative.
-    a: Vec<f32>,
+    pub(crate) a: Vec<f32>,
     /// `[H]`.
-    d: Vec<f32>,
+    pub(crate) d: Vec<f32>,
     /// `[E]`; empty without a norm.
-    norm: Vec<f32>,
+    pub(crate) norm: Vec<f32>,
     /// `[d, E]`.
-    out_proj: Matrix,
-    out_bias: Option<Vec<f32>>,
+    pub(crate) out_proj: Matrix,
+    pub(crate) out_bias: Option<Vec<f32>>,
 }
 
 impl Mamba2 {
@@ -117,6 +121,11 @@ fn conv_dim(spec: &Mamba2Spec) -> usize {
 }
 
 impl Mixer for Mamba2 {
+    #[cfg(feature = "cuda")]
+    fn upload(&self, to: &Upload<'_>) -> cuda::Result<Option<DeviceMixer>> {
+        Ok(crate::device::mamba2::Mamba2::upload(self, to)?.map(DeviceMixer::Mamba2))
+    }
+
     fn geometry(&self) -> Geometry {
         let spec = &self.spec;
         Geometry {

@@ -27,6 +27,8 @@ use std::ops::Range;
 
 use statescope_kernels::activation::exp_slice;
 use statescope_kernels::channel_scan::ChannelScan;
+#[cfg(feature = "cuda")]
+use statescope_kernels::cuda;
 use statescope_kernels::linear::linear;
 use statescope_kernels::matrix::Matrix;
 use statescope_kernels::mixing::{Lowered, Strided};
@@ -67,6 +69,12 @@ pub trait Mixer: Send + Sync {
         _out: &mut [f32],
     ) -> bool {
         false
+    }
+
+    /// The weights on a GPU, and what runs them there; none where no kernels do.
+    #[cfg(feature = "cuda")]
+    fn upload(&self, _to: &crate::device::Upload<'_>) -> cuda::Result<Option<crate::device::DeviceMixer>> {
+        Ok(None)
     }
 
     /// Calls `draw` with the matrix of one head over the recorded tokens, ready to be drawn row by row.

@@ -14,20 +14,20 @@ use crate::protocol::Point;
 
 /// A layer's weights.
 pub struct Block {
-    shared: Option<SharedUse>,
+    pub(crate) shared: Option<SharedUse>,
     /// None in a layer without a mixer.
-    norm: Option<Norm>,
+    pub(crate) norm: Option<Norm>,
     /// The layer's own mixers; one that mixes nothing where there is none.
-    parts: Vec<Part>,
-    feed_forward: Option<(Norm, FeedForward)>,
-    parallel: bool,
-    parameters: u64,
+    pub(crate) parts: Vec<Part>,
+    pub(crate) feed_forward: Option<(Norm, FeedForward)>,
+    pub(crate) parallel: bool,
+    pub(crate) parameters: u64,
 }
 
-struct Part {
-    mixer: Box<dyn Mixer>,
-    input_scale: f32,
-    output_scale: f32,
+pub(crate) struct Part {
+    pub(crate) mixer: Box<dyn Mixer>,
+    pub(crate) input_scale: f32,
+    pub(crate) output_scale: f32,
 }
 
 /// What the blocks of one pass share.
@@ -41,7 +41,7 @@ pub struct Pass<'a> {
     normed: Vec<f32>,
     added: Vec<f32>,
     /// What the first mixer of its kind hands on; empty until it has.
-    first: Vec<f32>,
+    pub(crate) first: Vec<f32>,
 }
 
 impl<'a> Pass<'a> {

@@ -60,17 +60,17 @@ impl From<&FeedForwardSpec> for FeedForwardInfo {
 /// down(act(gate x) ⊙ up x), SwiGLU with silu (Shazeer 2020), or down(act(up x)).
 #[derive(Clone)]
 pub struct Mlp {
-    spec: MlpSpec,
+    pub(crate) spec: MlpSpec,
     /// `[I, d]`; none without a gate.
-    gate: Option<Matrix>,
+    pub(crate) gate: Option<Matrix>,
     /// `[I, d]`.
-    up: Matrix,
+    pub(crate) up: Matrix,
     /// `[d, I]`.
-    down: Matrix,
-    gate_bias: Option<Vec<f32>>,
-    up_bias: Option<Vec<f32>>,
-    down_bias: Option<Vec<f32>>,
-    adapter: Option<Adapter>,
+    pub(crate) down: Matrix,
+    pub(crate) gate_bias: Option<Vec<f32>>,
+    pub(crate) up_bias: Option<Vec<f32>>,
+    pub(crate) down_bias: Option<Vec<f32>>,
+    pub(crate) adapter: Option<Adapter>,
 }
 
 impl Mlp {

@@ -1,7 +1,7 @@
 //! The only model: embed → blocks → norm → head. What differs between architectures is the mixers and the feed-forward of a block, and
 //! the names of their tensors.
 
-mod block;
+pub(crate) mod block;
 mod channel_mix;
 pub mod feed_forward;
 pub mod moe;
@@ -25,18 +25,18 @@ use spec::ModelSpec;
 
 /// A model's weights, ready to run. Its memory is outside, in one [`StateSlot`] a mixer.
 pub struct Model {
-    spec: ModelSpec,
+    pub(crate) spec: ModelSpec,
     /// `[V, d]`.
-    embeddings: Matrix,
+    pub(crate) embeddings: Matrix,
     /// `[P, d]`, added by position.
-    positions: Option<Matrix>,
-    embedding_norm: Option<Norm>,
-    blocks: Vec<Block>,
+    pub(crate) positions: Option<Matrix>,
+    pub(crate) embedding_norm: Option<Norm>,
+    pub(crate) blocks: Vec<Block>,
     /// By layer: index of its first mixer among all mixers.
-    first_slots: Vec<usize>,
-    final_norm: Norm,
+    pub(crate) first_slots: Vec<usize>,
+    pub(crate) final_norm: Norm,
     /// `[V, d]`; none when tied to the embeddings.
-    head: Option<Matrix>,
+    pub(crate) head: Option<Matrix>,
 }
 
 /// Which logits a pass should make.
@@ -173,7 +173,7 @@ impl Model {
     }
 
     /// `[T, d]`.
-    fn embed(&self, tokens: &[TokenId], first: usize) -> Vec<f32> {
+    pub(crate) fn embed(&self, tokens: &[TokenId], first: usize) -> Vec<f32> {
         let d = self.spec.hidden_size;
         let mut x = vec![0.0; tokens.len() * d];
         for (row, token) in x.chunks_exact_mut(d).zip(tokens) {

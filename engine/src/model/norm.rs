@@ -10,10 +10,10 @@ use crate::loader::weights::Scope;
 #[derive(Clone)]
 pub struct Norm {
     /// `[width]`, the 1 of an offset included.
-    scale: Vec<f32>,
+    pub(crate) scale: Vec<f32>,
     /// `[width]`; layer norm only.
-    bias: Option<Vec<f32>>,
-    spec: NormSpec,
+    pub(crate) bias: Option<Vec<f32>>,
+    pub(crate) spec: NormSpec,
 }
 
 impl Norm {

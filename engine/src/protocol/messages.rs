@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Dtype, ModelInfo, ModelSource, Observation, Reading, TokenId};
+use super::{Device, Dtype, ModelInfo, ModelSource, Observation, Reading, TokenId};
 use crate::sampler::Sampling;
 
 /// Where a token came from.
@@ -70,6 +70,8 @@ pub struct Performance {
     pub transfer_ms: f32,
     pub state_bytes: usize,
     pub kv_bytes: usize,
+    /// GPU memory in use, of weights, memories, snapshots and workspace.
+    pub device_bytes: usize,
     /// Recorded gates, keys and values of past tokens.
     pub tape_bytes: usize,
     pub snapshot_bytes: usize,
@@ -155,10 +157,11 @@ pub enum PromptInput {
 /// What can be asked of the engine.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
-    /// `dtype`: what to hold the weights in; the file's own if none.
+    /// `dtype`: what to hold the weights in; the file's own if none. `device`: where to compute.
     Load {
         source: ModelSource,
         dtype: Option<Dtype>,
+        device: Device,
     },
     /// Starts a new text and reads it; the run state stays paused.
     Prompt(PromptInput),

@@ -91,8 +91,7 @@ fn model(gpu: &Gpu, shape: &Shape) -> Result<()> {
     let width = if kind == 3 { d } else { 1 };
     let (q_out, k_out, entropy) = (gpu.zeros(d)?, gpu.zeros(d)?, gpu.zeros(third)?);
     let place = gpu.upload(&[17u32, CONTEXT as u32 - 1])?;
-    let scratch =
-        gpu.zeros(if kind == 3 { AttentionStep::scratch_len(gpu, third, third, head_dim, CONTEXT) } else { 1 })?;
+    let scratch = gpu.zeros(if kind == 3 { AttentionStep::scratch_len(gpu, third, third, head_dim) } else { 1 })?;
     let counters = gpu.zeros(third)?;
     let freq = filled(gpu, head_dim / 2, 0.01)?;
     let mut memories = Vec::new();

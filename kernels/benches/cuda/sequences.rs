@@ -38,6 +38,7 @@ fn scan<T: Element>(gpu: &Gpu, tokens: usize, upload: impl Fn(usize, u64, f32) -
             gate: Some((At(&z, 0), e)),
             state: &state,
             y: &y,
+            core: None,
             probes,
         };
         let time = median(gpu, 20, || op.run(gpu))?;

@@ -79,15 +79,15 @@ fn blocking(heads: usize, kv_heads: usize, head_dim: usize) -> (usize, usize) {
 }
 
 impl AttentionStep<'_> {
-    fn splits(gpu: &Gpu, heads: usize, kv_heads: usize, head_dim: usize, capacity: usize) -> usize {
+    fn splits(gpu: &Gpu, heads: usize, kv_heads: usize, head_dim: usize) -> usize {
         let (_, together) = blocking(heads, kv_heads, head_dim);
         let blocks = kv_heads * (heads / kv_heads).div_ceil(together);
-        // Two blocks a multiprocessor, but none for less than 64 positions.
-        (2 * gpu.processors() as usize).div_ceil(blocks).min(capacity.div_ceil(64)).max(1)
+        // Two blocks a multiprocessor, whatever the capacity: a cache that has grown gives the same bits.
+        (2 * gpu.processors() as usize).div_ceil(blocks).min(64)
     }
 
-    pub fn scratch_len(gpu: &Gpu, heads: usize, kv_heads: usize, head_dim: usize, capacity: usize) -> usize {
-        heads * Self::splits(gpu, heads, kv_heads, head_dim, capacity) * (head_dim + 3)
+    pub fn scratch_len(gpu: &Gpu, heads: usize, kv_heads: usize, head_dim: usize) -> usize {
+        heads * Self::splits(gpu, heads, kv_heads, head_dim) * (head_dim + 3)
     }
 
     pub fn run(&self, gpu: &Gpu) -> Result<()> {
@@ -100,7 +100,7 @@ impl AttentionStep<'_> {
         );
         let (q_len, kv_len) = (heads * head_dim, kv_heads * head_dim);
         let capacity = self.keys.len() / kv_len;
-        let splits = Self::splits(gpu, heads, kv_heads, head_dim, capacity);
+        let splits = Self::splits(gpu, heads, kv_heads, head_dim);
         let of = |buffer: &Buffer<f32>, len: usize, what: &str| At::from(buffer).ptr(len, what);
         let norm = |scale: Option<&Buffer<f32>>| optional(scale.map(At::from), head_dim, "attention step: norm");
         let params = Params {

@@ -191,32 +191,53 @@ pub struct Gpu {
     limit: usize,
 }
 
+/// Looks for a driver that is new enough and GPU number `ordinal`, and makes nothing on it. Returns its name.
+///
+/// # Errors
+/// As [`Gpu::open`].
+pub fn find(ordinal: usize) -> Result<String> {
+    // SAFETY: this only tries to load the driver's library.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(CudaError::NoDriver);
+    }
+    match result::init() {
+        Ok(()) => {}
+        Err(DriverError(CUresult::CUDA_ERROR_NO_DEVICE)) => return Err(CudaError::NoDevice),
+        Err(error) => return Err(error.into()),
+    }
+    let mut version = 0;
+    // SAFETY: writes one integer.
+    unsafe { sys::cuDriverGetVersion(&mut version) }.result()?;
+    if version < DRIVER {
+        return Err(CudaError::DriverTooOld { version });
+    }
+    if result::device::get_count()? <= ordinal as i32 {
+        return Err(CudaError::NoDevice);
+    }
+    Ok(result::device::get_name(result::device::get(ordinal as i32)?)?)
+}
+
+/// Memory that was freed stays with the program for the next allocation: snapshots come and go while tokens are made.
+fn keep_freed_memory(ordinal: usize) -> Result<()> {
+    let device = result::device::get(ordinal as i32)?;
+    let (mut pool, mut threshold) = (std::ptr::null_mut(), u64::MAX);
+    // SAFETY: the first call writes the pool's handle, the second reads one 64-bit number.
+    unsafe {
+        sys::cuDeviceGetDefaultMemPool(&mut pool, device).result()?;
+        let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        sys::cuMemPoolSetAttribute(pool, attribute, (&raw mut threshold).cast()).result()?;
+    }
+    Ok(())
+}
+
 impl Gpu {
     /// Opens a GPU and loads the kernels.
     ///
     /// # Errors
     /// No driver, one too old, no such GPU, or one older than Ampere.
     pub fn open(ordinal: usize) -> Result<Arc<Gpu>> {
-        // SAFETY: this only tries to load the driver's library.
-        if !unsafe { sys::is_culib_present() } {
-            return Err(CudaError::NoDriver);
-        }
-        match result::init() {
-            Ok(()) => {}
-            Err(DriverError(CUresult::CUDA_ERROR_NO_DEVICE)) => return Err(CudaError::NoDevice),
-            Err(error) => return Err(error.into()),
-        }
-        let mut version = 0;
-        // SAFETY: writes one integer.
-        unsafe { sys::cuDriverGetVersion(&mut version) }.result()?;
-        if version < DRIVER {
-            return Err(CudaError::DriverTooOld { version });
-        }
-        if result::device::get_count()? <= ordinal as i32 {
-            return Err(CudaError::NoDevice);
-        }
+        let name = find(ordinal)?;
         let context = CudaContext::new(ordinal)?;
-        let name = context.name()?;
         let (major, minor) = context.compute_capability()?;
         if major < 8 {
             return Err(CudaError::DeviceTooOld { name, major, minor });
@@ -229,6 +250,7 @@ impl Gpu {
             // SAFETY: the image is what nvcc made, whole.
             modules.push(unsafe { result::module::load_data(code.as_ptr().cast()) }?);
         }
+        keep_freed_memory(ordinal)?;
         let processors = context.attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32;
         Ok(Arc::new(Gpu {
             functions: Mutex::new(Functions { modules, by_name: HashMap::new() }),
@@ -281,6 +303,14 @@ impl Gpu {
         Ok(self.wrap(slice, len))
     }
 
+    /// A copy of all of `buffer`.
+    pub fn twin<T: Element>(&self, buffer: &Buffer<T>) -> Result<Buffer<T>> {
+        let twin = self.allocate(buffer.len)?;
+        let twin = self.wrap(twin, buffer.len);
+        self.copy(buffer, &twin)?;
+        Ok(twin)
+    }
+
     /// A copy of `values`.
     pub fn upload<T: Element>(&self, values: &[T]) -> Result<Buffer<T>> {
         let mut slice = self.allocate(values.len())?;
@@ -323,6 +353,22 @@ impl Gpu {
             start
         };
         Ok(Pinned { start, len, context: self.context.clone() })
+    }
+
+    /// Copies as many numbers as both have from the start of `from` to that of `to`; may be captured.
+    pub fn copy<T: Element>(&self, from: &Buffer<T>, to: &Buffer<T>) -> Result<()> {
+        let bytes = from.len.min(to.len) * size_of::<T>();
+        if bytes == 0 {
+            return Ok(());
+        }
+        // SAFETY: both are live buffers of at least so many bytes, and different ones, or the same numbers are written again.
+        unsafe { result::memcpy_dtod_async(to.ptr(0).0, from.ptr(0).0, bytes, self.stream.cu_stream()) }?;
+        Ok(())
+    }
+
+    /// Sets all numbers to zero; may be captured.
+    pub fn clear<T: Element>(&self, buffer: &Buffer<T>) -> Result<()> {
+        Ok(self.stream.memset_zeros(&mut *lock(&buffer.slice))?)
     }
 
     /// Starts a copy of `len` elements from `from` of `buffer` to `to` of `host`; may be captured. `host` must be kept while the graph is.

@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 
 use super::launch::{Ptr, Shape};
-use super::{At, Buffer, CudaError, Gpu, Result, number, optional};
+use super::{At, Buffer, CudaError, Gpu, Result, activation_code, number, optional};
 use crate::Activation;
 use crate::matrix::{Dtype, Matrix, Values};
 
@@ -193,17 +193,6 @@ struct Params {
     output_scale: f32,
 }
 
-/// As `enum Activation` of common.cuh.
-fn activation(activation: Option<Activation>) -> u32 {
-    match activation {
-        Some(Activation::Silu) => 0,
-        Some(Activation::Gelu) => 1,
-        Some(Activation::GeluTanh) => 2,
-        Some(Activation::Relu2) => 3,
-        None => 4,
-    }
-}
-
 impl<'a> Linear<'a> {
     /// y = W input.
     pub fn new(weight: &'a DeviceMatrix, input: Input<'a>, y: Option<At<'a>>) -> Linear<'a> {
@@ -261,7 +250,7 @@ impl<'a> Linear<'a> {
             prologue: kind,
             groups: number(groups),
             dt_from: u32::MAX,
-            activation: activation(self.activation),
+            activation: activation_code(self.activation),
             eps,
             scale: self.residual_scale,
             gate_scale: pair.map_or(1.0, |unit| unit.gate_scale),

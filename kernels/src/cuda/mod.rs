@@ -4,31 +4,44 @@
 //! | op | twin of | shapes |
 //! |---|---|---|
 //! | [`Linear`] | `linear` of one token, norm, gate, convolution, softplus, gated unit and residual in the same launch | W [out, in], x [in] |
-//! | [`Embed`] | a row of the embedding | |
+//! | [`Gemm`] | `linear` of many tokens: f32 in any shape, bf16 on tensor cores | W [out, in], x [T, in] |
+//! | [`Embed`], [`EmbedRows`] | rows of the embedding | |
+//! | [`GateRows`] | `Activation::apply_mul`, `sigmoid_mul` | x [T, E] |
 //! | [`Norm`] | `rms_norm`, `layer_norm`, gated group norms | x [T, d] |
 //! | [`conv()`] | `causal_conv` (+ silu) | x [T, C] |
 //! | [`ScanStep`], [`Scan`] | `SelectiveScan` of one token, of any number | |
 //! | [`SsdStep`], [`Ssd`] | `Ssd` of one token, of any number | |
-//! | [`AttentionStep`] | norm, `Rope` and `Attention` of one token over a contiguous cache | |
+//! | [`AttentionStep`], [`PromptAttention`] | norm, `Rope` and `Attention` of one token, of any number, over a contiguous cache | |
+//! | [`rank()`] | `summarise_softmax`, `top_k` | logits [T, V] |
+//! | [`record()`] | none: copies many quantities, as f32, into one stretch of memory | |
 
 mod attention;
 mod conv;
+mod gemm;
 pub mod launch;
 mod linear;
 mod norm;
+mod prompt_attention;
+mod rank;
+mod rows;
 mod selective_scan;
 mod ssd;
 mod step;
 
 pub use attention::{AttentionStep, attention_supported};
 pub use conv::{Conv, conv};
-pub use launch::{Buffer, CudaError, Element, Gpu, Graph, Mark, Pinned, Result};
+pub use gemm::Gemm;
+pub use launch::{Buffer, CudaError, Element, Gpu, Graph, Mark, Pinned, Result, find};
 pub use linear::{Convolved, DeviceMatrix, Embed, GatedUnit, Input, Linear};
 pub use norm::{Gating, Norm};
+pub use prompt_attention::PromptAttention;
+pub use rank::{rank, rank_width};
+pub use rows::{ENTRY_WORDS, EmbedRows, Entry, GateFunction, GateRows, Taken, Written, record};
 pub use selective_scan::{Scan, ScanProbes};
 pub use ssd::Ssd;
 pub use step::{DbcNorms, ScanStep, SsdStep};
 
+use crate::Activation;
 use launch::Ptr;
 
 /// Numbers from an element of a buffer on: a part of a packed projection.
@@ -71,4 +84,15 @@ fn optional<T: Element>(at: Option<At<'_, T>>, len: usize, what: &str) -> Ptr {
 
 fn number(n: usize) -> u32 {
     u32::try_from(n).expect("sizes fit 32 bits")
+}
+
+/// As `enum Activation` of common.cuh.
+fn activation_code(activation: Option<Activation>) -> u32 {
+    match activation {
+        Some(Activation::Silu) => 0,
+        Some(Activation::Gelu) => 1,
+        Some(Activation::GeluTanh) => 2,
+        Some(Activation::Relu2) => 3,
+        None => 4,
+    }
 }

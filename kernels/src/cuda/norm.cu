@@ -2,26 +2,30 @@
 #include "common.cuh"
 
 struct NormParams {
-    const float *x, *gate, *weight, *bias;
-    float *y;
-    float *rho;  // [T, groups], may be null
-    u32 width;   // of a group
+    const void *x, *gate;  // [T, stride] each
+    const float *weight, *bias;
+    void *y;               // [T, y_stride]
+    float *rho;            // [T, groups], may be null
+    u32 width;             // of a group
     u32 groups, layer, gate_first;  // gate_first: 0 no gate, 1 before, 2 after
+    u32 x_stride, gate_stride, y_stride;
     float eps;
-    u32 pad;
 };
 
-extern "C" __global__ void __launch_bounds__(256) norm_rows(const __grid_constant__ NormParams p) {
+template <typename X, typename Y> DEVICE void norm(const NormParams &p) {
     extern __shared__ float xs[];
     __shared__ float scratch[32];
     let_next_start();
     wait_for_previous();
-    const u32 group = blockIdx.x % p.groups;
-    const size_t at = size_t(blockIdx.x) * p.width;
+    const u32 group = blockIdx.x % p.groups, c0 = group * p.width;
+    const size_t t = blockIdx.x / p.groups;
+    const X *from = static_cast<const X *>(p.x) + t * p.x_stride + c0;
+    const Y *gate = static_cast<const Y *>(p.gate) + t * p.gate_stride + c0;
+    Y *to = static_cast<Y *>(p.y) + t * p.y_stride + c0;
     float sum = 0.0f, square = 0.0f;
     for (u32 i = threadIdx.x; i < p.width; i += blockDim.x) {
-        float x = p.x[at + i];
-        if (p.gate_first == 1) x *= silu(p.gate[at + i]);
+        float x = to_float(from[i]);
+        if (p.gate_first == 1) x *= silu(to_float(gate[i]));
         xs[i] = x;
         sum += x, square += x * x;
     }
@@ -34,11 +38,15 @@ extern "C" __global__ void __launch_bounds__(256) norm_rows(const __grid_constan
     }
     const float rho = rsqrtf(block_sum(square, scratch) / p.width + p.eps);
     for (u32 i = threadIdx.x; i < p.width; i += blockDim.x) {
-        const u32 c = group * p.width + i;
-        float y = (xs[i] - mean) * rho * p.weight[c];
-        if (p.bias) y += p.bias[c];
-        if (p.gate_first == 2) y *= silu(p.gate[at + i]);
-        p.y[at + i] = y;
+        float y = (xs[i] - mean) * rho * p.weight[c0 + i];
+        if (p.bias) y += p.bias[c0 + i];
+        if (p.gate_first == 2) y *= silu(to_float(gate[i]));
+        to[i] = from_float<Y>(y);
     }
     if (p.rho && threadIdx.x == 0) p.rho[blockIdx.x] = rho;
 }
+#define NORM(name, X, Y)                                                                                                             \
+    extern "C" __global__ void __launch_bounds__(256) norm_rows_##name(const __grid_constant__ NormParams p) { norm<X, Y>(p); }
+NORM(f32_f32, float, float)
+NORM(f32_bf16, float, __nv_bfloat16)
+NORM(bf16_bf16, __nv_bfloat16, __nv_bfloat16)

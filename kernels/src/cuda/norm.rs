@@ -1,21 +1,24 @@
 //! Norms of many rows.
 
 use super::launch::{Ptr, Shape};
-use super::{At, Buffer, Gpu, Result, number, optional};
+use super::{At, Buffer, Element, Gpu, Result, number, optional};
 
-/// Where silu(gate) joins.
+/// Where silu(gate) joins: [T, E], a row every so many elements.
 #[derive(Clone, Copy, Debug)]
-pub enum Gating<'a> {
+pub enum Gating<'a, Y: Element> {
     None,
-    Before(&'a Buffer<f32>),
-    After(&'a Buffer<f32>),
+    Before(At<'a, Y>, usize),
+    After(At<'a, Y>, usize),
 }
 
-/// RMS norm, layer norm or gated group norm of x [T, E]: see [`crate::norm`].
+/// RMS norm, layer norm or gated group norm of x [T, E]: see [`crate::norm`]. Sums are f32; X and Y are f32 and f32, f32 and bf16, or
+/// bf16 and bf16.
 #[derive(Clone, Copy, Debug)]
-pub struct Norm<'a> {
-    pub x: &'a Buffer<f32>,
-    pub gating: Gating<'a>,
+pub struct Norm<'a, X: Element, Y: Element> {
+    pub tokens: usize,
+    pub x: At<'a, X>,
+    pub x_stride: usize,
+    pub gating: Gating<'a, Y>,
     /// [E].
     pub weight: &'a Buffer<f32>,
     /// [E]; of a layer norm.
@@ -24,7 +27,9 @@ pub struct Norm<'a> {
     pub layer: bool,
     pub groups: usize,
     pub eps: f32,
-    pub y: &'a Buffer<f32>,
+    /// May be x, where the types are the same.
+    pub y: At<'a, Y>,
+    pub y_stride: usize,
     /// [T, groups]: ρ.
     pub rho: Option<&'a Buffer<f32>>,
 }
@@ -42,39 +47,61 @@ struct Params {
     groups: u32,
     layer: u32,
     gate_first: u32,
+    x_stride: u32,
+    gate_stride: u32,
+    y_stride: u32,
     eps: f32,
-    pad: u32,
 }
 
-impl Norm<'_> {
+impl<'a, X: Element, Y: Element> Norm<'a, X, Y> {
+    /// The RMS norm of dense rows.
+    pub fn rms(tokens: usize, x: At<'a, X>, weight: &'a Buffer<f32>, eps: f32, y: At<'a, Y>) -> Self {
+        let width = weight.len();
+        Self {
+            tokens,
+            x,
+            x_stride: width,
+            gating: Gating::None,
+            weight,
+            bias: None,
+            layer: false,
+            groups: 1,
+            eps,
+            y,
+            y_stride: width,
+            rho: None,
+        }
+    }
+
     pub fn run(&self, gpu: &Gpu) -> Result<()> {
-        let (all, width, groups) = (self.x.len(), self.weight.len(), self.groups);
-        assert!(width > 0 && all.is_multiple_of(width), "norm: x of {all} elements is not [T, {width}]");
-        assert!(groups > 0 && width.is_multiple_of(groups), "norm: {width} channels in {groups} groups");
-        let rows = all / width * groups;
-        let (gate, gate_first) = match self.gating {
-            Gating::None => (None, 0),
-            Gating::Before(gate) => (Some(At::from(gate)), 1),
-            Gating::After(gate) => (Some(At::from(gate)), 2),
+        let (tokens, width, groups) = (self.tokens, self.weight.len(), self.groups);
+        assert!(groups > 0 && width > 0 && width.is_multiple_of(groups), "norm: {width} channels in {groups} groups");
+        let rows = tokens * groups;
+        let (gate, gate_first, gate_stride) = match self.gating {
+            Gating::None => (Ptr::default(), 0, 0),
+            Gating::Before(gate, stride) => (gate.rows(tokens, width, stride, "norm: gate"), 1, stride),
+            Gating::After(gate, stride) => (gate.rows(tokens, width, stride, "norm: gate"), 2, stride),
         };
         let params = Params {
-            x: self.x.ptr(0),
-            gate: optional(gate, all, "norm: gate"),
+            x: self.x.rows(tokens, width, self.x_stride, "norm: x"),
+            gate,
             weight: self.weight.ptr(0),
             bias: optional(self.bias.map(At::from), width, "norm: bias"),
-            y: At::from(self.y).ptr(all, "norm: y"),
+            y: self.y.rows(tokens, width, self.y_stride, "norm: y"),
             rho: optional(self.rho.map(At::from), rows, "norm: rho"),
             width: number(width / groups),
             groups: number(groups),
             layer: self.layer.into(),
             gate_first,
+            x_stride: number(self.x_stride),
+            gate_stride: number(gate_stride),
+            y_stride: number(self.y_stride),
             eps: self.eps,
-            pad: 0,
         };
         if rows == 0 {
             return Ok(());
         }
         let shape = Shape { grid: (number(rows), 1), threads: 256, shared: number(width / groups * 4), early: true };
-        gpu.launch("norm", "norm_rows", shape, &params)
+        gpu.launch("norm", &format!("norm_rows_{}_{}", X::NAME, Y::NAME), shape, &params)
     }
 }

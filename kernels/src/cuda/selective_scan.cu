@@ -11,6 +11,7 @@ struct ScanParams {
     float *state;                          // [E, N], moved on
     void *y;                               // [T, E]: (C·h + D x) silu(gate)
     float *delta_out, *state_norm;         // [T, E] each, or null
+    void *core;                            // [T, E] or null: y before the gate
     u32 tokens, channels, n, groups;       // channel e reads B and C [G, N] of group e·G/E
     u32 delta_stride, x_stride, bc_stride, gate_stride, y_stride;
     u32 softplus;
@@ -197,11 +198,13 @@ template <typename T, int PER, bool VEC, bool NORM> DEVICE void scan(const ScanP
             const float4 sums = *reinterpret_cast<const float4 *>(&ys[row][quad]);
             float out[4] = {sums.x, sums.y, sums.z, sums.w};
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                out[i] += skip[i] * to_float(keep_x.parts[i]);
-                if (p.gate) out[i] *= silu(to_float(keep_z.parts[i]));
-            }
-            store4<T, VEC>(static_cast<T *>(p.y) + size_t(tile + row) * p.y_stride + first + quad, in_quad, out);
+            for (int i = 0; i < 4; i++) out[i] += skip[i] * to_float(keep_x.parts[i]);
+            const size_t at = size_t(tile + row) * p.y_stride + first + quad;
+            if (p.core) store4<T, VEC>(static_cast<T *>(p.core) + at, in_quad, out);
+            if (p.gate)
+#pragma unroll
+                for (int i = 0; i < 4; i++) out[i] *= silu(to_float(keep_z.parts[i]));
+            store4<T, VEC>(static_cast<T *>(p.y) + at, in_quad, out);
             if (NORM && p.state_norm) {
 #pragma unroll
                 for (int i = 0; i < 4; i++) out[i] = norms[row][quad + i];

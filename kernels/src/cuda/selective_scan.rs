@@ -33,6 +33,8 @@ pub struct Scan<'a, T: Element> {
     pub state: &'a Buffer<f32>,
     /// [T, E].
     pub y: &'a Buffer<T>,
+    /// y before the gate, [T, E].
+    pub core: Option<&'a Buffer<T>>,
     pub probes: ScanProbes<'a>,
 }
 
@@ -58,6 +60,7 @@ struct Params {
     y: Ptr,
     delta_out: Ptr,
     state_norm: Ptr,
+    core: Ptr,
     tokens: u32,
     channels: u32,
     n: u32,
@@ -96,6 +99,7 @@ impl<T: Element> Scan<'_, T> {
             y: At::from(self.y).ptr(tokens * e, "scan: y"),
             delta_out: optional(self.probes.delta.map(At::from), tokens * e, "scan: Δ out"),
             state_norm: optional(self.probes.state_norm.map(At::from), tokens * e, "scan: norms"),
+            core: optional(self.core.map(At::from), tokens * e, "scan: y"),
             tokens: number(tokens),
             channels: number(e),
             n: number(n),

@@ -2,6 +2,7 @@
 //! `cargo test -p statescope-kernels --features cuda -- --ignored cuda`.
 
 mod decode;
+mod prompts;
 mod sequences;
 
 use std::sync::Arc;
@@ -102,22 +103,12 @@ fn cuda_memory_goes_there_and_back() {
 #[test]
 #[ignore = "needs a CUDA device"]
 fn cuda_graphs_replay() {
-    use crate::cuda::{Gating, Norm};
+    use crate::cuda::{At, Norm};
     let gpu = gpu();
     let mut rng = Rng::new(2);
     let (x, weight) = (put(&gpu, &rng.vec(6 * 33)), put(&gpu, &rng.vec(33)));
     let y = poisoned::<f32>(&gpu, 6 * 33);
-    let norm = Norm {
-        x: &x,
-        gating: Gating::None,
-        weight: &weight,
-        bias: None,
-        layer: false,
-        groups: 1,
-        eps: 1e-5,
-        y: &y,
-        rho: None,
-    };
+    let norm = Norm::rms(6, At(&x, 0), &weight, 1e-5, At(&y, 0));
     let graph = gpu.capture(|| norm.run(&gpu)).unwrap();
     assert!(get(&gpu, &y).iter().all(|y| y.is_nan()), "capturing runs nothing");
     for _ in 0..2 {

@@ -349,7 +349,7 @@ fn cuda_attention_steps_agree() {
         let (freq, q_norm, k_norm) = (put(&gpu, &inv_freq), put(&gpu, &q_scale), put(&gpu, &k_scale));
         // The cache beyond what is known must not be read.
         let (mut all_keys, mut all_values) = (rng.vec(capacity * kv_len), rng.vec(capacity * kv_len));
-        let scratch = poisoned::<f32>(&gpu, AttentionStep::scratch_len(&gpu, heads, kv_heads, hd, capacity));
+        let scratch = poisoned::<f32>(&gpu, AttentionStep::scratch_len(&gpu, heads, kv_heads, hd));
         let counters = gpu.zeros::<u32>(heads).unwrap();
         for position in [0usize, 1, 15, 16, 17, 64, 255, 399] {
             let what = format!("{heads}/{kv_heads} × {hd} at {position}");

@@ -16,24 +16,15 @@ fn cuda_norms_agree() {
     for (rows, width, groups) in [(1, 1, 1), (3, 33, 1), (2, 2560, 1), (5, 96, 3), (2, 1030, 2)] {
         let (xs, zs, w, b) = (rng.vec(rows * width), rng.vec(rows * width), rng.vec(width), rng.vec(width));
         let (x, z, weight, bias) = (put(&gpu, &xs), put(&gpu, &zs), put(&gpu, &w), put(&gpu, &b));
-        for gating in [Gating::None, Gating::Before(&z), Gating::After(&z)] {
+        for gating in [Gating::None, Gating::Before(At(&z, 0), w.len()), Gating::After(At(&z, 0), w.len())] {
             let (y, rho) = (poisoned::<f32>(&gpu, xs.len()), poisoned::<f32>(&gpu, rows * groups));
-            let norm = Norm {
-                x: &x,
-                gating,
-                weight: &weight,
-                bias: None,
-                layer: false,
-                groups,
-                eps: 1e-5,
-                y: &y,
-                rho: Some(&rho),
-            };
+            let plain = Norm::rms(rows, At(&x, 0), &weight, 1e-5, At(&y, 0));
+            let norm = Norm { gating, groups, rho: Some(&rho), ..plain };
             norm.run(&gpu).unwrap();
             use crate::norm::*;
             let (expected, scales) = match gating {
-                Gating::Before(_) => gated_group_rms_norm_reference(&xs, &zs, &w, groups, 1e-5),
-                Gating::After(_) => group_rms_norm_gated_reference(&xs, &zs, &w, groups, 1e-5),
+                Gating::Before(..) => gated_group_rms_norm_reference(&xs, &zs, &w, groups, 1e-5),
+                Gating::After(..) => group_rms_norm_gated_reference(&xs, &zs, &w, groups, 1e-5),
                 Gating::None if groups == 1 => (rms_norm_reference(&xs, &w, 1e-5), Vec::new()),
                 Gating::None => continue,
             };
@@ -43,17 +34,8 @@ fn cuda_norms_agree() {
             }
         }
         let y = poisoned::<f32>(&gpu, xs.len());
-        let layer = Norm {
-            x: &x,
-            gating: Gating::None,
-            weight: &weight,
-            bias: Some(&bias),
-            layer: true,
-            groups: 1,
-            eps: 1e-5,
-            y: &y,
-            rho: None,
-        };
+        let plain = Norm::rms(rows, At(&x, 0), &weight, 1e-5, At(&y, 0));
+        let layer = Norm { bias: Some(&bias), layer: true, ..plain };
         layer.run(&gpu).unwrap();
         let expected = crate::norm::layer_norm_reference(&xs, &w, Some(&b), 1e-5);
         assert_close(&get(&gpu, &y), &expected, 2e-6, "layer norm");
@@ -126,6 +108,7 @@ fn check_scan<T: Float>(gpu: &Gpu, tokens: usize, (e, n): (usize, usize), packed
         gate: Some((At(&z, 0), e)),
         state: &state,
         y: &y,
+        core: None,
         probes: ScanProbes { delta: probes.then_some(&steps), state_norm: probes.then_some(&norms) },
     }
     .run(gpu)
@@ -194,6 +177,7 @@ fn cuda_scan_of_groups_is_scans_side_by_side() {
             gate: None,
             state: &state,
             y: &y,
+            core: None,
             probes: ScanProbes::default(),
         }
         .run(&gpu)

@@ -1,0 +1,334 @@
+//! The whole model on the GPU: embed → blocks → norm → head, for one token or many.
+
+use std::sync::Arc;
+
+use half::bf16;
+use statescope_kernels::cuda::{Buffer, CudaError, DeviceMatrix, Gpu, Pinned, Result, rank_width};
+
+use super::Scratch;
+use super::block::{Block, Uploaded, supported};
+use super::memory::{Memory, Slot};
+use super::record::{Recorder, TokenRecorder, width};
+use super::token::{Graphs, Piece, pieces};
+use super::upload::{Norm, Upload};
+use crate::hooks::{Depth, Hooks};
+use crate::mixer::StateSlot;
+use crate::model::block::Pass;
+use crate::model::{Logits, Model};
+use crate::protocol::{Device, DeviceInfo, Dtype, ModelInfo, TokenId};
+use crate::runner::Outlook;
+
+/// From this size on weights in bf16 meet activations in bf16, when many tokens are read.
+const LARGE: usize = 1 << 30;
+/// Bytes that are left for caches, snapshots and workspace when a model is said to fit.
+const RESERVE: usize = 1 << 30;
+/// Recorded bytes of a token from which on only what is looked at is copied over.
+const MUCH: usize = 128 << 10;
+/// Tokens of a prompt read at once: many, so that the products fill the GPU; of these in f32 fewer.
+const LONG_CHUNK: usize = 8192;
+const CHUNK: usize = 2048;
+/// While whole layers are recorded, so many tokens times layers.
+const RECORDED: usize = 1024;
+/// Candidates that the GPU ranks.
+const MOST_CANDIDATES: usize = 64;
+
+/// Where a layer runs.
+pub(super) enum Layer {
+    Gpu(Box<Block>),
+    /// On the CPU, between two copies; `[d]` on the GPU is what one token comes back in.
+    Cpu(Buffer<f32>),
+}
+
+/// What a pass should make of its logits; see [`Logits`].
+pub(super) enum Asked<'a> {
+    Last(&'a mut Vec<f32>),
+    All(&'a mut Vec<f32>),
+    /// `next`: the tokens after all but the last.
+    Ranked {
+        candidates: usize,
+        next: &'a [TokenId],
+        outlooks: &'a mut Vec<Outlook>,
+        last: &'a mut Vec<f32>,
+    },
+}
+
+/// A model on a GPU.
+pub struct Executor {
+    pub(super) gpu: Arc<Gpu>,
+    pub(super) model: Arc<Model>,
+    pub(super) embeddings: DeviceMatrix,
+    pub(super) positions: Option<DeviceMatrix>,
+    pub(super) head: Option<DeviceMatrix>,
+    pub(super) final_norm: Norm,
+    pub(super) layers: Vec<Layer>,
+    pub(super) pieces: Vec<Piece>,
+    pub(super) info: DeviceInfo,
+    /// Whether many tokens are read in bf16.
+    pub(super) halves: bool,
+    /// Bytes of weights and of one token's numbers.
+    pub(super) weights: usize,
+    /// GPU memory in use when the model was opened.
+    pub(super) used_before: usize,
+    /// {token, position}, and the host's side of it.
+    pub(super) place: Buffer<u32>,
+    pub(super) place_host: Pinned<u32>,
+    /// `[d]`, `[V]`.
+    pub(super) embedding: Buffer<f32>,
+    pub(super) logits: Buffer<f32>,
+    pub(super) logits_host: Pinned<f32>,
+    /// The one used last at the end.
+    pub(super) graphs: Vec<Graphs>,
+    /// What logits come to, of one token; `next` is no token.
+    pub(super) ranked: Buffer<f32>,
+    pub(super) ranked_host: Pinned<f32>,
+    pub(super) next: Buffer<u32>,
+    pub(super) scratch: Scratch<f32>,
+    pub(super) scratch_halves: Scratch<bf16>,
+    pub(super) recorder: Recorder,
+    pub(super) token_recorder: TokenRecorder,
+    /// By layer what `token_recorder` was told.
+    pub(super) recorded: Vec<Depth>,
+    pub(super) copy_seconds: f32,
+}
+
+impl Executor {
+    /// Uploads a model to the first GPU.
+    ///
+    /// # Errors
+    /// There is no GPU, its driver is too old, or the model does not fit; weights in q8 have no kernels.
+    pub fn open(model: Arc<Model>, info: &ModelInfo) -> Result<Self> {
+        if !supported(model.dtype()) {
+            return Err(CudaError::Unsupported(format!(
+                "weights in {}: hold them in bf16 or f16, or run on the CPU",
+                model.dtype()
+            )));
+        }
+        let gpu = Gpu::open(0)?;
+        let (free, whole) = gpu.memory()?;
+        let needed = info.weights_bytes + info.state_bytes + RESERVE;
+        if needed > free {
+            return Err(CudaError::OutOfMemory {
+                what: format!("{} (weights {} MiB)", info.name, info.weights_bytes >> 20),
+                needed: needed >> 20,
+                free: free >> 20,
+            });
+        }
+        let to = Upload::new(&gpu);
+        let (spec, d) = (model.spec(), model.spec().hidden_size);
+        let (mut layers, mut missing) = (Vec::new(), Vec::<(String, Vec<usize>)>::new());
+        for (index, block) in model.blocks.iter().enumerate() {
+            layers.push(match Block::upload(block, d, spec.residual_scale, &to)? {
+                Uploaded::Here(block) => Layer::Gpu(block),
+                Uploaded::Missing(what) => {
+                    match missing.iter_mut().find(|(known, _)| *known == what) {
+                        Some((_, layers)) => layers.push(index),
+                        None => missing.push((what, vec![index])),
+                    }
+                    Layer::Cpu(to.room(d)?)
+                }
+            });
+        }
+        let entries = layers.len() * 32;
+        let halves = info.weights_bytes >= LARGE && model.dtype() == Dtype::Bf16;
+        let executor = Self {
+            embeddings: to.matrix(&model.embeddings)?,
+            positions: model.positions.as_ref().map(|positions| to.matrix(positions)).transpose()?,
+            head: model.head.as_ref().map(|head| to.matrix(head)).transpose()?,
+            final_norm: to.norm(&model.final_norm, 1.0)?,
+            pieces: pieces(&layers),
+            info: DeviceInfo { device: Device::Cuda, name: gpu.name().to_owned(), on_cpu: on_cpu(missing) },
+            halves,
+            place: gpu.zeros(2)?,
+            place_host: gpu.pinned(2)?,
+            embedding: to.room(d)?,
+            logits: to.room(spec.vocab_size)?,
+            logits_host: gpu.pinned(spec.vocab_size)?,
+            graphs: Vec::new(),
+            ranked: gpu.zeros(rank_width(MOST_CANDIDATES))?,
+            ranked_host: gpu.pinned(rank_width(MOST_CANDIDATES))?,
+            next: gpu.upload(&[TokenId::MAX])?,
+            scratch: Scratch::default(),
+            scratch_halves: Scratch::default(),
+            recorder: Recorder::new(&gpu, 256)?,
+            token_recorder: TokenRecorder::new(&gpu, entries)?,
+            recorded: vec![Depth::Nothing; layers.len()],
+            copy_seconds: 0.0,
+            weights: to.bytes(),
+            used_before: whole - free,
+            layers,
+            model: model.clone(),
+            gpu: gpu.clone(),
+        };
+        gpu.wait()?;
+        Ok(executor)
+    }
+
+    /// Reads prompts in bf16 whatever the size of the model.
+    #[cfg(test)]
+    pub(super) fn read_in_halves(&mut self) {
+        self.halves = true;
+    }
+
+    pub fn info(&self) -> DeviceInfo {
+        self.info.clone()
+    }
+
+    /// Bytes of GPU memory in use by this program, as the driver counts them.
+    pub fn bytes(&self) -> usize {
+        let known = self.weights + self.scratch.bytes() + self.scratch_halves.bytes();
+        let known = known + self.recorder.bytes() + self.token_recorder.bytes();
+        self.gpu.memory().map_or(known, |(free, whole)| (whole - free).saturating_sub(self.used_before))
+    }
+
+    pub fn copy_seconds(&self) -> f32 {
+        self.copy_seconds
+    }
+
+    /// Whether copying all that a token leaves would take a good part of its time.
+    pub fn copies_much(&self) -> bool {
+        let of = |block: &Block| block.quantities().iter().map(|(.., taken)| width(taken)).sum::<usize>();
+        let numbers = |layer: &Layer| if let Layer::Gpu(block) = layer { of(block) } else { 0 };
+        self.layers.iter().map(numbers).sum::<usize>() * size_of::<f32>() > MUCH
+    }
+
+    /// Tokens of a prompt worth reading at once while everything is recorded of `recorded` layers.
+    pub fn chunk(&self, recorded: usize) -> usize {
+        let longest = if self.halves { LONG_CHUNK } else { CHUNK };
+        match RECORDED.checked_div(recorded) {
+            Some(share) => (share / 128 * 128).clamp(128, longest),
+            None => longest,
+        }
+    }
+
+    /// Empty memory for a text.
+    pub fn memory(&self) -> Result<Memory> {
+        let to = Upload::new(&self.gpu);
+        let mut slots = Vec::new();
+        for (index, layer) in self.layers.iter().enumerate() {
+            match layer {
+                Layer::Gpu(block) => slots.extend(block.slots(&to)?),
+                Layer::Cpu(_) => slots.extend((0..self.model.parts(index)).map(|_| None::<Slot>)),
+            }
+        }
+        let host = if self.info.on_cpu.is_empty() { Vec::new() } else { self.model.slots() };
+        Ok(Memory::new(self.gpu.clone(), slots, host))
+    }
+
+    /// As [`Model::forward`].
+    ///
+    /// # Errors
+    /// The GPU fails or has no memory left; `memory` is then of no use.
+    pub fn forward(
+        &mut self,
+        tokens: &[TokenId],
+        first: usize,
+        memory: &mut Memory,
+        hooks: &mut Hooks<'_>,
+        logits: Logits<'_>,
+    ) -> Result<()> {
+        let asked = match logits {
+            Logits::Last(out) => Asked::Last(out),
+            Logits::All(out) => Asked::All(out),
+        };
+        self.run(tokens, first, memory, hooks, asked)
+    }
+
+    fn run(
+        &mut self,
+        tokens: &[TokenId],
+        first: usize,
+        memory: &mut Memory,
+        hooks: &mut Hooks<'_>,
+        asked: Asked<'_>,
+    ) -> Result<()> {
+        hooks.begin(first, tokens.len());
+        memory.reserve(first + tokens.len())?;
+        self.copy_seconds = 0.0;
+        match tokens {
+            [token] => self.step(*token, first, memory, hooks, asked)?,
+            _ if self.halves => self.read::<bf16>(tokens, first, memory, hooks, asked)?,
+            _ => self.read::<f32>(tokens, first, memory, hooks, asked)?,
+        }
+        memory.length = first + tokens.len();
+        Ok(())
+    }
+
+    /// Whether the GPU ranks so many candidates: a cap on the logits it does not know.
+    pub fn ranks(&self, candidates: usize) -> bool {
+        candidates <= MOST_CANDIDATES && self.model.spec().logits_cap.is_none()
+    }
+
+    /// As [`Executor::forward`]; returns the outlook after every token and the logits `[V]` of the last.
+    ///
+    /// # Errors
+    /// As [`Executor::forward`].
+    pub fn forward_ranked(
+        &mut self,
+        tokens: &[TokenId],
+        first: usize,
+        memory: &mut Memory,
+        hooks: &mut Hooks<'_>,
+        candidates: usize,
+    ) -> Result<(Vec<Outlook>, Vec<f32>)> {
+        let (mut outlooks, mut last) = (Vec::new(), Vec::new());
+        let asked = Asked::Ranked { candidates, next: &tokens[1..], outlooks: &mut outlooks, last: &mut last };
+        self.run(tokens, first, memory, hooks, asked)?;
+        Ok((outlooks, last))
+    }
+
+    /// Whether the embedding is normed, or of two types.
+    pub(super) fn embeds_on_cpu(&self) -> bool {
+        let positions = self.positions.as_ref();
+        self.model.embedding_norm.is_some() || positions.is_some_and(|p| p.dtype() != self.embeddings.dtype())
+    }
+
+    /// Whether blocks on the CPU read the embedding again.
+    pub(super) fn keeps_embedding(&self) -> bool {
+        self.model.spec().layers.iter().any(|layer| layer.shared.is_some())
+    }
+
+    /// A layer on the CPU: x `[T, d]`, in place.
+    pub(super) fn on_cpu(
+        &self,
+        layer: usize,
+        x: &mut [f32],
+        memory: &mut Memory,
+        hooks: &mut Hooks<'_>,
+        carried: &mut Carried,
+        rows: usize,
+    ) {
+        let spec = self.model.spec();
+        let first = self.model.slot_index(layer, 0);
+        let slots: &mut [StateSlot] = &mut memory.host[first..first + self.model.parts(layer)];
+        let mut pass = Pass::new(&carried.embedding, spec.residual_scale, rows, spec.hidden_size);
+        pass.first = std::mem::take(&mut carried.first);
+        self.model.blocks[layer].forward(x, layer, slots, hooks, &mut pass);
+        carried.first = pass.first;
+    }
+
+    pub(super) fn cap(&self, logits: &mut [f32]) {
+        if let Some(cap) = self.model.spec().logits_cap {
+            logits.iter_mut().for_each(|logit| *logit = cap * (*logit / cap).tanh());
+        }
+    }
+}
+
+/// What layers on the CPU hand on to each other.
+#[derive(Default)]
+pub(super) struct Carried {
+    pub(super) embedding: Vec<f32>,
+    pub(super) first: Vec<f32>,
+}
+
+/// `layers 1–3, 5: mixture of experts`.
+fn on_cpu(missing: Vec<(String, Vec<usize>)>) -> Vec<String> {
+    let describe = |(what, layers): (String, Vec<usize>)| {
+        let runs = layers.chunk_by(|a, b| a + 1 == *b).map(|run| match run {
+            [one] => one.to_string(),
+            _ => format!("{}–{}", run[0], run[run.len() - 1]),
+        });
+        let noun = if layers.len() == 1 { "layer" } else { "layers" };
+        format!("{noun} {}: {what}", runs.collect::<Vec<_>>().join(", "))
+    };
+    missing.into_iter().map(describe).collect()
+}

@@ -1,0 +1,236 @@
+//! One token through the model: replayed graphs, cut where a layer runs on the CPU.
+
+use std::ops::Range;
+use std::time::Instant;
+
+use statescope_kernels::cuda::{At, Buffer, Embed, Graph, Linear, Result, rank, rank_width};
+
+use super::executor::{Asked, Carried, Executor, Layer};
+use super::memory::Memory;
+use super::record::Taken;
+use super::{Token, all};
+use crate::hooks::{Depth, Hooks};
+use crate::protocol::{Point, TokenId};
+use crate::runner::Outlook;
+
+/// Memories whose graphs are kept: the text's, and that of a replay beside it.
+const GRAPHS: usize = 2;
+
+/// What is launched together.
+#[derive(Clone)]
+pub(super) enum Piece {
+    /// Layers, with the embedding before the first and the head after the last.
+    Gpu {
+        embed: bool,
+        layers: Range<usize>,
+        head: bool,
+    },
+    Cpu(usize),
+}
+
+/// Captured launches of one token, by piece, and the memory they speak of.
+pub(super) struct Graphs {
+    id: (u64, u64),
+    pieces: Vec<Option<Graph>>,
+}
+
+impl Executor {
+    pub(super) fn step(
+        &mut self,
+        token: TokenId,
+        position: usize,
+        memory: &mut Memory,
+        hooks: &mut Hooks<'_>,
+        asked: Asked<'_>,
+    ) -> Result<()> {
+        self.choose(hooks)?;
+        self.place_host.as_mut_slice().copy_from_slice(&[token, position as u32]);
+        // The first token with a memory is launched as it comes; the second one captures.
+        let captured = match self.graphs.iter().position(|graphs| graphs.id == memory.id) {
+            Some(known) => {
+                let graphs = self.graphs.remove(known);
+                self.graphs.push(graphs);
+                true
+            }
+            None => {
+                if self.graphs.len() == GRAPHS {
+                    self.graphs.remove(0);
+                }
+                self.graphs.push(Graphs { id: memory.id, pieces: self.pieces.iter().map(|_| None).collect() });
+                false
+            }
+        };
+        let mut carried = Carried::default();
+        for index in 0..self.pieces.len() {
+            match self.pieces[index].clone() {
+                Piece::Cpu(layer) => {
+                    let x = self.residual(layer);
+                    let mut x = self.gpu.download(&x)?;
+                    self.on_cpu(layer, &mut x, memory, hooks, &mut carried, 1);
+                    self.gpu.write(&self.residual(layer + 1), 0, &x)?;
+                }
+                piece => self.launch_piece(index, &piece, memory, captured, &mut carried)?,
+            }
+        }
+        self.token_recorder.start(&self.gpu)?;
+        if let Asked::Ranked { candidates, .. } = asked {
+            self.rank(candidates)?;
+            self.gpu.copy_out(&self.ranked, 0, &mut self.ranked_host, 0, rank_width(candidates))?;
+        }
+        self.gpu.wait()?;
+        let copied = Instant::now();
+        self.token_recorder.show(hooks);
+        self.copy_seconds = copied.elapsed().as_secs_f32();
+        let out = match asked {
+            Asked::Last(out) | Asked::All(out) => out,
+            Asked::Ranked { candidates, outlooks, last, .. } => {
+                outlooks.push(outlook(&self.ranked_host.as_slice()[..rank_width(candidates)], false));
+                last
+            }
+        };
+        out.clear();
+        out.extend_from_slice(self.logits_host.as_slice());
+        self.cap(out);
+        Ok(())
+    }
+
+    /// Ranks the logits of one token.
+    pub(super) fn rank(&self, candidates: usize) -> Result<()> {
+        rank(&self.gpu, all(&self.logits), 1, self.logits.len(), &self.next, candidates, &self.ranked)
+    }
+
+    /// Runs a piece of one token: by its graph, or launch by launch.
+    fn launch_piece(
+        &mut self,
+        index: usize,
+        piece: &Piece,
+        memory: &Memory,
+        capture: bool,
+        carried: &mut Carried,
+    ) -> Result<()> {
+        if self.embeds_on_cpu() && matches!(piece, Piece::Gpu { embed: true, .. }) {
+            let [token, position] = [0, 1].map(|i| self.place_host.as_slice()[i]);
+            let x = self.model.embed(&[token], position as usize);
+            self.gpu.copy_in(&self.place_host, &self.place, 0)?;
+            self.gpu.write(&self.embedding, 0, &x)?;
+        }
+        if matches!(piece, Piece::Gpu { embed: true, .. }) && self.keeps_embedding() {
+            // The graph has not run yet; the same numbers are made on the CPU.
+            let [token, position] = [0, 1].map(|i| self.place_host.as_slice()[i]);
+            carried.embedding = self.model.embed(&[token], position as usize);
+        }
+        let graph = self.graphs.last_mut().and_then(|graphs| graphs.pieces[index].take());
+        let graph = match graph {
+            Some(graph) => Some(graph),
+            None if capture => {
+                let gpu = self.gpu.clone();
+                Some(gpu.capture(|| self.launches(piece, memory))?)
+            }
+            None => None,
+        };
+        match &graph {
+            Some(graph) => graph.replay()?,
+            None => self.launches(piece, memory)?,
+        }
+        if let Some(graphs) = self.graphs.last_mut() {
+            graphs.pieces[index] = graph;
+        }
+        Ok(())
+    }
+
+    /// The launches of a piece of one token.
+    fn launches(&mut self, piece: &Piece, memory: &Memory) -> Result<()> {
+        let Piece::Gpu { embed, layers, head } = piece else { return Ok(()) };
+        let gpu = &self.gpu;
+        if *embed && !self.embeds_on_cpu() {
+            gpu.copy_in(&self.place_host, &self.place, 0)?;
+            Embed {
+                table: &self.embeddings,
+                positions: self.positions.as_ref(),
+                place: &self.place,
+                scale: self.model.spec().embedding_scale,
+                x: all(&self.embedding),
+            }
+            .run(gpu)?;
+        }
+        let token = Token { gpu, place: &self.place };
+        for layer in layers.clone() {
+            if let Layer::Gpu(block) = &self.layers[layer] {
+                let first = self.model.slot_index(layer, 0);
+                block.step(&token, &self.residual(layer), &memory.slots[first..first + self.model.parts(layer)])?;
+            }
+        }
+        if *head {
+            self.head(At(&self.residual(self.layers.len()), 0))?;
+            gpu.copy_out(&self.logits, 0, &mut self.logits_host, 0, self.logits.len())?;
+        }
+        Ok(())
+    }
+
+    /// Logits of one row of the residual stream.
+    pub(super) fn head(&self, x: At<'_>) -> Result<()> {
+        let weight = self.head.as_ref().unwrap_or(&self.embeddings);
+        let plain = Linear::new(weight, self.final_norm.input(x), Some(all(&self.logits)));
+        Linear { output_scale: self.model.spec().logits_scale, ..plain }.run(&self.gpu)
+    }
+
+    /// The residual stream of one token before a layer.
+    fn residual(&self, layer: usize) -> Buffer<f32> {
+        match layer.checked_sub(1).map(|before| &self.layers[before]) {
+            None => self.embedding.clone(),
+            Some(Layer::Gpu(block)) => block.resid.clone(),
+            Some(Layer::Cpu(resid)) => resid.clone(),
+        }
+    }
+
+    /// Tells the token recorder what is looked at, if that has changed.
+    fn choose(&mut self, hooks: &Hooks<'_>) -> Result<()> {
+        let wanted: Vec<Depth> = (0..self.layers.len()).map(|layer| hooks.depth(layer)).collect();
+        if wanted == self.recorded {
+            return Ok(());
+        }
+        let mut chosen: Vec<(usize, usize, Point, Taken<'_, f32>)> = Vec::new();
+        for (layer, depth) in wanted.iter().enumerate() {
+            match (&self.layers[layer], depth) {
+                (Layer::Gpu(block), Depth::Everything) => {
+                    let quantities = block.quantities().into_iter();
+                    chosen.extend(quantities.map(|(part, point, taken)| (layer, part, point, taken)));
+                }
+                (Layer::Gpu(block), Depth::Strength) => {
+                    chosen.extend(block.strength().map(|taken| (layer, 0, Point::Write, taken)));
+                }
+                _ => {}
+            }
+        }
+        self.token_recorder.choose(&self.gpu, &chosen)?;
+        self.recorded = wanted;
+        Ok(())
+    }
+}
+
+/// From a row of [`rank`].
+pub(super) fn outlook(row: &[f32], read_on: bool) -> Outlook {
+    let known = |pair: &[f32]| (pair[0].to_bits() != TokenId::MAX).then(|| (pair[0].to_bits(), pair[1]));
+    Outlook {
+        log_sum_exp: row[0],
+        entropy_bits: row[1],
+        next_logit: read_on.then_some(row[2]),
+        candidates: row[3..].chunks_exact(2).filter_map(known).collect(),
+    }
+}
+
+/// Runs of layers on the GPU, and layers on the CPU, in order.
+pub(super) fn pieces(layers: &[Layer]) -> Vec<Piece> {
+    let (mut pieces, mut from, mut embed) = (Vec::new(), 0, true);
+    for (index, layer) in layers.iter().enumerate() {
+        if matches!(layer, Layer::Cpu(_)) {
+            if embed || from < index {
+                pieces.push(Piece::Gpu { embed, layers: from..index, head: false });
+            }
+            pieces.push(Piece::Cpu(index));
+            (from, embed) = (index + 1, false);
+        }
+    }
+    pieces.push(Piece::Gpu { embed, layers: from..layers.len(), head: true });
+    pieces
+}

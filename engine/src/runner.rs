@@ -1,0 +1,286 @@
+//! Where a model computes. The CPU is the reference; a GPU (feature `cuda`) runs the same model with its own kernels, and what has none
+//! there on the CPU, between two copies.
+
+use std::sync::Arc;
+
+use statescope_kernels::reduce::{SoftmaxSummary, summarise_softmax, top_k};
+
+#[cfg(feature = "cuda")]
+use crate::device::{self, Executor};
+use crate::hooks::Hooks;
+use crate::mixer::StateSlot;
+use crate::model::{Logits, Model};
+use crate::protocol::{Device, DeviceInfo, ModelInfo, TokenId};
+
+/// Why a device cannot do it, in one sentence.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct DeviceError(pub String);
+
+#[cfg(feature = "cuda")]
+impl From<statescope_kernels::cuda::CudaError> for DeviceError {
+    fn from(error: statescope_kernels::cuda::CudaError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// A model, and what computes it.
+pub struct Runner {
+    model: Arc<Model>,
+    #[cfg(feature = "cuda")]
+    gpu: Option<Box<Executor>>,
+}
+
+/// The memories of all mixers of one text, where they are computed.
+pub enum Memory {
+    /// One slot a mixer.
+    Host(Vec<StateSlot>),
+    #[cfg(feature = "cuda")]
+    Device(device::Memory),
+}
+
+/// A copy of a [`Memory`] that later steps do not change.
+#[derive(Clone, Debug)]
+pub enum Saved {
+    Host(Vec<StateSlot>),
+    #[cfg(feature = "cuda")]
+    Device(device::Saved),
+}
+
+/// What the logits after a token come to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outlook {
+    /// ln Σ eˣ.
+    pub log_sum_exp: f32,
+    pub entropy_bits: f32,
+    /// The logit of the token that was read next, if one was.
+    pub next_logit: Option<f32>,
+    /// Most likely first, with their logits.
+    pub candidates: Vec<(TokenId, f32)>,
+}
+
+/// The GPU that `Device::Cuda` means, by name.
+///
+/// # Errors
+/// Why there is none: this build, the driver or the machine.
+pub fn find_gpu() -> Result<String, DeviceError> {
+    #[cfg(feature = "cuda")]
+    return Ok(statescope_kernels::cuda::find(0)?);
+    #[cfg(not(feature = "cuda"))]
+    Err(DeviceError(
+        "this build has no CUDA support; run on the CPU, or build with --features cuda and NVIDIA's nvcc".into(),
+    ))
+}
+
+impl Runner {
+    /// On the CPU.
+    pub fn cpu(model: Arc<Model>) -> Self {
+        Self {
+            model,
+            #[cfg(feature = "cuda")]
+            gpu: None,
+        }
+    }
+
+    /// On `device`; weights are uploaded there. `info` is told what it turned out to be.
+    ///
+    /// # Errors
+    /// There is no such device, or the model does not fit into its memory; nothing is uploaded then.
+    pub fn open(model: Arc<Model>, device: Device, info: &mut ModelInfo) -> Result<Self, DeviceError> {
+        if device == Device::Cpu {
+            info.device = DeviceInfo::default();
+            return Ok(Self::cpu(model));
+        }
+        #[cfg(feature = "cuda")]
+        {
+            let gpu = Executor::open(model.clone(), info)?;
+            info.device = gpu.info();
+            Ok(Self { model, gpu: Some(Box::new(gpu)) })
+        }
+        #[cfg(not(feature = "cuda"))]
+        Err(find_gpu().err().unwrap_or_else(|| DeviceError("no GPU".into())))
+    }
+
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// Empty memory for a text.
+    pub fn memory(&self) -> Result<Memory, DeviceError> {
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = &self.gpu {
+            return Ok(Memory::Device(gpu.memory()?));
+        }
+        Ok(Memory::Host(self.model.slots()))
+    }
+
+    /// Whether every recorded quantity of a token is copied over, and all of them are more than that is worth.
+    pub fn copies_much(&self) -> bool {
+        #[cfg(feature = "cuda")]
+        return self.gpu.as_ref().is_some_and(|gpu| gpu.copies_much());
+        #[cfg(not(feature = "cuda"))]
+        false
+    }
+
+    /// Tokens of a prompt worth reading at once while everything is recorded of `recorded` layers.
+    pub fn chunk(&self, recorded: usize) -> usize {
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = &self.gpu {
+            return gpu.chunk(recorded);
+        }
+        let _ = recorded;
+        crate::history::CHUNK
+    }
+
+    /// Bytes of GPU memory in use now, of weights, memories and workspace.
+    pub fn device_bytes(&self) -> usize {
+        #[cfg(feature = "cuda")]
+        return self.gpu.as_ref().map_or(0, |gpu| gpu.bytes());
+        #[cfg(not(feature = "cuda"))]
+        0
+    }
+
+    /// Seconds that the last pass spent on copying what was recorded.
+    pub fn copy_seconds(&self) -> f32 {
+        #[cfg(feature = "cuda")]
+        return self.gpu.as_ref().map_or(0.0, |gpu| gpu.copy_seconds());
+        #[cfg(not(feature = "cuda"))]
+        0.0
+    }
+
+    /// As [`Runner::forward`]; returns the outlook after every token, with `candidates` tokens ranked, and the logits `[V]` of the last.
+    ///
+    /// # Errors
+    /// As [`Runner::forward`].
+    pub fn forward_ranked(
+        &mut self,
+        tokens: &[TokenId],
+        first: usize,
+        memory: &mut Memory,
+        hooks: &mut Hooks<'_>,
+        candidates: usize,
+    ) -> Result<(Vec<Outlook>, Vec<f32>), DeviceError> {
+        #[cfg(feature = "cuda")]
+        if let (Memory::Device(memory), Some(gpu)) = (&mut *memory, &mut self.gpu)
+            && gpu.ranks(candidates)
+        {
+            return Ok(gpu.forward_ranked(tokens, first, memory, hooks, candidates)?);
+        }
+        let (mut all, vocab) = (Vec::new(), self.model.spec().vocab_size);
+        self.forward(tokens, first, memory, hooks, Logits::All(&mut all))?;
+        let next = tokens[1..].iter().copied().map(Some).chain([None]);
+        let outlooks = all.chunks_exact(vocab).zip(next).map(|(logits, next)| Outlook::of(logits, next, candidates));
+        let outlooks = outlooks.collect();
+        Ok((outlooks, all.split_off(all.len() - vocab)))
+    }
+
+    /// As [`Model::forward`].
+    ///
+    /// # Errors
+    /// The GPU fails, or has no memory left.
+    pub fn forward(
+        &mut self,
+        tokens: &[TokenId],
+        first: usize,
+        memory: &mut Memory,
+        hooks: &mut Hooks<'_>,
+        logits: Logits<'_>,
+    ) -> Result<(), DeviceError> {
+        match memory {
+            Memory::Host(slots) => self.model.forward(tokens, first, slots, hooks, logits),
+            #[cfg(feature = "cuda")]
+            Memory::Device(memory) => {
+                let Some(gpu) = &mut self.gpu else { return Err(DeviceError("the memory is of a GPU".into())) };
+                gpu.forward(tokens, first, memory, hooks, logits)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Outlook {
+    fn of(logits: &[f32], next: Option<TokenId>, candidates: usize) -> Self {
+        let SoftmaxSummary { log_sum_exp, entropy_bits } = summarise_softmax(logits);
+        let next_logit = next.map(|token| logits[token as usize]);
+        Self { log_sum_exp, entropy_bits, next_logit, candidates: top_k(logits, candidates) }
+    }
+}
+
+impl Memory {
+    /// Back to the state before any token.
+    pub fn clear(&mut self, model: &Model) -> Result<(), DeviceError> {
+        match self {
+            Self::Host(slots) => *slots = model.slots(),
+            #[cfg(feature = "cuda")]
+            Self::Device(memory) => memory.clear(model)?,
+        }
+        Ok(())
+    }
+
+    pub fn save(&self) -> Result<Saved, DeviceError> {
+        Ok(match self {
+            Self::Host(slots) => Saved::Host(slots.iter().map(StateSlot::snapshot).collect()),
+            #[cfg(feature = "cuda")]
+            Self::Device(memory) => Saved::Device(memory.save()?),
+        })
+    }
+
+    /// Puts back what was saved of this same memory.
+    pub fn restore(&mut self, saved: &Saved) -> Result<(), DeviceError> {
+        match (self, saved) {
+            (Self::Host(slots), Saved::Host(saved)) => slots.clone_from(saved),
+            #[cfg(feature = "cuda")]
+            (Self::Device(memory), Saved::Device(saved)) => memory.restore(saved)?,
+            #[cfg(feature = "cuda")]
+            _ => return Err(DeviceError("what was saved is of another device".into())),
+        }
+        Ok(())
+    }
+
+    /// The slots of a model that runs on the CPU; none elsewhere.
+    pub fn slots(&self) -> &[StateSlot] {
+        match self {
+            Self::Host(slots) => slots,
+            #[cfg(feature = "cuda")]
+            Self::Device(_) => &[],
+        }
+    }
+
+    /// The recurrent state of a mixer, empty if it has none.
+    pub fn state(&self, slot: usize) -> Vec<f32> {
+        match self {
+            Self::Host(slots) => slots[slot].state.clone(),
+            #[cfg(feature = "cuda")]
+            Self::Device(memory) => memory.state(slot),
+        }
+    }
+
+    /// Bytes of keys and values of the text so far.
+    pub fn kv_bytes(&self) -> usize {
+        match self {
+            Self::Host(slots) => slots.iter().map(|s| s.kv.bytes()).sum(),
+            #[cfg(feature = "cuda")]
+            Self::Device(memory) => memory.kv_bytes(),
+        }
+    }
+}
+
+impl Saved {
+    /// As [`Memory::state`].
+    pub fn state(&self, slot: usize) -> Vec<f32> {
+        match self {
+            Self::Host(slots) => slots[slot].state.clone(),
+            #[cfg(feature = "cuda")]
+            Self::Device(saved) => saved.state(slot),
+        }
+    }
+
+    /// Bytes that it takes for itself.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Host(slots) => slots.iter().map(StateSlot::owned_bytes).sum(),
+            #[cfg(feature = "cuda")]
+            Self::Device(saved) => saved.bytes(),
+        }
+    }
+}

@@ -1,0 +1,113 @@
+// Rows of many tokens: embedding, gates, and what leaves for the record of a run.
+#include "common.cuh"
+
+struct EmbedRowsParams {
+    const void *table;      // [V, d]
+    const void *positions;  // [P, d] or null, of the same type
+    const u32 *tokens;      // [T]
+    float *x;               // [T, d]
+    u32 width, first;
+    float scale;
+    u32 pad;
+};
+template <typename W> DEVICE void embed_rows(const EmbedRowsParams &p) {
+    const u32 t = blockIdx.x;
+    const W *row = static_cast<const W *>(p.table) + size_t(p.tokens[t]) * p.width;
+    const W *position = static_cast<const W *>(p.positions) + size_t(p.first + t) * p.width;
+    for (u32 i = threadIdx.x; i < p.width; i += blockDim.x) {
+        float x = to_float(row[i]) * p.scale;
+        if (p.positions) x += to_float(position[i]);
+        p.x[size_t(t) * p.width + i] = x;
+    }
+}
+extern "C" __global__ void embed_rows_f32(const __grid_constant__ EmbedRowsParams p) { embed_rows<float>(p); }
+extern "C" __global__ void embed_rows_bf16(const __grid_constant__ EmbedRowsParams p) { embed_rows<__nv_bfloat16>(p); }
+extern "C" __global__ void embed_rows_f16(const __grid_constant__ EmbedRowsParams p) { embed_rows<__half>(p); }
+
+struct GateParams {
+    const void *x;     // [T, x_stride]
+    const void *gate;  // [T, gate_stride] or null
+    void *y;           // [T, width]
+    u32 tokens, width, x_stride, gate_stride;
+    u32 activation, pad;  // 5: σ
+    float gate_scale, pad2;
+};
+template <typename X, typename Y> DEVICE void gate(const GateParams &p) {
+    const size_t all = size_t(p.tokens) * p.width;
+    for (size_t at = size_t(blockIdx.x) * blockDim.x + threadIdx.x; at < all; at += size_t(gridDim.x) * blockDim.x) {
+        const size_t t = at / p.width, i = at % p.width;
+        float x = to_float(static_cast<const X *>(p.x)[t * p.x_stride + i]);
+        if (p.gate) {
+            const float g = to_float(static_cast<const Y *>(p.gate)[t * p.gate_stride + i]) * p.gate_scale;
+            x *= p.activation == 5 ? sigmoid(g) : activate(p.activation, g);
+        }
+        static_cast<Y *>(p.y)[at] = from_float<Y>(x);
+    }
+}
+extern "C" __global__ void gate_f32_f32(const __grid_constant__ GateParams p) { gate<float, float>(p); }
+extern "C" __global__ void gate_f32_bf16(const __grid_constant__ GateParams p) { gate<float, __nv_bfloat16>(p); }
+extern "C" __global__ void gate_bf16_bf16(const __grid_constant__ GateParams p) { gate<__nv_bfloat16, __nv_bfloat16>(p); }
+
+// One quantity of T tokens on its way out; see `Entry` in record.rs.
+struct Entry {
+    const void *a, *b, *c;  // COPY: a. STEP: a, bias b. WRITE: Δ a (f32) or null, keys b, values c
+    float *to;              // [T, width], or [T]
+    u32 kind, type, width, stride, stride_b, stride_c;
+    u32 heads, groups, value_groups, head_dim, n;
+    float low, high;
+    u32 pad;
+};
+enum Kind : u32 { COPY = 0, STEP = 1, WRITE = 2 };
+
+DEVICE float element(const void *from, u32 type, size_t at) {
+    switch (type) {
+    case 0: return static_cast<const float *>(from)[at];
+    case 1: return to_float(static_cast<const __nv_bfloat16 *>(from)[at]);
+    default: return to_float(static_cast<const __half *>(from)[at]);
+    }
+}
+
+// ‖(Δ_h ‖k_h‖ ‖v_h‖)_h‖ of a token.
+DEVICE void write_norm(const Entry &e, u32 t) {
+    __shared__ float keys[256], scratch[32];
+    const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    for (u32 g = warp; g < e.groups; g += blockDim.x / 32) {
+        float square = 0.0f;
+        for (u32 i = lane; i < e.n; i += 32) {
+            const float k = element(e.b, e.type, size_t(t) * e.stride_b + g * e.n + i);
+            square += k * k;
+        }
+        square = warp_sum(square);
+        if (lane == 0) keys[g] = square;
+    }
+    __syncthreads();
+    float sum = 0.0f;
+    const u32 values = e.value_groups * e.head_dim, repeats = e.heads / e.value_groups;
+    for (u32 i = threadIdx.x; i < values; i += blockDim.x) {
+        const float v = element(e.c, e.type, size_t(t) * e.stride_c + i);
+        for (u32 r = 0; r < repeats; r++) {
+            const u32 head = i / e.head_dim * repeats + r;
+            const float step = e.a ? static_cast<const float *>(e.a)[size_t(t) * e.stride + head] : 1.0f;
+            sum += step * step * keys[size_t(head) * e.groups / e.heads] * v * v;
+        }
+    }
+    sum = block_sum(sum, scratch);
+    if (threadIdx.x == 0) e.to[t] = sqrtf(sum);
+}
+
+DEVICE void take(const Entry &e, u32 t) {
+    if (e.kind == WRITE) return write_norm(e, t);
+    for (u32 i = threadIdx.x; i < e.width; i += blockDim.x) {
+        float x = element(e.a, e.type, size_t(t) * e.stride + i);
+        if (e.kind == STEP) x = fminf(fmaxf(softplus(x + static_cast<const float *>(e.b)[i]), e.low), e.high);
+        e.to[size_t(t) * e.width + i] = x;
+    }
+}
+struct RecordParams {
+    const Entry *entries;
+};
+extern "C" __global__ void __launch_bounds__(256) record(const __grid_constant__ RecordParams p) {
+    const Entry e = p.entries[blockIdx.x];
+    take(e, blockIdx.y);
+}
+extern "C" __global__ void __launch_bounds__(256) record_one(const __grid_constant__ Entry e) { take(e, blockIdx.y); }

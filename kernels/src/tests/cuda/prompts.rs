@@ -1,0 +1,263 @@
+//! Ops of many tokens: linear maps, attention, rows.
+
+use half::bf16;
+
+use super::*;
+use crate::activation::{Activation, silu_reference};
+use crate::cuda::{
+    At, DeviceMatrix, ENTRY_WORDS, EmbedRows, Entry, GateFunction, GateRows, Gemm, PromptAttention, Taken, Written,
+    record,
+};
+use crate::{Attention, Dtype, Elements, Matrix, PAGE, Rope};
+
+fn matrix(rng: &mut Rng, rows: usize, cols: usize, dtype: Dtype) -> Matrix {
+    Matrix::new(rows, cols, Elements::F32(rng.vec(rows * cols))).unwrap().to_dtype(dtype)
+}
+
+fn check_gemm<T: Float>(gpu: &Gpu, rng: &mut Rng, dtype: Dtype, [tokens, rows, cols]: [usize; 3]) {
+    let what = format!("{dtype} × {} {tokens} × {rows} × {cols}", T::NAME);
+    let host = matrix(rng, rows, cols, dtype);
+    let weight = DeviceMatrix::upload(gpu, &host).unwrap();
+    // A part of wider rows.
+    let stride = cols.next_multiple_of(8) + 8;
+    let (wide_x, seen) = rounded::<T>(gpu, &rng.vec(tokens * stride));
+    let dense: Vec<f32> = seen.chunks_exact(stride).flat_map(|row| &row[8..8 + cols]).copied().collect();
+    let (b, scales, before) = (rng.vec(rows), rng.vec(rows), rng.vec(tokens * rows));
+    let (bias, row_scale, residual) = (put(gpu, &b), put(gpu, &scales), put(gpu, &before));
+    let (wide, y) = (poisoned::<f32>(gpu, tokens * rows), poisoned::<T>(gpu, tokens * rows));
+    let gemm = Gemm {
+        bias: Some(&bias),
+        row_scale: Some(&row_scale),
+        output_scale: 0.5,
+        x_stride: stride,
+        wide: Some(&wide),
+        y: Some(&y),
+        residual: Some((&residual, &residual)),
+        residual_scale: 0.3,
+        ..Gemm::new(tokens, &weight, At(&wide_x, 8))
+    };
+    gemm.run(gpu).unwrap();
+    let product = crate::linear::reference(&host, Some(&b), &dense);
+    let expected: Vec<f64> = product.iter().zip(scales.iter().cycle()).map(|(y, &s)| 0.5 * y * f64::from(s)).collect();
+    assert_close(&get(gpu, &wide), &expected, 5e-6, &what);
+    assert_close(&get(gpu, &y), &expected, T::ERROR, &what);
+    let added: Vec<f64> = expected.iter().zip(&before).map(|(y, &x)| f64::from(x) + 0.3 * y).collect();
+    assert_close(&get(gpu, &residual), &added, 5e-6, &what);
+    let activated = Gemm { wide: None, residual: None, activation: Some(Activation::Silu), ..gemm };
+    activated.run(gpu).unwrap();
+    let expected: Vec<f64> = expected.into_iter().map(silu_reference).collect();
+    assert_close(&get(gpu, &y), &expected, T::ERROR, &what);
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn cuda_gemm_agrees_in_any_shape() {
+    let gpu = gpu();
+    let mut rng = Rng::new(41);
+    for shape in [[1, 1, 1], [3, 5, 7], [63, 65, 33], [65, 64, 16], [130, 300, 72], [257, 100, 264]] {
+        for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
+            check_gemm::<f32>(&gpu, &mut rng, dtype, shape);
+            check_gemm::<bf16>(&gpu, &mut rng, dtype, shape);
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn cuda_gemm_on_tensor_cores_agrees() {
+    let gpu = gpu();
+    let mut rng = Rng::new(42);
+    for shape in [[1, 8, 8], [127, 255, 64], [129, 257, 200], [300, 520, 1024], [128, 256, 192]] {
+        check_gemm::<bf16>(&gpu, &mut rng, Dtype::Bf16, shape);
+    }
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn cuda_prompt_attention_agrees() {
+    let gpu = gpu();
+    let mut rng = Rng::new(43);
+    for (heads, kv_heads, hd, window, normed) in
+        [(1, 1, 4, None, false), (4, 2, 64, None, true), (8, 8, 80, Some(3), true), (2, 1, 256, Some(40), false)]
+    {
+        for (first, tokens) in [(0usize, 1usize), (0, 70), (5, 33), (64, 100)] {
+            let what = format!("{heads}/{kv_heads} × {hd}, {tokens} from {first}");
+            let (q_len, kv_len, half) = (heads * hd, kv_heads * hd, hd / 4);
+            let inv_freq: Vec<f32> = (0..half).map(|j| 10_000f32.powf(-(j as f32) / half as f32)).collect();
+            let (q_scale, k_scale) = (rng.vec(hd), rng.vec(hd));
+            let (freq, q_norm, k_norm) = (put(&gpu, &inv_freq), put(&gpu, &q_scale), put(&gpu, &k_scale));
+            let end = first + tokens;
+            let (mut all_keys, mut all_values) = (rng.vec(end * kv_len), rng.vec(end * kv_len));
+            let [keys, values] = [&all_keys, &all_values].map(|kv| {
+                let mut known = kv.clone();
+                known[first * kv_len..].fill(f32::NAN);
+                known.extend(nan(3 * kv_len));
+                put(&gpu, &known)
+            });
+            let (qs, ks, vs) = (rng.vec(tokens * q_len), rng.vec(tokens * kv_len), rng.vec(tokens * kv_len));
+            let (q, k, v) = (put(&gpu, &qs), put(&gpu, &ks), put(&gpu, &vs));
+            let (y, entropy) = (poisoned::<f32>(&gpu, tokens * q_len), poisoned::<f32>(&gpu, tokens * heads));
+            PromptAttention {
+                tokens,
+                first,
+                heads,
+                kv_heads,
+                head_dim: hd,
+                q: &q,
+                k: &k,
+                v: &v,
+                norms: normed.then_some((&q_norm, &k_norm, 1e-5)),
+                inv_freq: Some(&freq),
+                key_scale: 0.5,
+                scale: 0.3,
+                window,
+                keys: &keys,
+                values: &values,
+                q_out: &q,
+                y: &y,
+                entropy_bits: &entropy,
+            }
+            .run(&gpu)
+            .unwrap();
+            let rope = Rope::new(inv_freq);
+            let scaled = ks.iter().map(|k| 0.5 * k).collect();
+            let mut seen = [(qs, &q_scale), (scaled, &k_scale)].map(|(x, scale): (Vec<f32>, _)| match normed {
+                true => crate::norm::rms_norm_reference(&x, scale, 1e-5).iter().map(|x| *x as f32).collect(),
+                false => x,
+            });
+            rope.apply(&mut seen[0], heads, hd, first);
+            rope.apply(&mut seen[1], kv_heads, hd, first);
+            all_keys[first * kv_len..].copy_from_slice(&seen[1]);
+            all_values[first * kv_len..].copy_from_slice(&vs);
+            let [key_pages, value_pages] =
+                [&all_keys, &all_values].map(|kv| kv.chunks(PAGE * kv_len).collect::<Vec<_>>());
+            let op =
+                Attention { heads, kv_heads, head_dim: hd, scale: 0.3, window, keys: &key_pages, values: &value_pages };
+            let (expected, entropy64) = op.reference(&seen[0], first);
+            assert_close(&get(&gpu, &q), &widened(&seen[0]), 3e-6, &what);
+            assert_close(&get(&gpu, &y), &expected, 1e-5, &what);
+            let bits = get(&gpu, &entropy);
+            bits.iter()
+                .zip(&entropy64)
+                .for_each(|(a, b)| assert!((f64::from(*a) - b).abs() < 1e-4, "{what}: {a} bits, not {b}"));
+            let mut stored = nan(end * kv_len);
+            gpu.read(&keys, 0, &mut stored).unwrap();
+            assert_close(&stored, &widened(&all_keys), 3e-6, &what);
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn cuda_rows_are_embedded_and_gated() {
+    let gpu = gpu();
+    let mut rng = Rng::new(44);
+    let (table, positions) = (matrix(&mut rng, 9, 130, Dtype::Bf16), matrix(&mut rng, 8, 130, Dtype::Bf16));
+    let [a, b] = [&table, &positions].map(|m| DeviceMatrix::upload(&gpu, m).unwrap());
+    let (ids, x) = ([7u32, 0, 8], poisoned::<f32>(&gpu, 3 * 130));
+    let tokens = gpu.upload(&ids).unwrap();
+    EmbedRows { table: &a, positions: Some(&b), tokens: &tokens, count: 3, first: 5, scale: 2.0, x: &x }
+        .run(&gpu)
+        .unwrap();
+    let (rows, places) = (table.to_vec_f32(), positions.to_vec_f32());
+    let expected: Vec<f64> = ids
+        .iter()
+        .enumerate()
+        .flat_map(|(t, &id)| (0..130).map(move |i| (id as usize * 130 + i, (5 + t) * 130 + i)))
+        .map(|(at, place)| 2.0 * f64::from(rows[at]) + f64::from(places[place]))
+        .collect();
+    assert_close(&get(&gpu, &x), &expected, 1e-6, "embedding");
+
+    let (xs, zs) = (rng.vec(3 * 130), rng.vec(3 * 50));
+    let (z, y) = (put(&gpu, &zs), poisoned::<f32>(&gpu, 3 * 40));
+    let x = put(&gpu, &xs);
+    for function in [GateFunction::Activation(Activation::Silu), GateFunction::Sigmoid] {
+        let gate = Some((At(&z, 7), 50));
+        GateRows { tokens: 3, width: 40, x: At(&x, 3), x_stride: 130, gate, function, gate_scale: 0.7, y: &y }
+            .run(&gpu)
+            .unwrap();
+        let f = |z: f64| match function {
+            GateFunction::Sigmoid => 1.0 / (1.0 + (-z).exp()),
+            GateFunction::Activation(a) => a.reference(z),
+        };
+        let expected: Vec<f64> = (0..120)
+            .map(|i| f64::from(xs[i / 40 * 130 + 3 + i % 40]) * f(f64::from(0.7f32 * zs[i / 40 * 50 + 7 + i % 40])))
+            .collect();
+        assert_close(&get(&gpu, &y), &expected, 3e-6, &format!("{function:?}"));
+    }
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn cuda_records_what_it_is_told() {
+    let gpu = gpu();
+    let mut rng = Rng::new(45);
+    let tokens = 3;
+    let (heads, groups, n, p) = (6, 2, 5, 4);
+    let (key_rows, keys) = rounded::<bf16>(&gpu, &rng.vec(tokens * 20));
+    let (value_rows, values) = rounded::<bf16>(&gpu, &rng.vec(tokens * 30));
+    let steps: Vec<f32> = rng.vec(tokens * heads);
+    let (delta, b) = (put(&gpu, &steps), rng.vec(heads));
+    let bias = put(&gpu, &b);
+    let to = poisoned::<f32>(&gpu, 3 * 7 + 3 * 6 + 3);
+    let written = Written {
+        heads,
+        delta: Some(At(&delta, 0)),
+        keys: At(&key_rows, 2),
+        keys_stride: 20,
+        groups,
+        key_dim: n,
+        values: At(&value_rows, 1),
+        values_stride: 30,
+        value_groups: heads,
+        value_dim: p,
+    };
+    let entries = [
+        Entry::new(Taken::Rows { from: At(&key_rows, 4), stride: 20, width: 7 }, tokens, At(&to, 0)),
+        Entry::new(
+            Taken::Steps { from: At(&delta, 0), stride: heads, bias: &bias, low: 0.1, high: 0.9 },
+            tokens,
+            At(&to, 21),
+        ),
+        Entry::new(Taken::Write(written), tokens, At(&to, 39)),
+    ];
+    let table = gpu.zeros::<u32>(entries.len() * ENTRY_WORDS).unwrap();
+    gpu.write(&table, 0, Entry::words(&entries)).unwrap();
+    record(&gpu, &table, entries.len(), tokens).unwrap();
+    let mut expected: Vec<f64> = (0..21).map(|i| keys[i / 7 * 20 + 4 + i % 7].into()).collect();
+    expected.extend((0..18).map(|i| (f64::from(steps[i]) + f64::from(b[i % 6])).exp().ln_1p().clamp(0.1, 0.9)));
+    let norm = |xs: &[f32]| xs.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>();
+    expected.extend((0..tokens).map(|t| {
+        let head = |h: usize| {
+            let (k, v) = (t * 20 + 2 + h * groups / heads * n, t * 30 + 1 + h * p);
+            f64::from(steps[t * heads + h]).powi(2) * norm(&keys[k..k + n]) * norm(&values[v..v + p])
+        };
+        (0..heads).map(head).sum::<f64>().sqrt()
+    }));
+    assert_close(&get(&gpu, &to), &expected, 3e-6, "record");
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn cuda_logits_are_ranked() {
+    use crate::cuda::{rank, rank_width};
+    use crate::reduce::{summarise_softmax, top_k};
+    let gpu = gpu();
+    let mut rng = Rng::new(46);
+    for (tokens, vocab, count) in [(1, 3, 2), (3, 1000, 12), (2, 50_280, 12), (1, 2000, 1)] {
+        let mut xs: Vec<f32> = rng.vec(tokens * vocab).into_iter().map(|x| 20.0 * x).collect();
+        // Equals, in one thread's stretch and in another's.
+        (xs[0], xs[1], xs[vocab - 1]) = (25.0, 25.0, 25.0);
+        let (logits, out) = (put(&gpu, &xs), poisoned::<f32>(&gpu, tokens * rank_width(count)));
+        let next: Vec<u32> = (0..tokens as u32).map(|t| if t == 1 { u32::MAX } else { 2 * t }).collect();
+        rank(&gpu, At(&logits, 0), tokens, vocab, &gpu.upload(&next).unwrap(), count, &out).unwrap();
+        let found = get(&gpu, &out);
+        for (t, (row, found)) in xs.chunks_exact(vocab).zip(found.chunks_exact(rank_width(count))).enumerate() {
+            let summary = summarise_softmax(row);
+            assert!((found[0] - summary.log_sum_exp).abs() < 1e-4 && (found[1] - summary.entropy_bits).abs() < 1e-4);
+            assert_eq!(found[2], row.get(next[t] as usize).copied().unwrap_or(0.0));
+            let ranked: Vec<(u32, f32)> = found[3..].chunks_exact(2).map(|pair| (pair[0].to_bits(), pair[1])).collect();
+            assert_eq!(ranked, top_k(row, count), "{tokens} × {vocab}");
+        }
+    }
+}
