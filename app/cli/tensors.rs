@@ -189,7 +189,8 @@ impl Plan {
         match self.quantity.what {
             What::Row(Point::Form) => vec![token],
             What::Row(Point::Resid | Point::Out) => vec![token, ("hidden", hidden_size)],
-            What::Row(Point::Decay) if decay_dim > 1 => vec![token, head, ("state", decay_dim)],
+            What::Row(Point::Decay) if kind.is_time_invariant() => vec![token, head, ("complex_state", decay_dim)],
+            What::Row(Point::Decay) if decay_dim > 1 => vec![token, head, state],
             What::Row(Point::LogDecay) if decay_dim > 1 => vec![token, head, state],
             What::Row(Point::Beta) if kind == MixerKind::Rwkv7 => vec![token, head, state],
             What::Row(

@@ -42,6 +42,8 @@ fn size(axis: &str, part: &Value, info: &Value) -> Option<u64> {
         "head" | "channel" => of("heads"),
         "kv_head" | "key_head" | "group" => of("groups"),
         "state" | "key_dim" => of("state_dim"),
+        // Half of them stand for all with their conjugates.
+        "complex_state" => of("state_dim").map(|states| states / 2),
         "head_dim" => of("head_dim"),
         "figure" => Some(3),
         other => panic!("unknown axis {other}"),

@@ -106,7 +106,7 @@ def build(rng):
         w[mixer + "out_proj.weight"] = normal(d, inner) / math.sqrt(inner)
         for name in "BC":
             w[f"{mixer}{name}_norm.weight"], w[f"{mixer}{name}_bias"] = 1 + 0.2 * normal(N), 1 + 0.3 * normal(HEADS, 1, N)
-        w[mixer + "dt_bias"], w[mixer + "D"] = normal(HEADS) - 1, normal(HEADS)
+        w[mixer + "dt_bias"], w[mixer + "D"] = 0.5 * normal(HEADS) - 3, normal(HEADS)
     return w
 
 

@@ -37,7 +37,6 @@ type Parser = fn(Keys) -> Result<ModelSpec, ConfigError>;
 const FAMILIES: [(&str, Parser); 36] = [
     ("mamba", mamba::mamba1),
     ("mamba2", mamba::mamba2),
-    ("mamba3", mamba::mamba3),
     ("falcon_mamba", mamba::falcon_mamba),
     ("jamba", jamba::jamba),
     ("zamba", zamba::zamba),
@@ -65,6 +64,7 @@ const FAMILIES: [(&str, Parser); 36] = [
     ("h3", ancestors::h3),
     ("hyena", ancestors::hyena),
     ("slstm", ancestors::slstm),
+    ("mamba3", mamba::mamba3),
     ("llama", llama::llama),
     ("mistral", llama::mistral),
     ("qwen2", llama::qwen2),
