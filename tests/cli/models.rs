@@ -97,18 +97,21 @@ fn every_quantity_of_every_model_is_traced() {
                 let has = |point: &str| trace.has(&format!("layers.{place}.{point}"));
                 let kind = part["kind"].as_str().unwrap();
                 let mixes = kind != "feed_forward";
-                let keeps_all = ["linear_attention", "short_conv", "attention"].contains(&kind);
+                let keeps_all = ["linear_attention", "short_conv", "attention", "hyena"].contains(&kind);
+                let time_invariant = ["s4", "s4d", "h3"].contains(&kind);
+                let keyless = ["s4", "s4d", "slstm"].contains(&kind);
                 let expected = [
                     ("out", true),
                     ("mixing", mixes),
                     ("reach", mixes),
-                    ("key", mixes),
-                    ("state", mixes && kind != "attention"),
-                    ("delta", kind.starts_with("mamba")),
+                    ("key", mixes && !keyless),
+                    ("state", mixes && !["attention", "hyena"].contains(&kind)),
+                    ("delta", kind.starts_with("mamba") || time_invariant),
+                    ("form", time_invariant),
                     ("beta", kind == "delta_rule" || kind == "rwkv7"),
                     ("decay", mixes && !keeps_all),
-                    ("query", mixes && !["rwkv4", "rg_lru"].contains(&kind)),
-                    ("input_gate", ["rwkv4", "rg_lru", "mlstm"].contains(&kind)),
+                    ("query", mixes && !keyless && !["rwkv4", "rg_lru"].contains(&kind)),
+                    ("input_gate", ["rwkv4", "rg_lru", "mlstm", "slstm", "mamba3"].contains(&kind)),
                     ("bonus", ["rwkv4", "rwkv6"].contains(&kind)),
                     ("entropy", kind == "attention"),
                     ("gate", part["gated"] == true),
