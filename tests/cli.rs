@@ -385,6 +385,8 @@ fn bench_says_all_it_measured() {
                 "probes_cost_percent",
                 "pairs",
                 "device",
+                "device_name",
+                "on_cpu",
                 "dtype",
                 "threads"
             ]

@@ -186,7 +186,7 @@ mod tests {
             layer(&[ShortConv], None),
         ];
         assert_eq!(pattern(&layers), "M[MA]-EDCC");
-        assert_eq!(legend("M[MA]"), "M state space, A attention, [ ] in one layer");
+        assert_eq!(legend("M[MA]"), "M selective state space, A attention, [ ] in one layer");
         assert_eq!(runs(&layers).last(), Some(&(5, 2)));
         let lines = lines("1".to_owned(), &layers[1], 1);
         assert_eq!((lines.len(), lines[1][0].as_str(), lines[1][1].as_str()), (2, "", "+ attention"));
