@@ -113,7 +113,10 @@ impl StateSpace<'_> {
     fn check(&self, inputs: usize, state: usize) {
         let len = self.decay.len();
         let width = len / self.channels.max(1);
-        assert!(self.channels > 0 && len == width * self.channels && width % 2 == 0, "state space: Ā is not [C, N]");
+        assert!(
+            self.channels > 0 && len == width * self.channels && width.is_multiple_of(2),
+            "state space: Ā is not [C, N]"
+        );
         assert!([self.input.len(), self.output.len(), state] == [len; 3], "state space: b, c or state is not [C, N]");
         assert!(
             self.look.len() == self.take.len() && [0, len].contains(&self.look.len()),

@@ -39,7 +39,7 @@ pub fn hyena(keys: Keys) -> Result<ModelSpec, ConfigError> {
         inner_layers: keys.size("filter_inner_layers", 2)?,
         shift: keys.factor("filter_shift", 0.0)?,
     };
-    if spec.features % 2 == 0 || spec.features < 3 {
+    if spec.features.is_multiple_of(2) || spec.features < 3 {
         let found = &spec.features.into();
         return Err(keys.invalid(
             "filter_features",
