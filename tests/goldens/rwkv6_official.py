@@ -18,7 +18,7 @@ import ancestors
 FOLDER = Path(__file__).parent / "rwkv6_official"
 # Every layer is halved at inference; the ranks follow from the hidden size, whatever it is.
 CONFIG = dict(
-    architectures=["Rwkv6ForCausalLM"], model_type="rwkv6", vocab_size=24, hidden_size=4, attention_hidden_size=4, head_size=2, head_size_divisor=8,
+    architectures=["Rwkv6ForCausalLM"], model_type="rwkv6", vocab_size=32, hidden_size=4, attention_hidden_size=4, head_size=2, head_size_divisor=8,
     intermediate_size=6, num_hidden_layers=2, layer_norm_epsilon=1e-5, rescale_every=1, tie_word_embeddings=False, bos_token_id=0, eos_token_id=0)  # fmt: skip
 MIX_RANK, DECAY_RANK = 32, 64
 
