@@ -138,7 +138,8 @@ impl GatesView {
     }
 
     fn toolbar(&mut self, ui: &mut egui::Ui, cx: &ViewContext<'_>, subject: &Subject<'_>) {
-        ui.horizontal(|ui| {
+        // Some mixers have more gates than a narrow panel has room for in one row.
+        ui.horizontal_wrapped(|ui| {
             let mut options = vec![(None, "all")];
             let all = Gate::of(subject.mixer);
             options.extend(all.iter().map(|gate| (Some(*gate), gate.label(subject.kind()))));
