@@ -50,6 +50,8 @@ struct Told {
     state: RunState,
     position: usize,
     backfill: Option<Backfill>,
+    /// That the device failed, which is said once a text.
+    failure: bool,
 }
 
 /// The engine.
@@ -370,8 +372,9 @@ impl Worker {
                 self.performance.prefill_tokens_per_s = rows as f32 / began.elapsed().as_secs_f32();
             }
         }
-        if let Some(failure) = session.failure() {
+        if let Some(failure) = session.failure().filter(|_| !self.told.failure) {
             let message = failure.to_string();
+            self.told.failure = true;
             return self.fail(message, String::new());
         }
         let deadline = Instant::now() + if self.remaining > 0 { SLICE_RUNNING } else { SLICE_IDLE };

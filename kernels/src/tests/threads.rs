@@ -87,3 +87,19 @@ fn every_item_is_visited_once() {
     });
     assert!(seen.iter().all(|&x| x == 1));
 }
+
+#[test]
+fn a_panic_reaches_the_caller_and_leaves_the_threads_at_work() {
+    let work = |bad: usize| {
+        let mut seen = vec![0u8; 64];
+        par::for_each_chunk(&mut seen, 1, usize::MAX, |i, x| {
+            assert!(i != bad, "item {bad}");
+            x[0] = 1;
+        });
+        seen
+    };
+    for bad in [0, 31, 63] {
+        assert!(std::panic::catch_unwind(|| work(bad)).is_err());
+        assert!(work(64).iter().all(|&x| x == 1));
+    }
+}
