@@ -67,22 +67,26 @@ impl LayerTape {
         self.columns.iter().map(|(_, c)| c.values.len() * size_of::<f32>()).sum()
     }
 
+    /// The column of a quantity that is recorded; emptied ones are room, not a record.
     fn column(&self, point: Point) -> Option<&Column> {
-        self.columns.iter().find(|(p, _)| *p == point).map(|(_, c)| c)
+        self.columns.iter().find(|(p, c)| *p == point && !c.values.is_empty()).map(|(_, c)| c)
     }
 
     /// `room`: bytes that a new column is given to grow into.
     fn append(&mut self, point: Point, first: usize, rows: usize, values: &[f32], room: usize) {
+        if self.columns.iter().all(|(_, column)| column.values.is_empty()) {
+            self.first = first;
+        }
+        let width = values.len() / rows.max(1);
         let index = self.columns.iter().position(|(p, _)| *p == point).unwrap_or_else(|| {
-            if self.columns.is_empty() {
-                self.first = first;
-            }
-            let width = values.len() / rows.max(1);
             let ahead = AHEAD.min(room / (width.max(1) * size_of::<f32>())).max(rows);
             self.columns.push((point, Column { width, values: Vec::with_capacity(ahead * width) }));
             self.columns.len() - 1
         });
         let (start, column) = (self.first, &mut self.columns[index].1);
+        if column.values.is_empty() {
+            column.width = width;
+        }
         // Replay may pass over tokens that are recorded already.
         let expected = start + column.values.len() / column.width.max(1);
         if first <= expected && expected < first + rows {
@@ -90,13 +94,11 @@ impl LayerTape {
         }
     }
 
+    /// Columns keep their room: the next text needs it again, and fresh memory costs a tenth of a short run.
     fn truncate(&mut self, length: usize) {
         let rows = length.saturating_sub(self.first);
         for (_, column) in &mut self.columns {
             column.values.truncate(rows * column.width);
-        }
-        if rows == 0 {
-            self.columns.clear();
         }
     }
 

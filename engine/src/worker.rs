@@ -24,7 +24,7 @@ use crate::session::{Budgets, Replay, Session};
 const FRAME_INTERVAL: Duration = Duration::from_millis(16);
 /// While tokens are being made, what is looked at may take one part in so many of the time; series that fall behind catch up later.
 /// What one answer took beyond its slice is owed by the next ones. Seconds that can be saved and owed.
-const RUNNING_SHARE: f64 = 24.0;
+const RUNNING_SHARE: f64 = 32.0;
 const SAVED: f64 = 0.001;
 const OWED: f64 = 0.008;
 /// Time for pictures between two chunks of a prompt, for replay between two tokens, and for both while nothing else is to be done.

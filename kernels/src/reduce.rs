@@ -22,21 +22,7 @@ pub fn mean(xs: &[f32]) -> f32 {
 
 /// Least and largest, NaN ignored; none where nothing is left.
 pub fn min_max(xs: &[f32]) -> Option<(f32, f32)> {
-    // Eight pairs side by side; a comparison with NaN is false and leaves them alone.
-    let (mut low, mut high) = ([f32::INFINITY; 8], [f32::NEG_INFINITY; 8]);
-    let (blocks, rest) = xs.as_chunks::<8>();
-    let mut take = |lane: usize, x: f32| {
-        low[lane] = if x < low[lane] { x } else { low[lane] };
-        high[lane] = if x > high[lane] { x } else { high[lane] };
-    };
-    for block in blocks {
-        for (lane, &x) in block.iter().enumerate() {
-            take(lane, x);
-        }
-    }
-    rest.iter().for_each(|&x| take(0, x));
-    let min = low.into_iter().fold(f32::INFINITY, f32::min);
-    let max = high.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    let (min, max) = cpu::reduce::extremes(xs);
     (min <= max).then_some((min, max))
 }
 
@@ -53,37 +39,16 @@ pub fn argmax(xs: &[f32]) -> Option<usize> {
 
 /// The k largest with their indices, largest first, equals by index; NaN ignored.
 pub fn top_k(xs: &[f32], k: usize) -> Vec<(u32, f32)> {
-    if k <= SHORT_LIST { short_list(xs, k) } else { long_list(known(0, xs).collect(), k) }
+    if k <= SHORT_LIST { cpu::reduce::short_list(xs, k) } else { long_list(known(xs).collect(), k) }
 }
 
 /// Up to so many a sorted list with insertion beats a selection over all.
 const SHORT_LIST: usize = 64;
 
-/// What is not NaN, with its index, the first at `first`; −0 and 0 are equals.
-fn known(first: usize, xs: &[f32]) -> impl Iterator<Item = (u32, f32)> {
-    let indexed = xs.iter().zip(first as u32..);
+/// What is not NaN, with its index; −0 and 0 are equals.
+fn known(xs: &[f32]) -> impl Iterator<Item = (u32, f32)> {
+    let indexed = xs.iter().zip(0..);
     indexed.filter(|(x, _)| !x.is_nan()).map(|(&x, i)| (i, x + 0.0))
-}
-
-fn short_list(xs: &[f32], k: usize) -> Vec<(u32, f32)> {
-    let mut best: Vec<(u32, f32)> = Vec::with_capacity(k + 1);
-    for (block, first) in xs.chunks(16).zip((0..).step_by(16)) {
-        // Hardly a block has one that is large enough; all of it is compared at once.
-        if let Some((_, least)) = best.last().filter(|_| best.len() == k)
-            && !block.iter().fold(false, |any, x| any | (x > least))
-        {
-            continue;
-        }
-        for (i, x) in known(first, block) {
-            // An equal one comes later in index order, so it does not displace.
-            if best.len() == k && best.last().is_none_or(|last| x <= last.1) {
-                continue;
-            }
-            best.insert(best.partition_point(|b| b.1 >= x), (i, x));
-            best.truncate(k);
-        }
-    }
-    best
 }
 
 fn long_list(mut all: Vec<(u32, f32)>, k: usize) -> Vec<(u32, f32)> {

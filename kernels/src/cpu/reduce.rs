@@ -75,3 +75,72 @@ impl Kernel for Moments<'_> {
 pub(crate) fn softmax_moments(logits: &[f32], max: f32) -> (f64, f64) {
     dispatch(Moments { logits, max })
 }
+
+/// Least and largest, NaN ignored; (∞, −∞) where nothing is left.
+struct Extremes<'a>(&'a [f32]);
+
+impl Kernel for Extremes<'_> {
+    type Output = (f32, f32);
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> (f32, f32) {
+        let (mut low, mut high) = ([s.splat(f32::INFINITY); 2], [s.splat(f32::NEG_INFINITY); 2]);
+        let (whole, rest) = self.0.as_chunks::<LANES>();
+        for (i, xs) in whole.iter().enumerate() {
+            // Of a comparison with NaN the second is taken.
+            let x = s.load(xs);
+            (low[i % 2], high[i % 2]) = (s.min(x, low[i % 2]), s.max(x, high[i % 2]));
+        }
+        let (low, high) = (s.lanes(s.min(low[0], low[1])), s.lanes(s.max(high[0], high[1])));
+        let low = low.iter().chain(rest).fold(f32::INFINITY, |min, &x| x.min(min));
+        let high = high.iter().chain(rest).fold(f32::NEG_INFINITY, |max, &x| x.max(max));
+        (low, high)
+    }
+}
+
+pub(crate) fn extremes(xs: &[f32]) -> (f32, f32) {
+    dispatch(Extremes(xs))
+}
+
+/// The k largest, largest first, equals by index, NaN ignored, as a sorted list with insertion.
+struct ShortList<'a> {
+    xs: &'a [f32],
+    k: usize,
+}
+
+impl Kernel for ShortList<'_> {
+    type Output = Vec<(u32, f32)>;
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Self::Output {
+        if self.k == 0 {
+            return Vec::new();
+        }
+        let mut best: Vec<(u32, f32)> = Vec::with_capacity(self.k + 1);
+        let mut least = f32::NEG_INFINITY;
+        for (block, first) in self.xs.chunks(2 * LANES).zip((0..).step_by(2 * LANES)) {
+            // Hardly a block has one that is large enough; all of it is compared at once.
+            if let (true, Some((a, b))) = (best.len() == self.k, block.split_at_checked(LANES))
+                && b.len() == LANES
+                && !s.any_greater(s.load(a), s.splat(least))
+                && !s.any_greater(s.load(b), s.splat(least))
+            {
+                continue;
+            }
+            for (x, i) in block.iter().zip(first..) {
+                // −0 and 0 are equals, and an equal one comes later in index order, so it does not displace.
+                let x = x + 0.0;
+                if x.is_nan() || (best.len() == self.k && x <= least) {
+                    continue;
+                }
+                best.insert(best.partition_point(|b| b.1 >= x), (i, x));
+                best.truncate(self.k);
+                least = best.last().map_or(least, |last| last.1);
+            }
+        }
+        best
+    }
+}
+
+/// [`crate::reduce::top_k`] for a few.
+pub(crate) fn short_list(xs: &[f32], k: usize) -> Vec<(u32, f32)> {
+    dispatch(ShortList { xs, k })
+}

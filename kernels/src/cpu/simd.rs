@@ -36,6 +36,15 @@ pub(crate) trait Simd: Copy {
     fn max(self, a: Self::V, b: Self::V) -> Self::V;
     /// Where either is NaN: `b`.
     fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    /// Whether a lane of `a` is greater than that of `b`; NaN is not.
+    fn any_greater(self, a: Self::V, b: Self::V) -> bool;
+    /// The lanes.
+    #[inline(always)]
+    fn lanes(self, v: Self::V) -> [f32; LANES] {
+        let mut lanes = [0.0; LANES];
+        self.store(v, &mut lanes);
+        lanes
+    }
     /// To the nearest whole number, ties to even.
     fn round(self, a: Self::V) -> Self::V;
     /// 2ⁿ for whole numbers n in [−126, 127].
@@ -165,6 +174,10 @@ impl Simd for Portable {
     #[inline(always)]
     fn min(self, a: Self::V, b: Self::V) -> Self::V {
         lanes(|i| if a[i] < b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    fn any_greater(self, a: Self::V, b: Self::V) -> bool {
+        (0..LANES).fold(false, |any, i| any | (a[i] > b[i]))
     }
     #[inline(always)]
     fn round(self, a: Self::V) -> Self::V {
@@ -316,6 +329,11 @@ mod avx2 {
         fn min(self, a: __m256, b: __m256) -> __m256 {
             // SAFETY: see above.
             unsafe { _mm256_min_ps(a, b) }
+        }
+        #[inline(always)]
+        fn any_greater(self, a: __m256, b: __m256) -> bool {
+            // SAFETY: see above.
+            unsafe { _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(a, b)) != 0 }
         }
         #[inline(always)]
         fn round(self, a: __m256) -> __m256 {
