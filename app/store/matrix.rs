@@ -14,6 +14,8 @@ pub struct CausalMatrix {
     range: Option<(f32, f32)>,
     entries: usize,
     generation: u64,
+    /// The generation in which something else than a further row came.
+    rewritten: u64,
 }
 
 impl CausalMatrix {
@@ -51,6 +53,11 @@ impl CausalMatrix {
         self.generation
     }
 
+    /// Changes when a row that is there changes or goes, or one comes before the last: all but the coming of further rows.
+    pub fn rewritten(&self) -> u64 {
+        self.rewritten
+    }
+
     pub fn bytes(&self) -> usize {
         self.entries * 4 + self.rows.len() * 64
     }
@@ -59,6 +66,9 @@ impl CausalMatrix {
     pub(super) fn put(&mut self, start: usize, columns: usize, values: &[f32], generation: u64) -> usize {
         if columns == 0 {
             return 0;
+        }
+        if start < self.len() {
+            self.rewritten = generation;
         }
         for (k, row) in values.chunks_exact(columns).enumerate() {
             let i = start + k;
@@ -76,6 +86,9 @@ impl CausalMatrix {
                 dropped += 1;
             }
         }
+        if dropped > 0 || self.rewritten == 0 {
+            self.rewritten = generation;
+        }
         self.generation = generation;
         dropped
     }
@@ -89,5 +102,6 @@ impl CausalMatrix {
         self.entries = self.rows.values().map(|r| r.len()).sum();
         self.range = self.rows.values().fold(None, |range, row| widen(range, row));
         self.generation = generation;
+        self.rewritten = generation;
     }
 }

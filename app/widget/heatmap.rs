@@ -19,9 +19,12 @@ mod pool;
 pub use super::scale::ValueScale;
 pub use crate::theme::ColourMap;
 pub use hatch::hatch;
-pub use pool::{Cells, Row};
+pub use pool::{Cells, Row, Settled};
 
 use pool::{Mark, Pooled, bin, pool};
+
+/// Texels that a texture grows by.
+const ROOM: usize = 64;
 
 type Describe<'a> = &'a dyn Fn(usize, usize, Option<f32>) -> String;
 type RowLabel<'a> = &'a dyn Fn(usize) -> String;
@@ -64,6 +67,20 @@ struct PoolKey {
     cols: Range<usize>,
     /// Cells per texel.
     bins: (usize, usize),
+    settled: Option<Settled>,
+}
+
+impl PoolKey {
+    /// Rows of texels that are as they were when this key was true.
+    fn kept(&self, now: &PoolKey, cells: &dyn Cells) -> usize {
+        let (Some(before), Some(settled)) = (self.settled, now.settled) else { return 0 };
+        let same = (before.since, self.rows.start, self.cols.start, self.bins)
+            == (settled.since, now.rows.start, now.cols.start, now.bins);
+        let rows = before.rows.min(self.rows.end).min(now.rows.end).saturating_sub(now.rows.start) / now.bins.0;
+        let last = now.rows.start + (rows * now.bins.0).saturating_sub(1);
+        let whole = self.cols.end == now.cols.end || cells.end(last) <= self.cols.end && self.cols.end < now.cols.end;
+        if same && whole { rows } else { 0 }
+    }
 }
 
 #[derive(Clone, PartialEq)]
@@ -214,31 +231,49 @@ impl<'a> Heatmap<'a> {
         let bins = (span_bin(&grid.y, pixels.y), span_bin(&grid.x, pixels.x));
         let rows = aligned(visible(&grid.y, grid.rows), bins.0);
         let cols = aligned(visible(&grid.x, grid.cols), bins.1);
-        let key = PoolKey { generation: self.cells.generation(), rows, cols, bins };
+        let key = PoolKey { generation: self.cells.generation(), rows, cols, bins, settled: self.cells.settled() };
         let fresh = cache.pool_key.as_ref() != Some(&key);
+        let mut kept = 0;
         if fresh {
-            cache.pooled = pool(self.cells, key.rows.clone(), key.cols.clone(), key.bins);
+            kept = cache.pool_key.as_ref().map_or(0, |before| before.kept(&key, self.cells));
+            pool(&mut cache.pooled, self.cells, key.rows.clone(), key.cols.clone(), key.bins, kept);
             cache.pool_key = Some(key);
         }
-        let range = self.range.or(cache.pooled.range).unwrap_or((0.0, 1.0));
+        let range = self.range.or_else(|| cache.pooled.range()).unwrap_or((0.0, 1.0));
         let colours = ColourKey {
             map: self.map,
             scale: self.scale,
             range: (range.0.to_bits(), range.1.to_bits()),
             dark: theme.is_dark(),
         };
-        if fresh || cache.colour_key.as_ref() != Some(&colours) {
+        let recoloured = cache.colour_key.as_ref() != Some(&colours);
+        if fresh || recoloured {
             cache.colour_key = Some(colours);
-            self.recolour(ui, theme, range, cache);
+            self.recolour(ui, theme, range, cache, if recoloured { 0 } else { kept });
         }
         range
     }
 
-    fn recolour(&self, ui: &Ui, theme: &Theme, range: (f32, f32), cache: &mut Cache) {
+    /// Colours the texels below the first `kept` rows, which the texture has already.
+    fn recolour(&self, ui: &Ui, theme: &Theme, range: (f32, f32), cache: &mut Cache, kept: usize) {
         let (table, normaliser) = (theme.map(self.map), Normaliser::new(self.map, self.scale, range));
         let slack = 1e-4;
-        let (mut below, mut above) = (false, false);
-        let pixels = cache.pooled.values.iter().zip(&cache.pooled.marks).map(|(value, mark)| match mark {
+        let pooled = &cache.pooled;
+        let (width, height) = (pooled.width, pooled.height);
+        if width * height == 0 {
+            return;
+        }
+        // A table that grows has room in its texture.
+        let room = |texels: usize| if self.cells.settled().is_some() { texels.next_multiple_of(ROOM) } else { texels };
+        let size = [room(width), room(height)];
+        let fits = cache.texture.as_ref().is_some_and(|texture| texture.size() == size);
+        let first = if fits { kept } else { 0 };
+        if first == height {
+            return;
+        }
+        let (mut below, mut above) = if first > 0 { cache.clipped } else { (false, false) };
+        let pixels = pooled.values[first * width..].iter().zip(&pooled.marks[first * width..]);
+        let pixels = pixels.map(|(value, mark)| match mark {
             Mark::Known => {
                 let t = normaliser.at(*value);
                 below |= t < -slack;
@@ -249,16 +284,20 @@ impl<'a> Heatmap<'a> {
             Mark::Blank => theme.well,
             Mark::NotFinite => theme.error,
         });
-        let size = [cache.pooled.width, cache.pooled.height];
-        let image = ColorImage::new(size, pixels.collect());
+        let mut image = ColorImage::new([width, height - first], pixels.collect());
         cache.clipped = (below, above);
-        if size.contains(&0) {
-            return;
-        }
         match &mut cache.texture {
-            Some(texture) if texture.size() == size => texture.set_partial([0, 0], image, TextureOptions::NEAREST),
-            Some(texture) => texture.set(image, TextureOptions::NEAREST),
-            None => cache.texture = Some(ui.ctx().load_texture("heatmap", image, TextureOptions::NEAREST)),
+            Some(texture) if fits && first > 0 => texture.set_partial([0, first], image, TextureOptions::NEAREST),
+            texture => {
+                if size != [width, height] {
+                    image = on_ground(&image, size, theme.well);
+                }
+                match texture {
+                    Some(texture) if fits => texture.set_partial([0, 0], image, TextureOptions::NEAREST),
+                    Some(texture) => texture.set(image, TextureOptions::NEAREST),
+                    None => *texture = Some(ui.ctx().load_texture("heatmap", image, TextureOptions::NEAREST)),
+                }
+            }
         }
     }
 
@@ -275,10 +314,13 @@ impl<'a> Heatmap<'a> {
             // A short last block must not look like cells that do not exist.
             let end = pos2(grid.left(key.cols.end), grid.top(key.rows.end));
             let painter = painter.with_clip_rect(grid.rect.intersect(Rect::from_min_max(grid.rect.min, end)));
-            if cache.pooled.unknown {
+            if cache.pooled.unknown() {
                 hatch(ui, theme, cells.intersect(painter.clip_rect()));
             }
-            painter.image(texture.id(), cells, Rect::from_min_max(pos2(0.0, 0.0), pos2(1.0, 1.0)), Color32::WHITE);
+            let part = |used: usize, of: usize| used as f32 / of.max(1) as f32;
+            let [across, down] = texture.size();
+            let used = pos2(part(cache.pooled.width, across), part(cache.pooled.height, down));
+            painter.image(texture.id(), cells, Rect::from_min_max(pos2(0.0, 0.0), used), Color32::WHITE);
         }
         let faint = Stroke::new(1.0, theme.hover.gamma_multiply(0.6));
         let pinned = Stroke::new(1.0, theme.accent);
@@ -385,6 +427,15 @@ impl Grid {
         let row = along(pos.y, &self.y, self.rect.y_range(), self.rows)?;
         Some((row, along(pos.x, &self.x, self.rect.x_range(), self.cols)?))
     }
+}
+
+/// The image in the upper left of a larger one.
+fn on_ground(image: &ColorImage, size: [usize; 2], ground: Color32) -> ColorImage {
+    let mut pixels = vec![ground; size[0] * size[1]];
+    for (to, from) in pixels.chunks_exact_mut(size[0]).zip(image.pixels.chunks_exact(image.width())) {
+        to[..from.len()].copy_from_slice(from);
+    }
+    ColorImage::new(size, pixels)
 }
 
 fn place(cell: f64, window: &Range<f64>, pixels: Rangef) -> f32 {

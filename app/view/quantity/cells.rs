@@ -3,7 +3,7 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use crate::store::{CausalMatrix, Series};
-use crate::widget::heatmap::{Cells, Row};
+use crate::widget::heatmap::{Cells, Row, Settled};
 
 /// One number that changes when any of `parts` does.
 pub fn fingerprint(parts: impl IntoIterator<Item = u64>) -> u64 {
@@ -67,7 +67,7 @@ impl Cells for TransposedCells<'_> {
 }
 
 /// Whether a row begins before what the engine has recorded: those entries come as NaN and are not known.
-fn is_cut(row: &[f32]) -> bool {
+pub fn is_cut(row: &[f32]) -> bool {
     row.first().is_some_and(|first| first.is_nan()) && row.last().is_some_and(|last| last.is_finite())
 }
 
@@ -102,6 +102,10 @@ impl Cells for MatrixCells<'_> {
             Some(values) => Row::Slice(values),
             None => Row::Unknown,
         }
+    }
+
+    fn settled(&self) -> Option<Settled> {
+        self.matrix.map(|matrix| Settled { since: matrix.rewritten(), rows: matrix.len() })
     }
 
     fn end(&self, row: usize) -> usize {

@@ -14,11 +14,23 @@ pub trait Cells {
     fn row(&self, _row: usize) -> Row<'_> {
         Row::Each
     }
+    /// How far the rows are final, where further ones only come after them. None: any value may change.
+    fn settled(&self) -> Option<Settled> {
+        None
+    }
     /// The first column whose cell in `row` cannot exist, nor any after it, such as those above the diagonal of a causal matrix: drawn as
     /// ground, not hatched.
     fn end(&self, _row: usize) -> usize {
         usize::MAX
     }
+}
+
+/// The first rows of [`Cells`], which stay as they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settled {
+    /// Changes when one of them does after all.
+    pub since: u64,
+    pub rows: usize,
 }
 
 /// A row of [`Cells`].
@@ -45,9 +57,49 @@ pub(super) struct Pooled {
     pub height: usize,
     pub values: Vec<f32>,
     pub marks: Vec<Mark>,
+    /// By row of texels.
+    summaries: Vec<Summary>,
+}
+
+/// Of one row of texels: the range of the finite values, and whether one is unknown.
+#[derive(Clone, Copy, Debug, Default)]
+struct Summary {
+    range: Option<(f32, f32)>,
+    unknown: bool,
+}
+
+impl Pooled {
     /// Of the finite values.
-    pub range: Option<(f32, f32)>,
-    pub unknown: bool,
+    pub fn range(&self) -> Option<(f32, f32)> {
+        let ranges = self.summaries.iter().filter_map(|summary| summary.range);
+        ranges.reduce(|(low, high), (l, h)| (low.min(l), high.max(h)))
+    }
+
+    pub fn unknown(&self) -> bool {
+        self.summaries.iter().any(|summary| summary.unknown)
+    }
+
+    /// Becomes `width` × `height` with the first `kept` rows as they are; what is new is blank.
+    fn reshape(&mut self, width: usize, height: usize, kept: usize) {
+        if width != self.width {
+            let mut wider = Pooled { width, values: vec![0.0; width * kept], ..Pooled::default() };
+            wider.marks = vec![Mark::Blank; width * kept];
+            let shared = width.min(self.width);
+            for y in 0..kept {
+                let (from, to) = (y * self.width, y * width);
+                wider.values[to..to + shared].copy_from_slice(&self.values[from..from + shared]);
+                wider.marks[to..to + shared].copy_from_slice(&self.marks[from..from + shared]);
+            }
+            wider.summaries = std::mem::take(&mut self.summaries);
+            *self = wider;
+        }
+        self.height = height;
+        self.values.truncate(width * kept);
+        self.marks.truncate(width * kept);
+        self.summaries.truncate(kept);
+        self.values.resize(width * height, 0.0);
+        self.marks.resize(width * height, Mark::Blank);
+    }
 }
 
 /// Cells per texel, so that `cells` of them take no more than `texels`.
@@ -56,21 +108,23 @@ pub(super) fn bin(cells: usize, texels: usize) -> usize {
 }
 
 /// Pools `rows` × `cols` in blocks of `bins` (rows, columns). The ranges start at multiples of the bins, so that a block keeps its
-/// cells while the table grows or is moved, and nothing flickers; the last block may be short.
-pub(super) fn pool(cells: &dyn Cells, rows: Range<usize>, cols: Range<usize>, bins: (usize, usize)) -> Pooled {
+/// cells while the table grows or is moved, and nothing flickers; the last block may be short. The first `kept` rows of texels of
+/// `pooled` are still true: they have no cells in columns that have come since.
+pub(super) fn pool(
+    pooled: &mut Pooled,
+    cells: &dyn Cells,
+    rows: Range<usize>,
+    cols: Range<usize>,
+    bins: (usize, usize),
+    kept: usize,
+) {
     let (height, width) = (rows.len().div_ceil(bins.0), cols.len().div_ceil(bins.1));
-    let mut pooled = Pooled {
-        width,
-        height,
-        values: vec![0.0; width * height],
-        marks: vec![Mark::Blank; width * height],
-        ..Pooled::default()
-    };
+    pooled.reshape(width, height, kept);
     if width == 0 {
-        return pooled;
+        return;
     }
     let mut strip = Strip::default();
-    for (y, first) in rows.clone().step_by(bins.0).enumerate() {
+    for (y, first) in rows.clone().step_by(bins.0).enumerate().skip(kept) {
         let texels = y * width..(y + 1) * width;
         let (values, marks) = (&mut pooled.values[texels.clone()], &mut pooled.marks[texels]);
         let unknown = |marks: &mut [Mark], cols: Range<usize>| {
@@ -104,21 +158,26 @@ pub(super) fn pool(cells: &dyn Cells, rows: Range<usize>, cols: Range<usize>, bi
                 }
             }
         }
-        for ((value, mark), (kept, finite)) in values.iter_mut().zip(marks).zip(strip.blocks(bins.1)) {
+        for ((value, mark), (kept, finite)) in values.iter_mut().zip(&mut *marks).zip(strip.blocks(bins.1)) {
             take(value, mark, if finite { kept } else { f32::NAN });
         }
+        pooled.summaries.push(summary(values, marks));
     }
-    for (value, mark) in pooled.values.iter().zip(&pooled.marks) {
+}
+
+fn summary(values: &[f32], marks: &[Mark]) -> Summary {
+    let mut summary = Summary::default();
+    for (value, mark) in values.iter().zip(marks) {
         match mark {
             Mark::Known => {
-                let (low, high) = pooled.range.unwrap_or((*value, *value));
-                pooled.range = Some((low.min(*value), high.max(*value)));
+                let (low, high) = summary.range.unwrap_or((*value, *value));
+                summary.range = Some((low.min(*value), high.max(*value)));
             }
-            Mark::Unknown => pooled.unknown = true,
+            Mark::Unknown => summary.unknown = true,
             _ => {}
         }
     }
-    pooled
+    summary
 }
 
 /// Whether `value` rather than `kept` stands for a block: the larger, of equal sizes the positive one.
@@ -195,25 +254,31 @@ mod tests {
         }
     }
 
+    fn fresh(cells: &dyn Cells, rows: Range<usize>, cols: Range<usize>, bins: (usize, usize)) -> Pooled {
+        let mut pooled = Pooled::default();
+        pool(&mut pooled, cells, rows, cols, bins, 0);
+        pooled
+    }
+
     #[test]
     fn a_spike_survives_pooling_with_its_sign() {
         let table = Table { rows: 100, cols: 1000, value: |r, c| Some(if (r, c) == (57, 431) { -9.0 } else { 0.5 }) };
         assert_eq!((bin(100, 10), bin(1000, 64), bin(3, 64)), (10, 16, 1));
-        let pooled = pool(&table, 0..100, 0..1000, (10, 16));
+        let pooled = fresh(&table, 0..100, 0..1000, (10, 16));
         assert_eq!((pooled.width, pooled.height), (63, 10));
         assert_eq!(pooled.values.iter().filter(|v| **v == -9.0).count(), 1);
-        assert_eq!(pooled.range, Some((-9.0, 0.5)));
+        assert_eq!(pooled.range(), Some((-9.0, 0.5)));
     }
 
     #[test]
     fn unknown_is_not_zero_and_known_wins_in_a_block() {
         let table = Table { rows: 1, cols: 8, value: |_, c| (c == 0).then_some(0.0) };
-        let pooled = pool(&table, 0..1, 0..8, (1, 2));
+        let pooled = fresh(&table, 0..1, 0..8, (1, 2));
         assert_eq!(pooled.marks, [Mark::Known, Mark::Unknown, Mark::Unknown, Mark::Unknown]);
-        assert!(pooled.unknown);
+        assert!(pooled.unknown());
         let nan = Table { rows: 1, cols: 2, value: |_, c| Some(if c == 0 { f32::NAN } else { 1.0 }) };
-        assert_eq!(pool(&nan, 0..1, 0..2, (1, 2)).marks, [Mark::NotFinite]);
-        assert_eq!(pool(&nan, 0..0, 0..2, (1, 1)).values.len(), 0);
+        assert_eq!(fresh(&nan, 0..1, 0..2, (1, 2)).marks, [Mark::NotFinite]);
+        assert_eq!(fresh(&nan, 0..0, 0..2, (1, 1)).values.len(), 0);
     }
 
     #[test]
@@ -260,8 +325,18 @@ mod tests {
         let triangle =
             Triangle((0..37).map(|i| (0..=i).map(|j| ((i * 31 + j * 17) % 23) as f32 - 11.0).collect()).collect());
         for bins in [(1, 1), (4, 5), (7, 1)] {
-            let (a, b) = (pool(&triangle, 3..37, 1..37, bins), pool(&Slow(&triangle), 3..37, 1..37, bins));
+            let (a, b) = (fresh(&triangle, 3..37, 1..37, bins), fresh(&Slow(&triangle), 3..37, 1..37, bins));
             assert_eq!((a.values, a.marks), (b.values, b.marks));
+        }
+        // Growing by rows and columns gives what pooling all of it gives.
+        for bins in [(1, 1), (4, 5), (7, 1)] {
+            let mut grown = Pooled::default();
+            for (before, now) in [(0, 9), (9, 10), (10, 23), (23, 37)] {
+                pool(&mut grown, &triangle, 0..now, 0..now, bins, before / bins.0);
+                let all = fresh(&triangle, 0..now, 0..now, bins);
+                assert_eq!((grown.range(), grown.unknown()), (all.range(), all.unknown()));
+                assert_eq!((&grown.values, &grown.marks), (&all.values, &all.marks));
+            }
         }
     }
 }
