@@ -10,7 +10,7 @@ use statescope_engine::protocol::{MixerKind, MixingView as Matrix, Point, Probe,
 use crate::action::Action;
 use crate::store::CausalMatrix;
 use crate::theme::{ColourMap, space};
-use crate::view::quantity::cells::MatrixCells;
+use crate::view::quantity::cells::{MatrixCells, is_cut};
 use crate::view::quantity::plate::{self, Colours, Place};
 use crate::view::quantity::{Subject, exact, no_mixer, quoted};
 use crate::view::{View, ViewContext, ViewKind};
@@ -193,7 +193,7 @@ impl MixingView {
         let colour_map = self.map(subject);
         let settings_scale = self.settings.scale.min(2);
         let window = plate::window(cx);
-        self.status(ui, cx, subject, stage, actions);
+        self.status(ui, cx, subject, stage, matrix, actions);
 
         // A square of the space that is left, the names of the columns above it and the bars beneath.
         let area = ui.available_rect_before_wrap();
@@ -264,6 +264,7 @@ impl MixingView {
         cx: &ViewContext<'_>,
         subject: &Subject<'_>,
         stage: Stage,
+        matrix: Option<&CausalMatrix>,
         actions: &mut Vec<Action>,
     ) {
         ui.horizontal_wrapped(|ui| {
@@ -272,17 +273,18 @@ impl MixingView {
             }
             let words = words::stage_words(subject.mixer, stage);
             panel::caption(ui, cx.theme, &words).on_hover_text(words::formula(subject.kind(), stage));
-            let Some(error) = worst_error(cx, subject) else { return };
-            let good = error <= TRUE_ENOUGH;
-            let colour = if good { cx.theme.good } else { cx.theme.warning };
-            let text = RichText::new(words::badge(error)).font(cx.theme.small()).color(colour);
-            ui.label(text).on_hover_text(format!(
-                "The largest difference between the core's M·v and the mixer's own output over the known rows, relative to the row's largest |y|: {}.\n{}",
-                exact(error),
-                if good { "The picture is the model up to rounding." } else { "Above 1e-5: the picture is not exact." }
-            ));
-            if let Some(matrix) = cx.store.matrix(&self.probe(cx, subject)).filter(|m| m.first() > 0) {
-                panel::caption(ui, cx.theme, &format!("rows before {} are not kept", format::thousands(matrix.first())));
+            if let Some(error) = worst_error(cx, subject, matrix) {
+                let good = error <= TRUE_ENOUGH;
+                let colour = if good { cx.theme.good } else { cx.theme.warning };
+                let text = RichText::new(words::badge(error)).font(cx.theme.small()).color(colour);
+                ui.label(text).on_hover_text(format!(
+                    "The largest difference between the core's M·v and the mixer's own output over the known rows, relative to the row's largest |y|: {}.\n{}",
+                    exact(error),
+                    if good { "The picture is the model up to rounding." } else { "Above 1e-5: the picture is not exact." }
+                ));
+            }
+            if let Some(first) = matrix.map(CausalMatrix::first).filter(|first| *first > 0) {
+                panel::caption(ui, cx.theme, &format!("rows before {} are not kept", format::thousands(first)));
             }
         });
     }
@@ -324,10 +326,12 @@ impl MixingView {
 }
 
 /// Of all rows known.
-fn worst_error(cx: &ViewContext<'_>, subject: &Subject<'_>) -> Option<f32> {
-    let series = cx.store.series(&error_probe(subject)).filter(|series| !series.is_empty())?;
-    let errors = (0..series.len()).filter_map(|t| series.value(t, 0));
-    Some(errors.fold(0.0, |worst: f32, e| if e.is_nan() || e > worst { e } else { worst }))
+/// The largest error of the rows whose error is known: one whose beginning is not kept has none.
+fn worst_error(cx: &ViewContext<'_>, subject: &Subject<'_>, matrix: Option<&CausalMatrix>) -> Option<f32> {
+    let series = cx.store.series(&error_probe(subject))?;
+    let whole = |t: usize| matrix.and_then(|matrix| matrix.row(t)).is_some_and(|row| !is_cut(row));
+    let known = (0..series.len()).filter_map(|t| series.value(t, 0).filter(|error| !error.is_nan() || whole(t)));
+    known.reduce(|worst, error| if error.is_nan() || error > worst { error } else { worst })
 }
 
 fn tag(
