@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow, bail};
 use serde_json::{Value, json};
 use statescope_engine::handle::Handle;
-use statescope_engine::protocol::{Command, Event, Frame, ModelInfo, Observation, PromptInput, TokenId};
+use statescope_engine::protocol::{Command, Event, Frame, ModelInfo, Observation, Performance, PromptInput, TokenId};
 
 use super::common::Common;
 use super::info::bytes;
+use super::lengths;
 use super::screen::Probes;
 
 /// Silence after which the engine counts as done with a text.
@@ -34,6 +35,9 @@ pub struct Args {
     /// Pairs of a run with probes and one without, whose medians count; an even number is fairest
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
     pairs: u32,
+    /// Instead: one long text, and what a token costs after so many of it (1,1000,100000)
+    #[arg(long, value_name = "N,N,…", value_delimiter = ',')]
+    after: Vec<u32>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -43,7 +47,7 @@ pub struct Args {
 pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
     let device = args.common.prepare()?;
     let handle = Handle::spawn(|| {}).map_err(|error| anyhow!("cannot start the engine thread: {error}"))?;
-    let mut engine = Engine { handle, epoch: 0, device_bytes: 0 };
+    let mut engine = Engine { handle, epoch: 0, device_bytes: 0, performance: Performance::default() };
     let (source, dtype) = (args.common.model.clone(), args.common.dtype());
     engine.handle.send(Command::Load { source, dtype, device });
     let info = engine.loaded()?;
@@ -52,6 +56,9 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
     let observed = args.probes.observation(&info);
     let unobserved = Observation::default();
     let generate = args.generate as usize;
+    if !args.after.is_empty() {
+        return lengths::run(&mut engine, &observed, prompt[0], &args.after, args.json, out);
+    }
 
     // Weights come into the caches before anything counts.
     engine.measure(&observed, &prompt, generate.min(32))?;
@@ -73,7 +80,7 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
         "decode_tokens_per_s": round(rate(generate, &with, |times| times.decode)),
         "decode_tokens_per_s_without_probes": round(rate(generate, &without, |times| times.decode)),
         "time_to_first_token_ms": round(median(&with, |times| times.first) * 1e3),
-        "peak_rss_bytes": peak_rss(),
+        "peak_rss_bytes": process_bytes("VmHWM:"),
         "peak_device_bytes": engine.device_bytes,
         "weights_bytes": info.weights_bytes,
         "state_bytes": info.state_bytes,
@@ -105,12 +112,14 @@ struct Times {
 }
 
 /// The engine thread, driven as the window drives it.
-struct Engine {
+pub(super) struct Engine {
     handle: Handle,
     /// Of the newest frame: which prompt it speaks of.
     epoch: u64,
     /// The most GPU memory seen in use.
     device_bytes: usize,
+    /// Of the newest frame.
+    pub performance: Performance,
 }
 
 impl Engine {
@@ -120,6 +129,7 @@ impl Engine {
             Some(event) => {
                 if let Event::Frame(frame) = &event {
                     self.device_bytes = self.device_bytes.max(frame.performance.device_bytes);
+                    self.performance = frame.performance.clone();
                 }
                 Ok(event)
             }
@@ -154,12 +164,30 @@ impl Engine {
     }
 
     /// Waits until the engine has answered all that is asked.
-    fn settle(&mut self) {
+    pub fn settle(&mut self) {
         while let Some(event) = self.handle.wait(SETTLED) {
             if let Event::Frame(frame) = event {
                 self.epoch = frame.epoch;
             }
         }
+    }
+
+    /// Looks at `observation` and reads a new text, as long as that takes.
+    pub fn watch(&mut self, observation: &Observation, prompt: &[TokenId]) -> Result<Duration> {
+        self.handle.send(Command::Observe(observation.clone()));
+        self.settle();
+        self.read(prompt, 0, |frame| frame.position == prompt.len())
+    }
+
+    /// Makes `count` tokens after the `length` there are, or a few more: an end of text ends a run early, but not what is measured.
+    /// Returns how many there are then.
+    pub fn make(&mut self, mut length: usize, count: usize) -> Result<usize> {
+        let end = length + count;
+        while length < end {
+            self.handle.send(Command::Run { tokens: end - length });
+            length = self.run_length(length)?;
+        }
+        Ok(length)
     }
 
     fn measure(&mut self, observation: &Observation, prompt: &[TokenId], generate: usize) -> Result<Times> {
@@ -169,14 +197,8 @@ impl Engine {
         self.settle();
         let prefill = self.read(prompt, 0, |frame| frame.position == prompt.len())?;
         self.settle();
-
         let began = Instant::now();
-        let mut length = prompt.len();
-        // An end of text ends a run early; a measurement goes on.
-        while length < prompt.len() + generate {
-            self.handle.send(Command::Run { tokens: prompt.len() + generate - length });
-            length = self.run_length(length)?;
-        }
+        self.make(prompt.len(), generate)?;
         let decode = began.elapsed();
         self.settle();
         Ok(Times { prefill, first, decode })
@@ -209,14 +231,14 @@ fn middle_mean(mut values: Vec<f64>) -> f64 {
     middle.iter().sum::<f64>() / middle.len() as f64
 }
 
-fn round(value: f64) -> f64 {
+pub(super) fn round(value: f64) -> f64 {
     (value * 100.0).round() / 100.0
 }
 
-/// The most memory that this process has held; none where the system does not say.
-fn peak_rss() -> Option<usize> {
+/// Memory of this process, by the system's name of it (`VmRSS:` now, `VmHWM:` at most); none where the system does not say.
+pub(super) fn process_bytes(name: &str) -> Option<usize> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     let kilobytes: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kilobytes * 1024)
 }

@@ -15,6 +15,7 @@ mod bench;
 mod common;
 mod generate;
 mod info;
+mod lengths;
 mod models;
 mod parity;
 mod plan;
