@@ -31,6 +31,8 @@ const CORE: MixingView = MixingView { stage: Stage::Core, scale: Scale::Raw };
 const BLOCK: usize = 64;
 /// Rows of a series computed between two looks at the clock.
 const ROWS: usize = 32;
+/// Tokens behind the text that count as far.
+const FAR: usize = 64;
 
 /// Progress of one `EveryToken` probe.
 #[derive(Default)]
@@ -99,6 +101,8 @@ pub struct Collector {
     pooling: Option<Pooling>,
     /// Expensive pictures wait until then.
     rest_until: Option<Instant>,
+    /// Tokens that the slowest series is behind.
+    lag: usize,
 }
 
 impl Collector {
@@ -122,6 +126,11 @@ impl Collector {
         here.map(depth).max().unwrap_or_default()
     }
 
+    /// Whether a series is so far behind the text that it had better catch up.
+    pub fn is_far_behind(&self) -> bool {
+        self.lag > FAR
+    }
+
     /// Everything from `keep` on is void.
     pub fn truncate(&mut self, keep: usize) {
         for series in self.series.values_mut() {
@@ -139,6 +148,7 @@ impl Collector {
     pub fn collect(&mut self, session: &Session, deadline: Instant, running: bool) -> (Vec<Reading>, bool) {
         let mut readings = Vec::new();
         let mut more = false;
+        self.lag = 0;
         // Whoever is furthest behind comes first, so that a short slice starves nobody. Whole matrices take turns in the same way, after the
         // cheap answers.
         let mut probes = self.probes.clone();
@@ -179,6 +189,7 @@ impl Collector {
         }
         while start < recorded.end {
             if Instant::now() >= deadline {
+                self.lag = self.lag.max(recorded.end - start);
                 return true;
             }
             let end = (start + ROWS).min(recorded.end);

@@ -16,6 +16,7 @@
 //!
 //! [`runner`] says where all this computes: on the CPU, or on a GPU (`device/`, feature `cuda`). [`loader`] turns a folder into a [`model::spec::ModelSpec`] and weights; a new architecture is a mixer file and a name map.
 
+mod allowance;
 pub mod builtin;
 pub mod collector;
 #[cfg(feature = "cuda")]
@@ -27,6 +28,7 @@ pub mod loader;
 pub mod mixer;
 pub mod model;
 pub mod open;
+pub mod pass;
 pub mod probes;
 pub mod protocol;
 pub mod runner;

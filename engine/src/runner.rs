@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use statescope_kernels::par;
 use statescope_kernels::reduce::{SoftmaxSummary, summarise_softmax, top_k};
 
 #[cfg(feature = "cuda")]
@@ -48,7 +49,7 @@ pub enum Saved {
 }
 
 /// What the logits after a token come to.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Outlook {
     /// ln Σ eˣ.
     pub log_sum_exp: f32,
@@ -168,9 +169,11 @@ impl Runner {
         }
         let (mut all, vocab) = (Vec::new(), self.model.spec().vocab_size);
         self.forward(tokens, first, memory, hooks, Logits::All(&mut all))?;
-        let next = tokens[1..].iter().copied().map(Some).chain([None]);
-        let outlooks = all.chunks_exact(vocab).zip(next).map(|(logits, next)| Outlook::of(logits, next, candidates));
-        let outlooks = outlooks.collect();
+        let mut outlooks = vec![Outlook::default(); tokens.len()];
+        par::for_each_chunk(&mut outlooks, 1, all.len(), |row, outlook| {
+            let (logits, next) = (&all[row * vocab..(row + 1) * vocab], tokens.get(row + 1).copied());
+            outlook[0] = Outlook::of(logits, next, candidates);
+        });
         Ok((outlooks, all.split_off(all.len() - vocab)))
     }
 

@@ -3,15 +3,14 @@
 
 use std::sync::Arc;
 
-use statescope_kernels::reduce::log_sum_exp;
-
 use crate::history::{History, Snapshot};
 use crate::hooks::{Depth, Hooks};
 use crate::mixer::StateSlot;
 use crate::model::{Logits, Model};
+use crate::pass::{Expectation, Latest, Pass};
 use crate::probes::MATRIX_TOKENS;
-use crate::protocol::{Prediction, TokenId, TokenSource};
-use crate::runner::{DeviceError, Memory, Outlook, Runner};
+use crate::protocol::{TokenId, TokenSource};
+use crate::runner::{DeviceError, Memory, Runner};
 use crate::sampler::Sampling;
 use crate::tape::{Refill, Tape};
 
@@ -47,17 +46,6 @@ pub enum SessionError {
     NotFinite { position: usize },
     #[error(transparent)]
     Device(#[from] DeviceError),
-}
-
-/// A candidate as the session knows it: (id, probability).
-pub type RankedToken = (TokenId, f32);
-
-/// What the model expects after a token; ids instead of text.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Expectation {
-    pub entropy_bits: f32,
-    pub surprisal_bits: Option<f32>,
-    pub candidates: Vec<RankedToken>,
 }
 
 /// A text being read and continued.
@@ -449,76 +437,5 @@ impl Session {
             mixer.fold(tape, from..position + 1, &mut state);
         }
         Some(state)
-    }
-}
-
-/// The logits of the last processed token `[V]`, empty before the first, and ln Σ eˣ of them where that is known.
-#[derive(Default)]
-struct Latest {
-    logits: Vec<f32>,
-    normaliser: Option<f32>,
-}
-
-impl Latest {
-    /// −log₂ p(token), none before the first.
-    fn surprisal(&self, token: TokenId) -> Option<f32> {
-        let logit = self.logits.get(token as usize)?;
-        Some((self.normaliser.unwrap_or_else(|| log_sum_exp(&self.logits)) - logit) / std::f32::consts::LN_2)
-    }
-}
-
-/// Tokens to read.
-struct Pass<'a> {
-    tokens: &'a [TokenId],
-    first: usize,
-    /// To rank at every token; 0 ranks none.
-    candidates: usize,
-}
-
-impl Pass<'_> {
-    /// Reads them and brings `latest` up to the last. Returns what was expected after each of them, nothing if nothing is ranked.
-    fn run(
-        &self,
-        runner: &mut Runner,
-        memory: &mut Memory,
-        mut hooks: Hooks<'_>,
-        latest: &mut Latest,
-    ) -> Result<Vec<Expectation>, DeviceError> {
-        let Pass { tokens, first, candidates } = *self;
-        if candidates == 0 {
-            latest.normaliser = None;
-            runner.forward(tokens, first, memory, &mut hooks, Logits::Last(&mut latest.logits))?;
-            return Ok(Vec::new());
-        }
-        let (outlooks, logits) = runner.forward_ranked(tokens, first, memory, &mut hooks, candidates)?;
-        let mut surprisal_bits = latest.surprisal(tokens[0]);
-        *latest = Latest { logits, normaliser: outlooks.last().map(|outlook| outlook.log_sum_exp) };
-        let expectations = outlooks.into_iter().map(|outlook| {
-            let Outlook { log_sum_exp: z, entropy_bits, next_logit, candidates } = outlook;
-            let next = next_logit.map(|logit| (z - logit) / std::f32::consts::LN_2);
-            let surprisal_bits = std::mem::replace(&mut surprisal_bits, next);
-            let candidates = candidates.into_iter().map(|(id, logit)| (id, (logit - z).exp())).collect();
-            Expectation { entropy_bits, surprisal_bits, candidates }
-        });
-        Ok(expectations.collect())
-    }
-}
-
-impl Expectation {
-    /// With the texts of the candidates.
-    pub fn into_prediction(self, position: usize, spell: impl Fn(TokenId) -> (Vec<u8>, Option<String>)) -> Prediction {
-        Prediction {
-            position,
-            entropy_bits: self.entropy_bits,
-            surprisal_bits: self.surprisal_bits,
-            candidates: self
-                .candidates
-                .into_iter()
-                .map(|(id, probability)| {
-                    let (bytes, special) = spell(id);
-                    crate::protocol::Candidate { id, bytes, special, probability }
-                })
-                .collect(),
-        }
     }
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, TrySendError, select};
 
+use crate::allowance::Allowance;
 use crate::collector::Collector;
 use crate::loader::tokenizer::Tokenizer;
 use crate::open::{open_model, spell};
@@ -22,11 +23,6 @@ use crate::session::{Budgets, Replay, Session};
 
 /// Frames at most this often while running: a screen shows no more.
 const FRAME_INTERVAL: Duration = Duration::from_millis(16);
-/// While tokens are being made, what is looked at may take one part in so many of the time; series that fall behind catch up later.
-/// What one answer took beyond its slice is owed by the next ones. Seconds that can be saved and owed.
-const RUNNING_SHARE: f64 = 32.0;
-const SAVED: f64 = 0.001;
-const OWED: f64 = 0.008;
 /// Time for pictures between two chunks of a prompt, for replay between two tokens, and for both while nothing else is to be done.
 const SLICE_READING: Duration = Duration::from_millis(1);
 const SLICE_RUNNING: Duration = Duration::from_millis(4);
@@ -74,8 +70,7 @@ pub struct Worker {
     told: Told,
     unsent: Option<Event>,
     last_publish: Instant,
-    /// Seconds left to look at things while tokens are being made; negative: owed.
-    credit: f64,
+    allowance: Allowance,
     performance: Performance,
     /// Of that, copying what was recorded from the GPU, a token.
     copy_ms: f32,
@@ -106,7 +101,7 @@ impl Worker {
             told: Told::default(),
             unsent: None,
             last_publish: Instant::now(),
-            credit: 0.0,
+            allowance: Allowance::default(),
             performance: Performance::default(),
             copy_ms: 0.0,
             more_to_collect: false,
@@ -430,12 +425,11 @@ impl Worker {
         let session = &loaded.session;
         let began = Instant::now();
         let made = session.position().saturating_sub(self.told.position);
-        self.credit = (self.credit + self.last_publish.elapsed().as_secs_f64() / RUNNING_SHARE).min(SAVED);
-        let credit = Duration::from_secs_f64(self.credit.max(0.0));
+        let allowed = self.allowance.after(self.last_publish.elapsed(), self.collector.is_far_behind());
         // That something has begun or ended is told before pictures are drawn.
         let slice = match (session.is_reading() || state != self.told.state, busy) {
             (true, _) => SLICE_READING,
-            (false, true) if running && began >= self.next_token_at => credit,
+            (false, true) if running && began >= self.next_token_at => allowed,
             (false, true) => SLICE_RUNNING,
             (false, false) => SLICE_IDLE,
         };
@@ -477,7 +471,7 @@ impl Worker {
             ..self.performance.clone()
         };
         self.performance = performance.clone();
-        self.credit = (self.credit - began.elapsed().as_secs_f64()).max(-OWED);
+        self.allowance.spend(began.elapsed());
         self.told.tokens = length;
         self.told.position = session.position();
         self.told.state = state;
