@@ -84,9 +84,9 @@ fn header(metadata: &Map<String, Value>, tensors: &[Tensor]) -> String {
         header.insert(name.clone(), json!({ "dtype": values.dtype(), "shape": shape, "data_offsets": [start, end] }));
         start = end;
     }
-    let text = Value::Object(header).to_string();
-    let padded = text.len().next_multiple_of(8);
-    format!("{text:<width$}", width = text.chars().count() + padded - text.len())
+    let mut text = Value::Object(header).to_string();
+    text.extend(std::iter::repeat_n(' ', text.len().next_multiple_of(8) - text.len()));
+    text
 }
 
 fn folder(path: &Path) -> &Path {
@@ -116,5 +116,20 @@ impl Drop for Partial {
     fn drop(&mut self) {
         // After the rename there is nothing left to remove.
         let _ = fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_header_is_whole_and_padded() {
+        let tensor =
+            |i: usize| Tensor { name: format!("layers.{i}.mixing"), shape: vec![0], values: Values::F32(Vec::new()) };
+        let tensors: Vec<Tensor> = (0..1500).map(tensor).collect();
+        let text = header(&Map::from_iter([("text".to_owned(), json!("·"))]), &tensors);
+        assert!(text.len() > usize::from(u16::MAX) && text.len().is_multiple_of(8));
+        assert_eq!(serde_json::from_str::<Map<String, Value>>(&text).unwrap().len(), 1501);
     }
 }
