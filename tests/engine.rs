@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use statescope_engine::collector::Collector;
 use statescope_engine::handle::Handle;
 use statescope_engine::hooks::Depth;
 use statescope_engine::probes::mixing_rows;
@@ -185,6 +186,29 @@ fn a_quantity_asked_for_later_is_backfilled() {
     assert!(listener.predictions[1].surprisal_bits.unwrap() > 0.0);
     let total: f32 = listener.predictions[50].candidates.iter().map(|c| c.probability).sum();
     assert!(listener.predictions[50].candidates.len() == 4 && total <= 1.0);
+}
+
+#[test]
+fn a_picture_whose_tokens_were_dropped_meanwhile_is_begun_again() {
+    let budgets = Budgets { tape_bytes: 300_000, snapshot_bytes: 1 << 20 };
+    let mut session = Session::new(open_case("mamba2_a").model, None, budgets);
+    let mut collector = Collector::default();
+    collector.observe(&[Probe::latest(1, Point::Mixing(CORE), Reduction::Pool { rows: 8, cols: 8 }, Positions::All)]);
+    session.look_at(|layer| collector.looks_at(layer));
+    session.start(&ids(40, 96)).unwrap();
+    session.read_all();
+    let at_once = Instant::now();
+    let (readings, more) = collector.collect(&session, at_once, false);
+    assert!(readings.is_empty() && more, "the first of several heads");
+    while session.tape().part(1, 0).positions().start < 40 {
+        session.extend(&GREEDY).unwrap();
+        session.read_all();
+    }
+    let mut readings = Vec::new();
+    while readings.is_empty() {
+        readings = collector.collect(&session, at_once, false).0;
+    }
+    assert_eq!(readings[0].positions, session.tape().part(1, 0).positions());
 }
 
 #[test]

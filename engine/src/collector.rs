@@ -84,6 +84,8 @@ type Stamp = (usize, usize);
 /// A pooled picture under way, one head after another.
 struct Pooling {
     probe: Probe,
+    /// The first recorded token when it began, and one past the last.
+    first: usize,
     tokens: usize,
     heads: Range<usize>,
     values: Vec<f32>,
@@ -323,11 +325,14 @@ impl Collector {
         if self.rests(running) || session.is_reading() {
             return false;
         }
+        // What it was begun from may have been dropped meanwhile.
+        self.pooling = self.pooling.take().filter(|p| p.probe != probe || p.first == recorded.start);
         if self.pooling.is_none() {
             if self.sent.get(&probe) == Some(&stamp) {
                 return false;
             }
-            self.pooling = Some(Pooling { probe, tokens: recorded.end, heads: heads.clone(), values: Vec::new() });
+            let (first, tokens) = (recorded.start, recorded.end);
+            self.pooling = Some(Pooling { probe, first, tokens, heads: heads.clone(), values: Vec::new() });
         }
         let Some(pooling) = self.pooling.as_mut().filter(|p| p.probe == probe) else { return true };
         let tokens = pooling.tokens;
