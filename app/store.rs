@@ -257,6 +257,10 @@ impl Store {
             self.clear_text();
             self.epoch = frame.epoch;
         }
+        if frame.state == RunState::Empty {
+            // A model that was to replace it did not fit beside it.
+            self.model = None;
+        }
         if let Some(keep) = frame.keep {
             self.cut(keep);
         }

@@ -282,7 +282,14 @@ impl Worker {
                 self.flush_then(Event::Loaded(info));
                 self.observe(self.observation.clone());
             }
-            Err(error) => self.fail(error.to_string(), format!("{error:?}")),
+            Err(error) => {
+                if self.loaded.is_none() {
+                    // The model before is gone, with all that was known of it.
+                    self.start_over();
+                    self.flush_then(Event::Frame(Arc::new(Frame { epoch: self.epoch, ..Frame::default() })));
+                }
+                self.fail(error.to_string(), format!("{error:?}"))
+            }
         }
     }
 
