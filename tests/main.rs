@@ -2,6 +2,7 @@
 
 mod cli;
 mod engine;
+mod gpu;
 mod laws;
 mod parity;
 mod support;

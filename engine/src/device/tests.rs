@@ -107,7 +107,8 @@ fn compare(name: &str, model: &Arc<Model>, info: &ModelInfo, tokens: &[TokenId])
     for cuts in [&[][..], &[1], &[7, 8], &single] {
         let mut seen = Seen::default();
         worst = worst.max(deviation(&read(&mut runner, tokens, cuts, Some(&mut seen)), &all));
-        for (place, values) in &expected.0 {
+        // Which form of a convolution ran says how the text was cut, not what came of it.
+        for (place, values) in expected.0.iter().filter(|(place, _)| place.2 != Point::Form) {
             let found = seen.0.get(place).unwrap_or_else(|| panic!("{name}: {place:?} is not recorded on the GPU"));
             let error = deviation(found, values);
             if error > worst_seen.0 {
