@@ -166,9 +166,9 @@ impl Mamba1 {
 
     /// Δ `[T, E]`, B and C `[T, heads, N]` from x `[T, E]`.
     fn select(&self, x: &[f32]) -> [Vec<f32>; 3] {
-        let (e, n, r, width) = (self.spec.channels, self.spec.state_dim, self.spec.dt_rank, self.head_width());
-        let (rows, count) = (x.len() / e, self.heads.len());
-        let mut made = [vec![0.0; rows * e], vec![0.0; rows * count * n], vec![0.0; rows * count * n]];
+        let (n, r, width) = (self.spec.state_dim, self.spec.dt_rank, self.head_width());
+        let (rows, count) = (x.len() / self.spec.channels, self.heads.len());
+        let mut made = [const { Vec::new() }; 3];
         for (index, head) in self.heads.iter().enumerate() {
             let own = self.own_columns(x, index);
             let mut dbc = vec![0.0; rows * (r + 2 * n)];
@@ -181,7 +181,11 @@ impl Mamba1 {
             linear(&head.dt_proj, Some(&head.dt_bias), &parts[0], &mut delta);
             softplus_slice(&mut delta);
             parts[0] = delta;
+            if count == 1 {
+                return parts;
+            }
             for ((part, made), len) in parts.iter().zip(&mut made).zip([width, n, n]) {
+                made.resize(rows * count * len, 0.0);
                 for (from, to) in part.chunks_exact(len).zip(made.chunks_exact_mut(count * len)) {
                     to[index * len..(index + 1) * len].copy_from_slice(from);
                 }
