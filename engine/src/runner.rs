@@ -168,7 +168,10 @@ impl Runner {
         }
         let (mut all, vocab) = (Vec::new(), self.model.spec().vocab_size);
         self.forward(tokens, first, memory, hooks, Logits::All(&mut all))?;
-        let next = tokens[1..].iter().copied().map(Some).chain([None]);
+        // Nothing foretells the meta tokens, nor what comes after them.
+        let meta = self.model.spec().meta_tokens;
+        let foretold = |(index, token): (usize, &TokenId)| (first + index + 1 > meta).then_some(*token);
+        let next = tokens[1..].iter().enumerate().map(foretold).chain([None]);
         let outlooks = all.chunks_exact(vocab).zip(next).map(|(logits, next)| Outlook::of(logits, next, candidates));
         let outlooks = outlooks.collect();
         Ok((outlooks, all.split_off(all.len() - vocab)))
