@@ -137,7 +137,8 @@ impl Mamba1 {
         let mut in_proj = scope.matrix("in_proj.weight", spec.in_offset + 2 * e, hidden_size)?;
         let mut in_bias = scope.vector_if(spec.proj_bias, "in_proj.bias", spec.in_offset + 2 * e)?;
         if spec.in_offset > 0 {
-            in_proj = in_proj.pick_rows(&[spec.in_offset..spec.in_offset + 2 * e]);
+            let own = spec.in_offset..spec.in_offset + 2 * e;
+            in_proj = in_proj.pick_rows(std::slice::from_ref(&own));
             in_bias = in_bias.map(|bias| bias[spec.in_offset..].to_vec());
         }
         let (heads, a, d) = match spec.heads {
