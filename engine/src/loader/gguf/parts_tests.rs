@@ -8,13 +8,11 @@ use super::*;
 use crate::loader;
 use crate::protocol::ModelSource;
 
+type Metadata = Vec<(String, gguf_file::Value)>;
+type Tensors = Vec<(String, QTensor)>;
+
 /// The golden of this name in `count` parts, tensors dealt out in turn; `change` sees the metadata of each part before it is written.
-fn split(
-    file: &str,
-    folder: &Path,
-    count: usize,
-    change: impl Fn(usize, &mut Vec<(String, gguf_file::Value)>, &mut Vec<(String, QTensor)>),
-) -> Vec<PathBuf> {
+fn split(file: &str, folder: &Path, count: usize, change: impl Fn(usize, &mut Metadata, &mut Tensors)) -> Vec<PathBuf> {
     use gguf_file::Value::{I32, U16};
     let mut reader = fs::File::open(goldens().join("gguf").join(format!("{file}.gguf"))).unwrap();
     let content = gguf_file::Content::read(&mut reader).unwrap();
@@ -31,7 +29,7 @@ fn split(
             metadata.extend(content.metadata.iter().map(|(key, value)| (key.clone(), value.clone())));
         }
         let own = names.iter().skip(part).step_by(count);
-        let mut tensors: Vec<(String, QTensor)> =
+        let mut tensors: Tensors =
             own.map(|name| ((*name).clone(), content.tensor(&mut reader, name, &Device::Cpu).unwrap())).collect();
         change(part, &mut metadata, &mut tensors);
         let metadata: Vec<_> = metadata.iter().map(|(key, value)| (key.as_str(), value)).collect();
@@ -90,10 +88,10 @@ fn a_part_that_is_missing_is_named() {
 fn parts_that_do_not_belong_together_are_refused() {
     use gguf_file::Value::{U16, U32};
     let folder = tempfile::tempdir().unwrap();
-    let set = |metadata: &mut Vec<(String, gguf_file::Value)>, key: &str, value: gguf_file::Value| {
+    let set = |metadata: &mut Metadata, key: &str, value: gguf_file::Value| {
         metadata.iter_mut().find(|(other, _)| other == key).unwrap().1 = value;
     };
-    let split = |change: &dyn Fn(usize, &mut Vec<(String, gguf_file::Value)>, &mut Vec<(String, QTensor)>)| {
+    let split = |change: &dyn Fn(usize, &mut Metadata, &mut Tensors)| {
         let parts = split("llama_rope3-f32", folder.path(), 3, change);
         (refusal(&parts[0]), refusal(&parts[2]))
     };
