@@ -101,6 +101,37 @@ fn info_describes_every_layer() {
     assert!(text.contains("attention") && text.contains("Mamba-2") && text.contains("bamba"), "{text}");
 }
 
+/// Meta tokens stand before every text, are written to traces, and belong to no continuation.
+#[test]
+fn meta_tokens_come_first() {
+    let (model, golden) = (case("hymba_a"), golden("hymba_a"));
+    let info = json(&succeed(&["info", "--model", &model, "--json"]));
+    assert_eq!((&info["meta_tokens"], &info["vocab_size"]), (&3.into(), &32.into()));
+    let layers = info["layers"].as_array().unwrap();
+    let cached: Vec<u64> =
+        layers.iter().map(|layer| layer["parts"][1]["kv_bytes_per_token"].as_u64().unwrap()).collect();
+    assert_eq!(cached, [96, 96, 96, 0]);
+
+    let (prompt, greedy) = (golden.tokens("greedy_prompt"), golden.tokens("greedy"));
+    let count = greedy.len().to_string();
+    let args = ["generate", "--model", &model, "--temperature", "0", "--max-new-tokens", &count, "--json", "--tokens"];
+    let made = json(&succeed(&[&args[..], &[&list(&prompt)]].concat()));
+    assert_eq!(ids(&made["tokens"]), [&prompt[..], &greedy].concat());
+
+    let folder = tempfile::tempdir().unwrap();
+    // The golden's input begins with the meta tokens; without them they are put there.
+    let whole = trace("hymba_a", folder.path(), &["--probe", "mixing"]);
+    let tokens = golden.tokens("input_ids");
+    assert_eq!(whole.tokens("tokens"), tokens);
+    assert!(deviation(&whole.floats("logits"), &golden.floats("logits")) <= TOLERANCE);
+    let out = folder.path().join("short.safetensors");
+    let args = ["trace", "--model", &model, "--out", out.to_str().unwrap(), "--tokens", &list(&tokens[3..])];
+    succeed(&args);
+    assert_eq!(Golden::read(&out).tokens("tokens"), tokens);
+    assert!(failure(&["generate", "--model", &model, "--tokens", "1,32"]).contains("outside the vocabulary"));
+    assert!(failure(&["generate", "--model", &model, "--tokens", "32,33,34"]).contains("prompt is empty"));
+}
+
 #[test]
 fn a_seed_repeats_a_text() {
     let model = case("mamba_text");

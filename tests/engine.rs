@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 use statescope_engine::collector::Collector;
 use statescope_engine::handle::Handle;
 use statescope_engine::hooks::Depth;
+use statescope_engine::open::spell;
 use statescope_engine::probes::mixing_rows;
 use statescope_engine::protocol::{
     Command, Device, Event, FinishReason, Fold, Frame, MixingView, ModelSource, Observation, Point, Positions,
     Prediction, Probe, PromptInput, Reduction, RunState, Scale, Span, Stage, TokenId, TokenSource,
 };
 use statescope_engine::sampler::Sampling;
-use statescope_engine::session::{Budgets, Session};
+use statescope_engine::session::{Budgets, Session, SessionError};
 
 use crate::support::{goldens, ids, open_case};
 
@@ -348,4 +349,27 @@ fn closing_mid_run_returns_at_once() {
     let began = Instant::now();
     drop(listener);
     assert!(began.elapsed() < Duration::from_secs(1), "dropping the handle does not join the worker");
+}
+
+/// A model's own meta tokens stand before every text: read once, foretold by nothing, replaced by nobody.
+#[test]
+fn meta_tokens_are_no_text() {
+    let opened = open_case("hymba_a");
+    let mut session = Session::new(opened.model, None, Budgets::default());
+    session.rank(3);
+    session.start(&[5, 6]).unwrap();
+    session.read_all();
+    assert_eq!(session.history().ids(0..5), [32, 33, 34, 5, 6]);
+    let surprisals: Vec<bool> = (0..5).map(|t| session.expectation(t).unwrap().surprisal_bits.is_some()).collect();
+    assert_eq!(surprisals, [false, false, false, false, true]);
+    assert_eq!(session.force(2, 1), Err(SessionError::MetaToken { count: 3 }));
+    session.force(3, 7).unwrap();
+    session.read_all();
+    assert_eq!(session.history().ids(0..4), [32, 33, 34, 7]);
+    // Text that begins with them is taken as it is; anywhere else they are no tokens.
+    session.start(&[32, 33, 34, 5]).unwrap();
+    assert_eq!(session.history().len(), 4);
+    assert!(matches!(session.start(&[5, 32]), Err(SessionError::OutOfVocabulary { position: 1, .. })));
+    assert_eq!(session.start(&[32, 33, 34]), Err(SessionError::EmptyPrompt));
+    assert_eq!(spell(&opened.info, None, 33).1.unwrap(), "[meta 1]");
 }

@@ -85,11 +85,13 @@ proptest! {
         let made = longest(&model, prompt + made) - prompt;
         let tokens = ids(prompt, model.spec().vocab_size);
         let sampling = Sampling { seed: 3, ..Sampling::default() };
+        // Positions count the model's meta tokens, lengths do not.
+        let meta = model.spec().meta_tokens;
         let run = |length: usize| {
             let mut session = Session::new(model.clone(), None, Budgets::default());
             session.start(&tokens[..prompt.min(length)]).unwrap();
             session.read_all();
-            while session.position() < length {
+            while session.position() < meta + length {
                 session.extend(&sampling).unwrap();
                 session.read_all();
             }
@@ -97,13 +99,13 @@ proptest! {
         };
         let mut session = run(prompt + made);
         let target = 1 + ((prompt + made - 1) as f64 * at) as usize;
-        session.seek(target).unwrap();
+        session.seek(meta + target).unwrap();
         session.read_all();
         let fresh = run(target);
         prop_assert_eq!(session.logits(), fresh.logits(), "{} at {}", case, target);
         prop_assert_eq!(session.slots(), fresh.slots());
         // And on from there, through tokens already known, back to the end.
-        while session.position() < prompt + made {
+        while session.position() < meta + prompt + made {
             session.extend(&sampling).unwrap();
             session.read_all();
         }
@@ -163,6 +165,7 @@ fn the_extended_matrices_are_the_mixer() {
         "delta_net_gated",
         "gated_deltanet_a",
         "recurrent_gemma_a",
+        "hymba_a",
     ];
     for case in cases {
         let model = open_case(case).model;
@@ -280,6 +283,7 @@ fn long_texts_stay_finite() {
         "hyena_a",
         "slstm_a",
         "mamba3_a",
+        "hymba_a",
     ];
     for case in cases {
         let model = open_case(case).model;

@@ -77,6 +77,11 @@ fn check_case(case: &str) -> (f32, f32) {
     worst
 }
 
+/// What the names of a mixer's tensors begin with.
+fn described(layer: usize, part: usize) -> String {
+    if part == 0 { format!("mixer.{layer}") } else { format!("mixer.{layer}.{part}") }
+}
+
 fn check_internals(case: &str, golden: &Golden, capture: &Capture) {
     let pairs = [
         ("delta", Point::Delta),
@@ -86,11 +91,11 @@ fn check_internals(case: &str, golden: &Golden, capture: &Capture) {
         ("y", Point::Core),
         ("out", Point::Out),
     ];
-    for layer in 0..4 {
+    for (layer, part) in (0..4).flat_map(|layer| [(layer, 0), (layer, 1)]) {
         for (name, point) in pairs {
-            let name = format!("mixer.{layer}.{name}");
+            let name = format!("{}.{name}", described(layer, part));
             if golden.has(&name) {
-                let error = deviation(&capture.rows[&(layer, 0, point)], &golden.floats(&name));
+                let error = deviation(&capture.rows[&(layer, part, point)], &golden.floats(&name));
                 assert!(error <= TOLERANCE, "{case}: {name} deviates by {error:e}");
             }
         }
@@ -105,13 +110,15 @@ fn check_pictures(case: &str) {
     session.start(&golden.tokens("input_ids")).unwrap();
     session.read_all();
     let length = session.position();
-    for layer in 0..opened.model.layer_count() {
-        let (mixer, tape) = (opened.model.mixer(layer, 0), session.tape().part(layer, 0));
-        let name = format!("mixer.{layer}.mixing");
+    let layers = 0..opened.model.layer_count();
+    for (layer, part) in layers.flat_map(|layer| (0..opened.model.parts(layer)).map(move |part| (layer, part))) {
+        let (mixer, tape) = (opened.model.mixer(layer, part), session.tape().part(layer, part));
+        let name = format!("{}.mixing", described(layer, part));
         if golden.has(&name) {
             let expected = golden.floats(&name);
-            let heads = match golden.has(&format!("mixer.{layer}.mixing_channels")) {
-                true => golden.tokens(&format!("mixer.{layer}.mixing_channels")),
+            let channels = format!("{}.mixing_channels", described(layer, part));
+            let heads = match golden.has(&channels) {
+                true => golden.tokens(&channels),
                 false => (0..golden.shape(&name)[0] as u32).collect(),
             };
             for (head, expected) in heads.iter().zip(expected.chunks_exact(length * length)) {
@@ -121,9 +128,9 @@ fn check_pictures(case: &str) {
                 assert!(error <= TOLERANCE, "{case}: matrix of layer {layer}, head {head} deviates by {error:e}");
             }
         }
-        let name = format!("mixer.{layer}.state");
+        let name = format!("{}.state", described(layer, part));
         if golden.has(&name) {
-            let state = session.state_at(layer, 0, length - 1).unwrap();
+            let state = session.state_at(layer, part, length - 1).unwrap();
             let error = deviation(&state, &golden.floats(&name));
             assert!(error <= TOLERANCE, "{case}: state of layer {layer} deviates by {error:e}");
         }
@@ -223,6 +230,8 @@ cases!(
     slstm_a,
     mamba3_a,
     rwkv6_official,
+    hymba_a,
+    hymba_b,
 );
 
 /// No golden is forgotten.

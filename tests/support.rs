@@ -34,7 +34,7 @@ pub fn open_case(case: &str) -> Opened {
 }
 
 /// The small checkpoints that the laws are tested on: every mixer in every variation, groups, biases, ties, windows, experts.
-pub const CASES: [&str; 54] = [
+pub const CASES: [&str; 56] = [
     "mamba_a",
     "mamba_b",
     "mamba_bf16",
@@ -45,6 +45,8 @@ pub const CASES: [&str; 54] = [
     "bamba_a",
     "bamba_b",
     "jamba_a",
+    "hymba_a",
+    "hymba_b",
     "zamba_a",
     "zamba2_a",
     "granite_moe",

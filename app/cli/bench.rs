@@ -51,8 +51,11 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
     let (source, dtype) = (args.common.model.clone(), args.common.dtype());
     engine.handle.send(Command::Load { source, dtype, device });
     let info = engine.loaded()?;
-    let prompt: Vec<TokenId> =
-        (0..args.prompt_len as usize).map(|i| ((i * 7919 + i * i * 31 + 13) % info.vocab_size) as TokenId).collect();
+    // Meta tokens are read with every prompt.
+    let prompt: Vec<TokenId> = (info.vocab_size..info.vocab_size + info.meta_tokens)
+        .chain((0..args.prompt_len as usize).map(|i| (i * 7919 + i * i * 31 + 13) % info.vocab_size))
+        .map(|id| id as TokenId)
+        .collect();
     let observed = args.probes.observation(&info);
     let unobserved = Observation::default();
     let generate = args.generate as usize;

@@ -55,7 +55,7 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
         Ok(out.flush()?)
     })?;
     if args.json {
-        let tokens = session.history().ids(0..session.history().len());
+        let tokens = session.history().ids(info.meta_tokens..session.history().len());
         let object = json!({
             "tokens": tokens,
             "text": tokenizer.as_ref().map(|tokenizer| tokenizer.decode(&tokens)),

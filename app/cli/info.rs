@@ -43,6 +43,7 @@ fn describe(info: &ModelInfo) -> Value {
         "kv_bytes_per_token": info.kv_bytes_per_token,
         "hidden_size": info.hidden_size,
         "vocab_size": info.vocab_size,
+        "meta_tokens": info.meta_tokens,
         "tied_embeddings": info.tied_embeddings,
         "trained_context": info.trained_context,
         "tokenizer": info.has_tokenizer,
@@ -123,7 +124,7 @@ fn print(info: &ModelInfo, out: &mut impl Write) -> Result<()> {
         ("state", format!("{} whatever the length of the text", bytes(info.state_bytes))),
         ("KV cache", cache(info)),
         ("hidden size", info.hidden_size.to_string()),
-        ("vocabulary", format!("{} tokens", info.vocab_size)),
+        ("vocabulary", vocabulary(info)),
         ("output head", tied.to_owned()),
         ("trained on", context),
         ("tokenizer", if info.has_tokenizer { "yes" } else { "no: prompts are token ids" }.to_owned()),
@@ -135,6 +136,13 @@ fn print(info: &ModelInfo, out: &mut impl Write) -> Result<()> {
     }
     writeln!(out)?;
     plan::print(info, out)
+}
+
+fn vocabulary(info: &ModelInfo) -> String {
+    match info.meta_tokens {
+        0 => format!("{} tokens", info.vocab_size),
+        meta => format!("{} tokens; {meta} meta tokens before every text", info.vocab_size),
+    }
 }
 
 /// Where it runs, and what of it runs on the CPU all the same.

@@ -272,7 +272,7 @@ impl Golden<'_> {
     fn tokens(&self, name: &str, info: &ModelInfo) -> Result<Vec<TokenId>> {
         let ids = self.elements(name, Dtype::I64)?.into_iter().map(i64::from_le_bytes);
         let token = |id: i64| match TokenId::try_from(id) {
-            Ok(token) if (token as usize) < info.vocab_size => Ok(token),
+            Ok(token) if (token as usize) < info.vocab_size + info.meta_tokens => Ok(token),
             _ => Err(anyhow!("{name} in {GOLDEN} has {id}, which is outside the vocabulary of {}", info.vocab_size)),
         };
         ids.map(token).collect()

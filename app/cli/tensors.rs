@@ -228,7 +228,11 @@ impl Plan {
                 ) => {
                     vec![token, head, ("key_dim", state_dim)]
                 }
-                (MixerKind::Attention, Point::Key) => vec![token, ("kv_head", groups), dim],
+                (MixerKind::Attention, _) => {
+                    let heads = if point == Point::Key { ("kv_head", groups) } else { head };
+                    // Hymba's values are wider than its keys.
+                    vec![token, heads, if state_dim == head_dim { dim } else { ("key_dim", state_dim) }]
+                }
                 _ if channels => vec![token, head],
                 _ => vec![token, head, dim],
             },

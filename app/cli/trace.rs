@@ -73,14 +73,16 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
     let mut session = Session::on(opened.runner, size, budgets)?;
     session.look_at(|layer| if layers.contains(&layer) { Depth::Everything } else { Depth::Nothing });
     session.start(&prompt)?;
-    let most = prompt.len().saturating_add(args.generate);
+    // With the model's meta tokens.
+    let prompt = session.history().len();
+    let most = prompt.saturating_add(args.generate);
     args.check_size(&quantities, &layers, &session, &opened.info, most)?;
 
     let logits = read(&mut session, &opened.info, &layers, &sampling, args.generate, may_end(&input, &opened.info))?;
     let tokens = session.position();
     // An end of text may have come early.
     let plans = args.plan(&quantities, &layers, &session, &opened.info, tokens)?;
-    let metadata = metadata(&opened.info, &plans, prompt.len(), &sampling);
+    let metadata = metadata(&opened.info, &plans, prompt, &sampling);
     let ids = session.history().ids(0..tokens).into_iter().map(i64::from).collect();
     let mut tensors = vec![
         Tensor { name: "tokens".into(), shape: vec![tokens], values: Values::I64(ids) },
@@ -259,7 +261,7 @@ fn check_tape(session: &Session, layers: &[usize], tokens: usize) -> Result<()> 
 fn metadata(info: &ModelInfo, plans: &[Plan], prompt: usize, sampling: &sampler::Sampling) -> Map<String, Value> {
     let kinds: Vec<&str> = info.layers.iter().map(|layer| kind(layer.mixer().kind)).collect();
     let mut described = Map::new();
-    described.insert("tokens".into(), json!({ "axes": ["token"], "meaning": "token ids of prompt and continuation" }));
+    described.insert("tokens".into(), json!({ "axes": ["token"], "meaning": "token ids of prompt and continuation, meta tokens (ids after the vocabulary) before them" }));
     let logits = "logits after the token; rows of the vocabulary beyond the tokenizer are padding";
     described.insert("logits".into(), json!({ "axes": ["token", "vocabulary"], "meaning": logits }));
     described.extend(plans.iter().map(|plan| (plan.name.clone(), plan.describe())));
@@ -272,6 +274,7 @@ fn metadata(info: &ModelInfo, plans: &[Plan], prompt: usize, sampling: &sampler:
         "layer_kinds": kinds,
         "layers": info.layers.iter().map(layer).collect::<Vec<_>>(),
         "prompt_tokens": prompt,
+        "meta_tokens": info.meta_tokens,
         "sampling": {
             "temperature": sampling.temperature,
             "top_k": sampling.top_k,

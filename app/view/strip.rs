@@ -292,6 +292,7 @@ mod tests {
             ],
             hidden_size: 32,
             vocab_size: 64,
+            meta_tokens: 0,
             tied_embeddings: true,
             parameters: 2,
             dtype: Dtype::F32,

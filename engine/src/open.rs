@@ -4,8 +4,11 @@ use crate::loader::{self, tokenizer::Tokenizer};
 use crate::model::Model;
 use crate::protocol::{DeviceInfo, Dtype, Geometry, ModelInfo, ModelSource, TokenId};
 
-/// Bytes and special spelling of a token; ids in brackets where there is no tokenizer.
-pub fn spell(tokenizer: Option<&Tokenizer>, id: TokenId) -> (Vec<u8>, Option<String>) {
+/// Bytes and special spelling of a token; ids in brackets where there is no tokenizer, and of meta tokens their number.
+pub fn spell(info: &ModelInfo, tokenizer: Option<&Tokenizer>, id: TokenId) -> (Vec<u8>, Option<String>) {
+    if let Some(index) = (id as usize).checked_sub(info.vocab_size) {
+        return (Vec::new(), Some(format!("[meta {index}]")));
+    }
     match tokenizer {
         Some(tokenizer) => match tokenizer.special(id) {
             Some(special) => (Vec::new(), Some(special)),
@@ -32,6 +35,7 @@ pub fn open_model(
         model_type: model.spec().model_type.clone(),
         hidden_size: model.spec().hidden_size,
         vocab_size: model.spec().vocab_size,
+        meta_tokens: model.spec().meta_tokens,
         tied_embeddings: model.is_tied(),
         parameters: opened.weights.parameters_read(),
         dtype: model.dtype(),

@@ -57,7 +57,8 @@ impl Pass<'_> {
             return Ok(Vec::new());
         }
         let (outlooks, logits) = runner.forward_ranked(tokens, first, memory, &mut hooks, candidates)?;
-        let mut surprisal_bits = latest.surprisal(tokens[0]);
+        let foretold = first > runner.model().spec().meta_tokens;
+        let mut surprisal_bits = latest.surprisal(tokens[0]).filter(|_| foretold);
         *latest = Latest { logits, normaliser: outlooks.last().map(|outlook| outlook.log_sum_exp) };
         let expectations = outlooks.into_iter().map(|outlook| {
             let Outlook { log_sum_exp: z, entropy_bits, next_logit, candidates } = outlook;

@@ -142,6 +142,8 @@ pub struct ModelInfo {
     pub hidden_size: usize,
     /// Rows of the embedding; the tokenizer may know fewer.
     pub vocab_size: usize,
+    /// Learned vectors that stand before every text as its first tokens, under the ids after the vocabulary.
+    pub meta_tokens: usize,
     pub tied_embeddings: bool,
     pub parameters: u64,
     pub dtype: Dtype,

@@ -169,10 +169,12 @@ impl Runner {
         }
         let (mut all, vocab) = (Vec::new(), self.model.spec().vocab_size);
         self.forward(tokens, first, memory, hooks, Logits::All(&mut all))?;
+        // Nothing foretells the meta tokens, nor what comes after them.
+        let meta = self.model.spec().meta_tokens;
         let mut outlooks = vec![Outlook::default(); tokens.len()];
         par::for_each_chunk(&mut outlooks, 1, all.len(), |row, outlook| {
-            let (logits, next) = (&all[row * vocab..(row + 1) * vocab], tokens.get(row + 1).copied());
-            outlook[0] = Outlook::of(logits, next, candidates);
+            let next = tokens.get(row + 1).copied().filter(|_| first + row + 1 > meta);
+            outlook[0] = Outlook::of(&all[row * vocab..(row + 1) * vocab], next, candidates);
         });
         Ok((outlooks, all.split_off(all.len() - vocab)))
     }

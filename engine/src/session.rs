@@ -38,6 +38,8 @@ pub enum SessionError {
         "the model has learned {limit} positions and knows no others, so the text cannot be longer; give a shorter prompt or fewer tokens"
     )]
     TooLong { limit: usize },
+    #[error("the first {count} tokens are the model's own meta tokens, which cannot be replaced; choose a later one")]
+    MetaToken { count: usize },
     #[error("position {position} does not exist; the text has {length} tokens")]
     NoSuchPosition { position: usize, length: usize },
     #[error(
@@ -191,14 +193,18 @@ impl Session {
         }
     }
 
-    /// Starts over with a prompt; nothing is processed yet. On an error the text before stays.
+    /// Starts over with a prompt; nothing is processed yet. The model's meta tokens come before it, unless it begins with them. On an error
+    /// the text before stays.
     pub fn start(&mut self, prompt: &[TokenId]) -> Result<(), SessionError> {
+        let meta: Vec<TokenId> = self.model().spec().meta_ids().collect();
+        let prompt = prompt.strip_prefix(meta.as_slice()).unwrap_or(prompt);
         if prompt.is_empty() {
             return Err(SessionError::EmptyPrompt);
         }
         prompt.iter().enumerate().try_for_each(|(position, token)| self.check(*token, position))?;
+        let prompt = [&meta, prompt].concat();
         self.check_length(prompt.len())?;
-        self.history.start(prompt, self.runner.chunk(self.tape.in_sight()));
+        self.history.start(&prompt, self.runner.chunk(self.tape.in_sight()));
         self.tape.truncate(0);
         self.expectations.clear();
         self.failure = None;
@@ -348,6 +354,10 @@ impl Session {
     pub fn force(&mut self, position: usize, token: TokenId) -> Result<(), SessionError> {
         if position == 0 || position > self.history.len() {
             return Err(SessionError::NoSuchPosition { position, length: self.history.len() });
+        }
+        let count = self.model().spec().meta_tokens;
+        if position < count {
+            return Err(SessionError::MetaToken { count });
         }
         self.check(token, position)?;
         self.check_length(position + 1)?;

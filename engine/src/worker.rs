@@ -445,7 +445,7 @@ impl Worker {
         let collected = Instant::now();
         self.more_to_collect = more;
 
-        let spell = |id: TokenId| spell(loaded.tokenizer.as_ref(), id);
+        let spell = |id: TokenId| spell(&loaded.info, loaded.tokenizer.as_ref(), id);
         let length = session.history().len();
         let tokens = (self.told.tokens..length)
             .map(|position| {

@@ -196,7 +196,17 @@ fn attentions() {
         let (heads, kv_heads, head_dim) = (4, 2, 64);
         let [k, v] = [11, 12].map(|seed| numbers(512 * kv_heads * head_dim, seed));
         let (keys, values): (Vec<_>, Vec<_>) = (k.chunks(PAGE * 128).collect(), v.chunks(PAGE * 128).collect());
-        let op = Attention { heads, kv_heads, head_dim, scale: 0.125, window: None, keys: &keys, values: &values };
+        let op = Attention {
+            heads,
+            kv_heads,
+            head_dim,
+            value_dim: head_dim,
+            sinks: 0,
+            scale: 0.125,
+            window: None,
+            keys: &keys,
+            values: &values,
+        };
         let q = numbers(tokens * heads * head_dim, 13);
         let mut y = nan(q.len());
         op.forward(&q, first, &mut y, None);

@@ -92,7 +92,6 @@ pub struct Toeplitz<'a> {
 
 /// One head of a mixer, lowered to what determines its M.
 #[derive(Clone, Copy, Debug)]
-#[expect(clippy::large_enum_variant, reason = "one a drawing, on the stack")]
 pub enum Lowered<'a> {
     Recurrent(Recurrent<'a>),
     Softmax {

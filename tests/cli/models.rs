@@ -36,7 +36,7 @@ fn metadata(file: &Path) -> Value {
 fn size(axis: &str, part: &Value, info: &Value) -> Option<u64> {
     let of = |key: &str| part[key].as_u64();
     match axis {
-        "token" | "query_token" | "key_token" => Some(TOKENS as u64),
+        "token" | "query_token" | "key_token" => Some(TOKENS as u64 + info["meta_tokens"].as_u64().unwrap()),
         "hidden" => info["hidden_size"].as_u64(),
         "vocabulary" => info["vocab_size"].as_u64(),
         "head" | "channel" => of("heads"),

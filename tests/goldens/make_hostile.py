@@ -76,3 +76,21 @@ for name, (tokens, kinds, more) in seeds.items():
     values.append(number(b"tokenizer.ggml.bos_token_id", 1))
     values.append(value(b"tokenizer.ggml.add_bos_token", 7, b"\x01"))
     (OUT.parent / "vocabulary" / f"{name}.gguf").write_bytes(gguf(values))
+
+
+# Two parts of a model, from which the fuzzer starts too: each has one of its tensors.
+def part(index: int, count: int, values: list[bytes], name: bytes, shape: list[int], kind: int = 4, width: str = "<I") -> bytes:
+    values = values + [value(b"split.no", kind, struct.pack(width, index)), value(b"split.count", kind, struct.pack(width, count))]
+    info = text(name) + struct.pack("<I", len(shape)) + struct.pack(f"<{len(shape)}Q", *shape) + struct.pack("<IQ", 0, 0)
+    head = gguf(values, info, 1)
+    return head + bytes(-len(head) % 32) + bytes(4 * shape[0])
+
+
+(OUT.parent / "parts").mkdir(exist_ok=True)
+(OUT.parent / "parts" / "model-00001-of-00002.gguf").write_bytes(part(0, 2, model, b"token_embd.weight", [16, 1]))
+(OUT.parent / "parts" / "model-00002-of-00002.gguf").write_bytes(part(1, 2, [], b"output_norm.weight", [16]))
+# In place of the second: the first once more; one of 2^64 - 1 parts; one that says no number; one with the tensor of the first.
+(OUT / "part-first-again.gguf").write_bytes(part(0, 2, [], b"output_norm.weight", [16]))
+(OUT / "part-of-endless.gguf").write_bytes(part(1, (1 << 64) - 1, [], b"output_norm.weight", [16], 10, "<Q"))
+(OUT / "part-unnumbered.gguf").write_bytes(gguf([number(b"split.count", 2)]))
+(OUT / "part-twice.gguf").write_bytes(part(1, 2, [], b"token_embd.weight", [16, 1]))

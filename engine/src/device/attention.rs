@@ -10,7 +10,7 @@ use super::record::{Taken, Written};
 use super::upload::{Output, Upload};
 use super::{Added, Rows, Token, all};
 use crate::mixer::attention::{Projection as HostProjection, SoftmaxAttention as Host};
-use crate::model::spec::{AttentionSpec, NormKind};
+use crate::model::spec::{AttentionSpec, KvUse, NormKind};
 use crate::protocol::Point;
 
 /// Weights, and room for what one token makes.
@@ -60,13 +60,17 @@ impl Projection {
 }
 
 impl Attention {
-    /// None for low-rank adapters (Zamba), other norms of q and k than RMS, and head sizes without a kernel.
+    /// None for low-rank adapters (Zamba), other norms of q and k than RMS, head sizes without a kernel, and what only Hymba has: a norm
+    /// of the output, shared keys, sinks.
     pub(crate) fn upload(host: &Host, to: &Upload<'_>) -> Result<Option<Self>> {
         let (spec, gpu) = (&host.spec, to.gpu);
         let rms = host.qk_norm.as_ref().is_none_or(|(q, k)| {
             [q, k].iter().all(|norm| norm.spec.kind != NormKind::Layer) && q.spec.eps == k.spec.eps
         });
-        if host.adapters.is_some() || !rms || !attention_supported(spec.head_dim) {
+        let plain =
+            spec.value_dim == spec.head_dim && spec.sinks == 0 && spec.kv == KvUse::Own && host.out_norm.is_none();
+        let (Some([k, v]), true, true, None) = (&host.kv, plain, rms, &host.adapters) else { return Ok(None) };
+        if !attention_supported(spec.head_dim) {
             return Ok(None);
         }
         let qk_norm = match &host.qk_norm {
@@ -77,8 +81,8 @@ impl Attention {
         let scratch = AttentionStep::scratch_len(gpu, spec.heads, spec.kv_heads, spec.head_dim);
         Ok(Some(Self {
             q: Projection::upload(&host.q, to)?,
-            k: Projection::upload(&host.k, to)?,
-            v: Projection::upload(&host.v, to)?,
+            k: Projection::upload(k, to)?,
+            v: Projection::upload(v, to)?,
             gate: host.gate.as_ref().map(|gate| Projection::upload(gate, to)).transpose()?,
             qk_norm,
             inv_freq: to.optional(spec.rope.as_deref().filter(|freq| !freq.is_empty()))?,

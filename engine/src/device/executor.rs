@@ -12,7 +12,7 @@ use super::record::{Recorder, TokenRecorder, width};
 use super::token::{Graphs, Piece, pieces};
 use super::upload::{Norm, Upload};
 use crate::hooks::{Depth, Hooks};
-use crate::mixer::StateSlot;
+use crate::mixer::{Handed, StateSlot};
 use crate::model::block::Pass;
 use crate::model::{Logits, Model};
 use crate::protocol::{Device, DeviceInfo, Dtype, ModelInfo, TokenId};
@@ -253,9 +253,9 @@ impl Executor {
         Ok(())
     }
 
-    /// Whether the GPU ranks so many candidates: a cap on the logits it does not know.
+    /// Whether the GPU ranks so many candidates: a cap on the logits it does not know, nor tokens outside the vocabulary.
     pub fn ranks(&self, candidates: usize) -> bool {
-        candidates <= MOST_CANDIDATES && self.model.spec().logits_cap.is_none()
+        candidates <= MOST_CANDIDATES && self.model.spec().logits_cap.is_none() && self.model.meta.is_none()
     }
 
     /// As [`Executor::forward`]; returns the outlook after every token and the logits `[V]` of the last.
@@ -279,7 +279,9 @@ impl Executor {
     /// Whether the embedding is normed, or of two types.
     pub(super) fn embeds_on_cpu(&self) -> bool {
         let positions = self.positions.as_ref();
-        self.model.embedding_norm.is_some() || positions.is_some_and(|p| p.dtype() != self.embeddings.dtype())
+        self.model.embedding_norm.is_some()
+            || self.model.meta.is_some()
+            || positions.is_some_and(|p| p.dtype() != self.embeddings.dtype())
     }
 
     /// Whether blocks on the CPU read the embedding again.
@@ -301,9 +303,9 @@ impl Executor {
         let first = self.model.slot_index(layer, 0);
         let slots: &mut [StateSlot] = &mut memory.host[first..first + self.model.parts(layer)];
         let mut pass = Pass::new(&carried.embedding, spec.residual_scale, rows, spec.hidden_size);
-        pass.first = std::mem::take(&mut carried.first);
+        pass.handed = std::mem::take(&mut carried.handed);
         self.model.blocks[layer].forward(x, layer, slots, hooks, &mut pass);
-        carried.first = pass.first;
+        carried.handed = pass.handed;
     }
 
     pub(super) fn cap(&self, logits: &mut [f32]) {
@@ -317,7 +319,7 @@ impl Executor {
 #[derive(Default)]
 pub(super) struct Carried {
     pub(super) embedding: Vec<f32>,
-    pub(super) first: Vec<f32>,
+    pub(super) handed: Handed,
 }
 
 /// `layers 1–3, 5: mixture of experts`.

@@ -55,7 +55,8 @@ impl Mamba1 {
     pub(crate) fn upload(host: &Host, to: &Upload<'_>) -> Result<Option<Self>> {
         let spec = &host.spec;
         let (e, n, r) = (spec.channels, spec.state_dim, spec.dt_rank);
-        let ([head], true, true) = (&host.heads[..], n <= MOST_STATES, spec.conv_taps <= MOST_TAPS) else {
+        let sizes = n <= MOST_STATES && spec.conv_taps <= MOST_TAPS;
+        let ([head], true, None) = (&host.heads[..], sizes, &host.out_norm) else {
             return Ok(None);
         };
         let norms = match &host.dbc_norm {

@@ -7,6 +7,7 @@ mod falcon_h1;
 mod fla;
 mod gpt;
 mod granite;
+mod hymba;
 mod jamba;
 mod lfm2;
 mod llama;
@@ -34,11 +35,12 @@ use crate::protocol::TokenId;
 type Parser = fn(Keys) -> Result<ModelSpec, ConfigError>;
 
 /// What `model_type` may say, and who reads the rest.
-const FAMILIES: [(&str, Parser); 36] = [
+const FAMILIES: [(&str, Parser); 37] = [
     ("mamba", mamba::mamba1),
     ("mamba2", mamba::mamba2),
     ("falcon_mamba", mamba::falcon_mamba),
     ("jamba", jamba::jamba),
+    ("hymba", hymba::hymba),
     ("zamba", zamba::zamba),
     ("zamba2", zamba::zamba2),
     ("bamba", bamba::bamba),

@@ -9,12 +9,14 @@ use super::config::supported_model_types;
 /// Why a model could not be opened. The message is one sentence that names the file, what was expected and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    #[error("{} does not exist: give a folder with config.json and *.safetensors, a *.gguf file, or builtin:NAME", path.display())]
+    #[error("{} does not exist: give a folder with config.json and *.safetensors, a *.gguf file or its folder, or builtin:NAME", path.display())]
     NoSuchPath { path: PathBuf },
     #[error("{} is a file, but no GGUF: give the folder that holds config.json and *.safetensors instead", path.display())]
     NotAFolder { path: PathBuf },
     #[error("{} has no config.json: give the folder of one model as Hugging Face lays it out", path.display())]
     NoConfig { path: PathBuf },
+    #[error("{} holds several GGUF models, such as {first} and {second}: give the file of one", path.display())]
+    SeveralModels { path: PathBuf, first: String, second: String },
     #[error("cannot read {}: {source}", path.display())]
     Read { path: PathBuf, source: io::Error },
     #[error("{file} is not valid JSON ({source}): download it again")]
@@ -34,7 +36,9 @@ pub enum LoadError {
     MissingShard { named_by: String, shard: String },
     #[error("{file} cannot be read: {problem}")]
     Malformed { file: String, problem: String },
-    #[error("tensor {tensor} is in both {first} and {second}: leave only one set of weights in the folder")]
+    #[error(
+        "tensor {tensor} is in both {first} and {second}: leave only one set of weights in the folder, or download it again"
+    )]
     DuplicateTensor { tensor: String, first: String, second: String },
     #[error("{files} has no tensor {tensor}{}: {} asks for it, so the two do not belong together{}",
         expected.as_ref().map(|shape| format!(" {shape}")).unwrap_or_default(), described_by(files), closest(candidates))]
@@ -100,7 +104,8 @@ impl fmt::Display for Shape {
 
 /// What says which tensors a file has to hold.
 fn described_by(file: &str) -> &'static str {
-    if file.ends_with(".gguf") { "its metadata" } else { "config.json" }
+    let first = file.split_once(" (and ").map_or(file, |(first, _)| first);
+    if first.ends_with(".gguf") { "its metadata" } else { "config.json" }
 }
 
 fn closest(candidates: &[String]) -> String {

@@ -45,6 +45,15 @@ pub fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, LoadError> {
     Ok(found.into_iter().map(|name| folder.join(name)).collect())
 }
 
+/// Whether any file of `folder` would be read as weights by [`weight_files`].
+///
+/// # Errors
+/// An unreadable folder.
+pub fn has_weights(folder: &Path) -> Result<bool, LoadError> {
+    let is_weights = |name: &String| name.ends_with(".safetensors") || name.starts_with("pytorch_model.bin");
+    Ok(file_names(folder)?.iter().any(is_weights))
+}
+
 /// `pytorch_model.bin`, or its shards.
 fn pickled(folder: &Path, names: &[String]) -> Result<Option<Vec<PathBuf>>, LoadError> {
     if names.iter().any(|name| name == "pytorch_model.bin") {
@@ -55,7 +64,7 @@ fn pickled(folder: &Path, names: &[String]) -> Result<Option<Vec<PathBuf>>, Load
 }
 
 /// Names of the files in `folder`, sorted, hidden ones left out.
-fn file_names(folder: &Path) -> Result<Vec<String>, LoadError> {
+pub fn file_names(folder: &Path) -> Result<Vec<String>, LoadError> {
     let read = |source| LoadError::Read { path: folder.to_owned(), source };
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(read)? {

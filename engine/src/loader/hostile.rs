@@ -26,10 +26,11 @@ fn goldens() -> PathBuf {
 /// What reads one kind of file. True where it was accepted.
 type Target = fn(&[u8], &Path) -> bool;
 
-const TARGETS: [(&str, Target); 5] = [
+const TARGETS: [(&str, Target); 6] = [
     ("config", read_config),
     ("safetensors", read_safetensors),
     ("gguf", read_gguf),
+    ("part", read_part),
     ("zip", read_zip),
     ("pickle", read_pickle),
 ];
@@ -48,6 +49,14 @@ fn read_gguf(bytes: &[u8], scratch: &Path) -> bool {
     let read = Header::read(bytes).is_ok();
     fs::write(scratch.join("model.gguf"), bytes).unwrap();
     load(&scratch.join("model.gguf")) && read
+}
+
+/// As the second part of a model whose first is good.
+fn read_part(bytes: &[u8], scratch: &Path) -> bool {
+    let name = |part: usize| format!("model-0000{part}-of-00002.gguf");
+    fs::copy(goldens().join("parts").join(name(1)), scratch.join(name(1))).unwrap();
+    fs::write(scratch.join(name(2)), bytes).unwrap();
+    load(&scratch.join(name(2)))
 }
 
 fn read_zip(bytes: &[u8], _: &Path) -> bool {
@@ -143,6 +152,7 @@ fn good(name: &str) -> Vec<Vec<u8>> {
             .chain(entries(goldens().join("vocabulary")))
             .filter(|path| path.metadata().unwrap().len() < 50_000)
             .collect(),
+        "part" => entries(goldens().join("parts")).collect(),
         "safetensors" => vec![goldens().join("mistral_legacy/model.safetensors")],
         _ => vec![goldens().join("mamba_pickle/pytorch_model.bin")],
     };

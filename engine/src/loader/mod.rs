@@ -80,6 +80,12 @@ fn open_folder(folder: &Path, dtype: Option<Dtype>) -> Result<Loaded, LoadError>
         return Err(LoadError::NoSuchPath { path: folder.to_owned() });
     }
     let (config_path, params_path) = (folder.join("config.json"), folder.join("params.json"));
+    // Beside a GGUF file there often is the config.json that it was made from.
+    if !files::has_weights(folder)?
+        && let Some(gguf) = gguf::in_folder(folder)?
+    {
+        return gguf::open(&gguf, dtype);
+    }
     let text = |path: &Path| Ok::<_, LoadError>(String::from_utf8_lossy(&read(path)?).into_owned());
     let (spec, weights) = if config_path.is_file() {
         let spec = config::parse(&text(&config_path)?, &config_path.display().to_string())?;

@@ -8,6 +8,8 @@ use crate::model::spec::MixerSpec;
 pub struct Names {
     /// Token embedding, `[V, d]`.
     pub embeddings: &'static str,
+    /// Meta tokens, `[count, d]`.
+    pub meta: &'static str,
     /// Learned positions, `[P, d]`.
     pub positions: &'static str,
     /// Norm of the embedding, `[d]`.
@@ -95,6 +97,7 @@ impl Names {
             "llama" | "mistral" | "qwen2" | "qwen3" => Ok(&LLAMA),
             "bamba" | "falcon_h1" => Ok(&BAMBA),
             "jamba" => Ok(&JAMBA),
+            "hymba" => Ok(&HYMBA),
             "zamba" => Ok(&ZAMBA),
             "zamba2" => Ok(&ZAMBA2),
             "granitemoehybrid" => Ok(&GRANITE),
@@ -122,6 +125,7 @@ impl Names {
 
 pub const LLAMA: Names = Names {
     embeddings: "model.embed_tokens.weight",
+    meta: "",
     positions: "",
     embedding_norm: "",
     final_norm: "model.norm",
@@ -160,6 +164,27 @@ const BAMBA: Names =
     Names { final_norm: "model.final_layernorm", mlp_norm: "pre_ff_layernorm", mlp: "feed_forward", ..LLAMA };
 
 const JAMBA: Names = Names { moe: "feed_forward", ..BAMBA };
+
+/// Both mixers of a layer read one `in_proj` and one `out_proj`.
+const HYMBA: Names = Names {
+    meta: "model.memory_tokens",
+    final_norm: "model.final_layernorm",
+    mlp_norm: "pre_moe_layernorm",
+    attention: "mamba",
+    mlp: "moe.experts.0",
+    renames: &[
+        ("o_proj", "out_proj"),
+        ("x_proj", "x_proj.0"),
+        ("dt_proj", "dt_proj.0"),
+        ("A_log", "A_log.0"),
+        ("D", "D.0"),
+        ("b_layernorm", "B_layernorm"),
+        ("c_layernorm", "C_layernorm"),
+        ("attention_norm", "pre_avg_layernorm1"),
+        ("mamba_norm", "pre_avg_layernorm2"),
+    ],
+    ..LLAMA
+};
 
 const ZAMBA: Names = Names { shared: "shared_transf", beside_shared: "mamba_decoder", ..BAMBA };
 

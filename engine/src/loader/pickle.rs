@@ -123,7 +123,7 @@ fn locate(tensor: Saved, storage: &Range<usize>) -> Result<Located, String> {
     let range = place
         .filter(|place| place.end <= storage.end)
         .ok_or_else(|| format!("tensor {name} reaches beyond its {} stored bytes; {AGAIN}", storage.len()))?;
-    Ok(Located { name: name.to_string(), stored: Stored::Plain(dtype), shape, range })
+    Ok(Located { name: name.to_string(), stored: Stored::Plain(dtype), shape, file: 0, range })
 }
 
 /// torch's names of storages.

@@ -111,26 +111,25 @@ impl Weights {
         Self { files: Vec::new(), entries: HashMap::new(), dtype, own_names: None }
     }
 
-    /// The given tensors of a file whose format has names of its own. `paired_heads` tells in which of them the rows of so many heads are
-    /// stored pair by pair; that they can be is the caller's promise.
+    /// The given tensors of one file or several, in a format that has names of its own. `paired_heads` tells in which of them the rows of
+    /// so many heads are stored pair by pair; that they can be, and that each lies inside its file, is the caller's promise.
     ///
     /// # Errors
     /// A tensor that is there twice.
     pub fn located(
-        label: String,
-        file: Arc<MappedFile>,
+        files: impl IntoIterator<Item = (String, Arc<MappedFile>)>,
         tensors: Vec<Located>,
         names: &'static Names,
         paired_heads: impl Fn(&str) -> Option<usize>,
         dtype: Option<Dtype>,
     ) -> Result<Self, LoadError> {
-        let mut weights = Self { own_names: Some(names), ..Self::empty(dtype) };
+        let files = files.into_iter().map(|(label, file)| WeightFile { label, bytes: Bytes::Mapped(file) }).collect();
+        let mut weights = Self { own_names: Some(names), files, ..Self::empty(dtype) };
         for tensor in tensors {
             let (name, paired_heads) = (tensor.name.clone(), paired_heads(&tensor.name));
-            weights.insert(&label, 0, tensor)?;
+            weights.insert(tensor)?;
             weights.entries.entry(name).and_modify(|entry| entry.paired_heads = paired_heads);
         }
-        weights.files.push(WeightFile { label, bytes: Bytes::Mapped(file) });
         Ok(weights)
     }
 
@@ -149,16 +148,17 @@ impl Weights {
             SafeTensors::read_metadata(&bytes).map_err(|error| malformed(explain(&error, bytes.len())))?;
         let data_start = size_of::<u64>() + header_len;
         let file = self.files.len();
-        for (stored, info) in metadata.tensors() {
-            let (start, end) = info.data_offsets;
-            let (name, range) = (stored.clone(), data_start + start..data_start + end);
-            self.insert(
-                &label,
-                file,
-                Located { name, stored: Stored::Plain(info.dtype), shape: info.shape.clone(), range },
-            )?;
-        }
         self.files.push(WeightFile { label, bytes });
+        for (name, info) in metadata.tensors() {
+            let (start, end) = info.data_offsets;
+            self.insert(Located {
+                name: name.clone(),
+                stored: Stored::Plain(info.dtype),
+                shape: info.shape.clone(),
+                file,
+                range: data_start + start..data_start + end,
+            })?;
+        }
         Ok(())
     }
 
@@ -166,20 +166,18 @@ impl Weights {
     fn add_pickle(&mut self, path: &Path, bytes: MappedFile) -> Result<(), LoadError> {
         let label = path.display().to_string();
         let malformed = |problem: String| LoadError::Malformed { file: label.clone(), problem };
-        for tensor in pickle::tensors(&bytes).map_err(malformed)? {
-            self.insert(&label, self.files.len(), tensor)?;
-        }
+        let (tensors, file) = (pickle::tensors(&bytes).map_err(malformed)?, self.files.len());
         self.files.push(WeightFile { label, bytes: Bytes::Mapped(Arc::new(bytes)) });
-        Ok(())
+        tensors.into_iter().try_for_each(|tensor| self.insert(Located { file, ..tensor }))
     }
 
-    fn insert(&mut self, label: &str, file: usize, tensor: Located) -> Result<(), LoadError> {
-        let Located { name, stored, shape, range } = tensor;
+    fn insert(&mut self, tensor: Located) -> Result<(), LoadError> {
+        let Located { name, stored, shape, file, range } = tensor;
         let (known, held) = (AtomicBool::new(false), AtomicUsize::new(0));
         let entry = Entry { file, stored, shape, range, paired_heads: None, known, held };
         let Some(other) = self.entries.insert(canonical(&name), entry) else { return Ok(()) };
-        let first = self.files.get(other.file).map_or_else(|| label.to_owned(), |file| file.label.clone());
-        Err(LoadError::DuplicateTensor { tensor: name, first, second: label.to_owned() })
+        let [first, second] = [other.file, file].map(|file| self.files[file].label.clone());
+        Err(LoadError::DuplicateTensor { tensor: name, first, second })
     }
 
     /// Whether there is a tensor `name`.

@@ -2,8 +2,11 @@
 //!
 //! ```text
 //! q, k, v = W_q u, W_k u, W_v u          q, k ← RoPE(norm(q), norm(k))          M_ts = softmax_s(scale · q_t·k_s), t − W < s ≤ t
-//! y_t = Σ_s M_ts v_s          out = W_o y, or W_o (y ⊙ σ(gate))
+//! y_t = Σ_s M_ts v_s          out = W_o y, or W_o (y ⊙ σ(gate)), or W_o norm(y)
 //! ```
+//!
+//! Hymba (Dong et al. 2024, arXiv 2411.13676) keeps its meta tokens in sight of every window, has values wider than keys, norms y over
+//! all heads, and lets a layer read the keys and values of an earlier one.
 
 use std::ops::Range;
 
@@ -17,7 +20,7 @@ use statescope_kernels::mixing::Lowered;
 use statescope_kernels::reduce::l2_norm;
 
 use super::slot::KvCache;
-use super::{Mixer, StateSlot};
+use super::{Handed, Lent, Mixer, StateSlot};
 #[cfg(feature = "cuda")]
 use crate::device::{DeviceMixer, Upload};
 use crate::hooks::Hooks;
@@ -25,7 +28,7 @@ use crate::loader::LoadError;
 use crate::loader::weights::Scope;
 use crate::model::feed_forward::{Adapter, add, scale};
 use crate::model::norm::Norm;
-use crate::model::spec::{AttentionSpec, QkvLayout};
+use crate::model::spec::{AttentionSpec, KvUse, QkvLayout};
 use crate::protocol::{Geometry, MixerKind, Point};
 use crate::tape::LayerTape;
 
@@ -35,14 +38,16 @@ pub struct SoftmaxAttention {
     pub(crate) spec: AttentionSpec,
     pub(crate) rope: Option<Rope>,
     pub(crate) q: Projection,
-    pub(crate) k: Projection,
-    pub(crate) v: Projection,
-    /// `[H·hd, d]`.
+    /// To k and v; none where they are borrowed.
+    pub(crate) kv: Option<[Projection; 2]>,
+    /// `[H·hv, d]`.
     pub(crate) gate: Option<Projection>,
     /// Over head_dim.
     pub(crate) qk_norm: Option<(Norm, Norm)>,
     pub(crate) adapters: Option<QkvAdapters>,
-    /// `[d, H·hd]`.
+    /// Over H·hv.
+    pub(crate) out_norm: Option<Norm>,
+    /// `[d, H·hv]`.
     pub(crate) o_proj: Matrix,
     pub(crate) o_bias: Option<Vec<f32>>,
 }
@@ -99,12 +104,13 @@ impl SoftmaxAttention {
     /// Reads `[T, inputs]`, writes `[T, outputs]`.
     pub fn load(spec: &AttentionSpec, inputs: usize, outputs: usize, scope: &Scope<'_>) -> Result<Self, LoadError> {
         let (heads, hd) = (spec.heads, spec.head_dim);
-        let (q_rows, kv_rows) = (heads * hd, spec.kv_heads * hd);
+        let [q_rows, k_rows, v_rows, out_rows] =
+            [heads * hd, spec.kv_heads * hd, spec.kv_heads * spec.value_dim, heads * spec.value_dim];
         let load = |name: &str, rows: usize| -> Result<Projection, LoadError> {
             let matrix = scope.matrix(&format!("{name}.weight"), rows, inputs)?;
             Ok(Projection { matrix, bias: scope.vector_if(spec.qkv_bias, &format!("{name}.bias"), rows)? })
         };
-        let (q, gate, k, v) = match spec.layout {
+        let (q, gate, kv) = match spec.layout {
             QkvLayout::Separate => {
                 let (q, gate) = if spec.gated {
                     let both = load("q_proj", 2 * q_rows)?;
@@ -112,17 +118,24 @@ impl SoftmaxAttention {
                 } else {
                     (load("q_proj", q_rows)?, None)
                 };
-                (q, gate, load("k_proj", kv_rows)?, load("v_proj", kv_rows)?)
+                (q, gate, Some([load("k_proj", k_rows)?, load("v_proj", v_rows)?]))
             }
             QkvLayout::ByHead => {
                 let all = load("qkv_proj", 3 * q_rows)?;
                 let part = |i: usize| all.pick(&runs(heads, 3 * hd, i * hd, hd));
-                (part(0), None, part(1), part(2))
+                (part(0), None, Some([part(1), part(2)]))
             }
             QkvLayout::ByKind => {
-                let all = load("qkv_proj", q_rows + 2 * kv_rows)?;
+                let all = load("qkv_proj", q_rows + k_rows + v_rows)?;
                 let part = |start: usize, len: usize| all.pick(&runs(1, 0, start, len));
-                (part(0, q_rows), None, part(q_rows, kv_rows), part(q_rows + kv_rows, kv_rows))
+                (part(0, q_rows), None, Some([part(q_rows, k_rows), part(q_rows + k_rows, v_rows)]))
+            }
+            QkvLayout::InProj => {
+                let owns = !matches!(spec.kv, KvUse::Borrowed { .. });
+                let all = load("in_proj", spec.in_proj_rows() + 2 * out_rows)?;
+                let part = |start: usize, len: usize| all.pick(&runs(1, 0, start, len));
+                let kv = owns.then(|| [part(q_rows, k_rows), part(q_rows + k_rows, v_rows)]);
+                (part(0, q_rows), None, kv)
             }
         };
         let qk_norm = match spec.qk_norm {
@@ -132,12 +145,12 @@ impl SoftmaxAttention {
         Ok(Self {
             rope: spec.rope.clone().map(Rope::new),
             q,
-            k,
-            v,
+            kv,
             gate,
             qk_norm,
             adapters: None,
-            o_proj: scope.matrix("o_proj.weight", outputs, q_rows)?,
+            out_norm: spec.out_norm.map(|norm| Norm::load(norm, "attention_norm", out_rows, scope)).transpose()?,
+            o_proj: scope.matrix("o_proj.weight", outputs, out_rows)?,
             o_bias: scope.vector_if(spec.out_bias, "o_proj.bias", outputs)?,
             spec: spec.clone(),
         })
@@ -148,36 +161,65 @@ impl SoftmaxAttention {
         Self { adapters, ..self.clone() }
     }
 
-    /// q `[T, H, hd]`, k and v `[T, H_kv, hd]` of tokens from position `first`.
-    fn project(&self, xs: &[f32], first: usize) -> [Vec<f32>; 3] {
-        let mut qkv = [self.q.forward(xs), self.k.forward(xs), self.v.forward(xs)];
-        if let Some(QkvAdapters(adapters)) = &self.adapters {
-            qkv.iter_mut().zip(adapters).for_each(|(x, adapter)| add(x, &adapter.forward(xs)));
+    /// q `[T, H, hd]` of tokens from position `first`.
+    fn queries(&self, xs: &[f32], first: usize) -> Vec<f32> {
+        let mut q = self.q.forward(xs);
+        if let Some(QkvAdapters([adapter, ..])) = &self.adapters {
+            add(&mut q, &adapter.forward(xs));
         }
-        let [q, k, _] = &mut qkv;
-        scale(k, self.spec.key_scale);
-        if let Some((q_norm, k_norm)) = &self.qk_norm {
-            q_norm.apply(q);
-            k_norm.apply(k);
+        if let Some((norm, _)) = &self.qk_norm {
+            norm.apply(&mut q);
         }
         if let Some(rope) = &self.rope {
-            rope.apply(q, self.spec.heads, self.spec.head_dim, first);
-            rope.apply(k, self.spec.kv_heads, self.spec.head_dim, first);
+            rope.apply(&mut q, self.spec.heads, self.spec.head_dim, first);
         }
-        qkv
+        q
     }
 
-    fn kv_width(&self) -> usize {
-        self.spec.kv_heads * self.spec.head_dim
+    /// k `[T, H_kv, hd]` and v `[T, H_kv, hv]` of tokens from position `first`.
+    fn keys_and_values(&self, [k, v]: &[Projection; 2], xs: &[f32], first: usize) -> [Vec<f32>; 2] {
+        let [mut k, mut v] = [k.forward(xs), v.forward(xs)];
+        if let Some(QkvAdapters([_, of_keys, of_values])) = &self.adapters {
+            add(&mut k, &of_keys.forward(xs));
+            add(&mut v, &of_values.forward(xs));
+        }
+        scale(&mut k, self.spec.key_scale);
+        if let Some((_, norm)) = &self.qk_norm {
+            norm.apply(&mut k);
+        }
+        if let Some(rope) = &self.rope {
+            rope.apply(&mut k, self.spec.kv_heads, self.spec.head_dim, first);
+        }
+        [k, v]
+    }
+
+    /// y `[T, H, hv]` of q `[T, H, hd]` from position `first` over what `cache` holds.
+    fn attend(&self, q: &[f32], first: usize, cache: &KvCache, hooks: &mut Hooks<'_>) -> Vec<f32> {
+        let rows = q.len() / (self.spec.heads * self.spec.head_dim);
+        let mut y = vec![0.0; rows * self.spec.heads * self.spec.value_dim];
+        let mut entropy = vec![0.0; if hooks.wanted() { rows * self.spec.heads } else { 0 }];
+        self.attention(&cache.key_pages(), &cache.value_pages(), self.spec.sinks).forward(
+            q,
+            first,
+            &mut y,
+            hooks.wanted().then_some(&mut entropy),
+        );
+        hooks.show(Point::Entropy, &entropy);
+        y
+    }
+
+    /// Of keys and of values.
+    fn kv_widths(&self) -> [usize; 2] {
+        [self.spec.head_dim, self.spec.value_dim].map(|dim| self.spec.kv_heads * dim)
     }
 
     fn kv_head(&self, head: usize) -> usize {
         head * self.spec.kv_heads / self.spec.heads
     }
 
-    fn attention<'a>(&self, keys: &'a [&'a [f32]], values: &'a [&'a [f32]]) -> Attention<'a> {
-        let AttentionSpec { heads, kv_heads, head_dim, scale, window, .. } = self.spec;
-        Attention { heads, kv_heads, head_dim, scale, window, keys, values }
+    fn attention<'a>(&self, keys: &'a [&'a [f32]], values: &'a [&'a [f32]], sinks: usize) -> Attention<'a> {
+        let AttentionSpec { heads, kv_heads, head_dim, value_dim, scale, window, .. } = self.spec;
+        Attention { heads, kv_heads, head_dim, value_dim, scale, window, sinks, keys, values }
     }
 }
 
@@ -192,7 +234,7 @@ impl Mixer for SoftmaxAttention {
         Geometry {
             kind: MixerKind::Attention,
             heads: spec.heads,
-            head_dim: spec.head_dim,
+            head_dim: spec.value_dim,
             state_dim: spec.head_dim,
             groups: spec.kv_heads,
             decay_dim: 0,
@@ -200,32 +242,56 @@ impl Mixer for SoftmaxAttention {
             gated: spec.gated,
             window: spec.window,
             state_bytes: 0,
-            kv_bytes_per_token: 2 * self.kv_width() * size_of::<f32>(),
+            kv_bytes_per_token: match self.kv {
+                Some(_) => self.kv_widths().iter().sum::<usize>() * size_of::<f32>(),
+                None => 0,
+            },
         }
     }
 
     fn slot(&self) -> StateSlot {
-        StateSlot { kv: KvCache::new(self.kv_width()), ..StateSlot::default() }
+        let [keys, values] = self.kv_widths();
+        StateSlot { kv: KvCache::new(keys, values), ..StateSlot::default() }
     }
 
     fn prefill(&self, xs: &[f32], slot: &mut StateSlot, hooks: &mut Hooks<'_>, out: &mut [f32]) {
-        let (heads, head_dim) = (self.spec.heads, self.spec.head_dim);
-        let (rows, first) = (xs.len() / self.q.matrix.cols(), slot.kv.len());
-        let [mut q, mut k, mut v] = self.project(xs, first);
-        hooks.pass(Point::Query, &mut q);
-        hooks.pass(Point::Key, &mut k);
-        hooks.pass(Point::Value, &mut v);
-        slot.kv.append(&k, &v);
+        self.prefill_after(xs, &mut Handed::default(), slot, hooks, out);
+    }
 
-        let mut y = vec![0.0; rows * heads * head_dim];
-        let mut entropy = vec![0.0; if hooks.wanted() { rows * heads } else { 0 }];
-        self.attention(&slot.kv.key_pages(), &slot.kv.value_pages()).forward(
-            &q,
-            first,
-            &mut y,
-            hooks.wanted().then_some(&mut entropy),
-        );
-        hooks.show(Point::Entropy, &entropy);
+    fn prefill_after(
+        &self,
+        xs: &[f32],
+        handed: &mut Handed,
+        slot: &mut StateSlot,
+        hooks: &mut Hooks<'_>,
+        out: &mut [f32],
+    ) -> bool {
+        let first = match self.spec.kv {
+            KvUse::Borrowed { layer } => handed.lent_by(layer).first,
+            _ => slot.kv.len(),
+        };
+        let mut q = self.queries(xs, first);
+        hooks.pass(Point::Query, &mut q);
+        let mut y = match (self.spec.kv, &self.kv) {
+            (KvUse::Borrowed { layer }, _) => {
+                let lent = handed.lent_by(layer);
+                hooks.show(Point::Key, &lent.keys);
+                hooks.show(Point::Value, &lent.values);
+                self.attend(&q, first, &lent.cache, hooks)
+            }
+            (_, None) => unreachable!("a layer without projections borrows"),
+            (using, Some(kv)) => {
+                let [mut keys, mut values] = self.keys_and_values(kv, xs, first);
+                hooks.pass(Point::Key, &mut keys);
+                hooks.pass(Point::Value, &mut values);
+                slot.kv.append(&keys, &values);
+                let y = self.attend(&q, first, &slot.kv, hooks);
+                if let KvUse::Lent { layer } = using {
+                    handed.lend(layer, Lent { first, keys, values, cache: slot.kv.clone() });
+                }
+                y
+            }
+        };
         hooks.pass(Point::Core, &mut y);
         if let Some(gate) = &self.gate {
             let mut gate = gate.forward(xs);
@@ -233,36 +299,45 @@ impl Mixer for SoftmaxAttention {
             sigmoid_slice(&mut gate);
             y.iter_mut().zip(&gate).for_each(|(y, gate)| *y *= gate);
         }
+        if let Some(norm) = &self.out_norm {
+            norm.apply(&mut y);
+        }
         if let Some(window) = self.spec.window {
-            slot.kv.forget_before((first + rows).saturating_sub(window));
+            let end = (slot.kv.len()).saturating_sub(window);
+            slot.kv.forget(self.spec.sinks..end);
         }
         linear(&self.o_proj, self.o_bias.as_deref(), &y, out);
+        true
     }
 
     fn lower(&self, tape: &LayerTape, head: usize, draw: &mut dyn FnMut(&Lowered<'_>)) {
-        let (head_dim, page) = (self.spec.head_dim, PAGE * self.kv_width());
-        let pages = |point| tape.rows(point, tape.positions()).unwrap_or_default().chunks(page).collect::<Vec<_>>();
+        let (head_dim, [keys, values]) = (self.spec.head_dim, self.kv_widths());
+        let pages = |point, width: usize| -> Vec<&[f32]> {
+            tape.rows(point, tape.positions()).unwrap_or_default().chunks(PAGE * width).collect()
+        };
+        // Of a record that begins later the first tokens are no sinks.
+        let sinks = self.spec.sinks.saturating_sub(tape.positions().start);
         draw(&Lowered::Softmax {
-            attention: self.attention(&pages(Point::Key), &pages(Point::Value)),
+            attention: self.attention(&pages(Point::Key, keys), &pages(Point::Value, values), sinks),
             query: tape.strided(Point::Query, head * head_dim, head_dim),
             head,
         });
     }
 
     fn derive(&self, point: Point, tape: &LayerTape, position: usize, heads: Range<usize>, out: &mut Vec<f32>) -> bool {
-        let head_dim = self.spec.head_dim;
+        let AttentionSpec { head_dim, value_dim, .. } = self.spec;
         let row = |point| tape.row(point, position);
         match point {
             Point::Write => {
                 let (Some(k), Some(v)) = (row(Point::Key), row(Point::Value)) else { return false };
                 out.extend(heads.map(|head| {
-                    let at = self.kv_head(head) * head_dim..(self.kv_head(head) + 1) * head_dim;
-                    l2_norm(&k[at.clone()]) * l2_norm(&v[at])
+                    let head = self.kv_head(head);
+                    l2_norm(&k[head * head_dim..][..head_dim]) * l2_norm(&v[head * value_dim..][..value_dim])
                 }));
             }
             Point::Read => {
                 let Some(y) = row(Point::Core) else { return false };
-                out.extend(heads.map(|head| l2_norm(&y[head * head_dim..(head + 1) * head_dim])));
+                out.extend(heads.map(|head| l2_norm(&y[head * value_dim..][..value_dim])));
             }
             _ => return false,
         }
@@ -270,8 +345,14 @@ impl Mixer for SoftmaxAttention {
     }
 
     fn output_gain(&self, tape: &LayerTape, position: usize, head: usize, channel: usize) -> f32 {
+        let at = head * self.spec.value_dim + channel;
         let gate = tape.row(Point::Gate, position);
-        gate.map_or(1.0, |gate| sigmoid(gate[head * self.spec.head_dim + channel]))
+        let gain = gate.map_or(1.0, |gate| sigmoid(gate[at]));
+        let Some(norm) = &self.out_norm else { return gain };
+        let Some(y) = tape.row(Point::Core, position) else { return f32::NAN };
+        let gated = |(c, y): (usize, &f32)| (y * gate.map_or(1.0, |gate| sigmoid(gate[c]))).powi(2);
+        let square: f32 = y.iter().enumerate().map(gated).sum();
+        gain * norm.scale[at] / (square / y.len() as f32 + norm.spec.eps).sqrt()
     }
 
     fn fold(&self, _tape: &LayerTape, _positions: Range<usize>, _state: &mut [f32]) {}

@@ -135,7 +135,7 @@ impl Mixer for Hyena {
     fn slot(&self) -> StateSlot {
         StateSlot {
             conv: vec![0.0; 3 * self.spec.channels * (self.spec.short_taps - 1)],
-            kv: KvCache::new(self.spec.channels),
+            kv: KvCache::new(self.spec.channels, self.spec.channels),
             ..StateSlot::default()
         }
     }
@@ -157,7 +157,7 @@ impl Mixer for Hyena {
         let unused = slot.kv.len().next_multiple_of(PAGE) - slot.kv.len();
         let mut y = vec![0.0; k.len()];
         long_conv(&written[..written.len() - unused * channels], &self.filter, channels, &mut y);
-        slot.kv.forget_before((before + k.len() / channels).saturating_sub(self.spec.length - 1));
+        slot.kv.forget(0..(before + k.len() / channels).saturating_sub(self.spec.length - 1));
         y.iter_mut().zip(&q).for_each(|(y, q)| *y *= q);
         hooks.pass(Point::Core, &mut y);
         linear(&self.out_proj, Some(&self.out_bias), &y, out);

@@ -6,7 +6,7 @@
 //! out = W_out (y ⊙ silu(z))
 //! ```
 //!
-//! Falcon-Mamba and Jamba norm δ, B and C; Zamba computes them per head of channels, from that head's x alone.
+//! Falcon-Mamba, Jamba and Hymba norm δ, B and C; Hymba also what enters W_out; Zamba computes them per head of channels, from that head's x alone.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -28,6 +28,7 @@ use crate::device::{DeviceMixer, Upload};
 use crate::hooks::Hooks;
 use crate::loader::LoadError;
 use crate::loader::weights::Scope;
+use crate::model::norm::Norm;
 use crate::model::spec::{DbcNorm, Mamba1Spec};
 use crate::protocol::{Geometry, MixerKind, Point};
 use crate::tape::LayerTape;
@@ -50,6 +51,8 @@ pub struct Mamba1 {
     pub(crate) slowest: Vec<f32>,
     /// `[E]`.
     pub(crate) d: Vec<f32>,
+    /// Over E.
+    pub(crate) out_norm: Option<Norm>,
     /// `[d, E]`.
     pub(crate) out_proj: Matrix,
     pub(crate) out_bias: Option<Vec<f32>>,
@@ -131,8 +134,13 @@ impl Selector {
 impl Mamba1 {
     pub fn load(spec: &Mamba1Spec, hidden_size: usize, scope: &Scope<'_>) -> Result<Self, LoadError> {
         let (e, n, k) = (spec.channels, spec.state_dim, spec.conv_taps);
-        let mut in_proj = scope.matrix("in_proj.weight", 2 * e, hidden_size)?;
-        let mut in_bias = scope.vector_if(spec.proj_bias, "in_proj.bias", 2 * e)?;
+        let mut in_proj = scope.matrix("in_proj.weight", spec.in_offset + 2 * e, hidden_size)?;
+        let mut in_bias = scope.vector_if(spec.proj_bias, "in_proj.bias", spec.in_offset + 2 * e)?;
+        if spec.in_offset > 0 {
+            let own = spec.in_offset..spec.in_offset + 2 * e;
+            in_proj = in_proj.pick_rows(std::slice::from_ref(&own));
+            in_bias = in_bias.map(|bias| bias[spec.in_offset..].to_vec());
+        }
         let (heads, a, d) = match spec.heads {
             None => (Selector::load(spec, scope)?, scope.rates(&[e, n])?, scope.vector("D", e)?),
             Some(heads) => {
@@ -153,6 +161,7 @@ impl Mamba1 {
             slowest: a.chunks_exact(n).map(|rates| rates.iter().copied().fold(f32::NEG_INFINITY, f32::max)).collect(),
             a,
             d,
+            out_norm: spec.out_norm.map(|norm| Norm::load(norm, "mamba_norm", e, scope)).transpose()?,
             out_proj: scope.matrix("out_proj.weight", hidden_size, e)?,
             out_bias: scope.vector_if(spec.proj_bias, "out_proj.bias", hidden_size)?,
             spec: spec.clone(),
@@ -301,6 +310,9 @@ impl Mixer for Mamba1 {
         hooks.pass(Point::Core, &mut y);
         let mut gated = vec![0.0; rows * e];
         silu_mul(&gate, &y, &mut gated);
+        if let Some(norm) = &self.out_norm {
+            norm.apply(&mut gated);
+        }
         linear(&self.out_proj, self.out_bias.as_deref(), &gated, out);
     }
 
@@ -387,6 +399,10 @@ impl Mixer for Mamba1 {
     }
 
     fn output_gain(&self, tape: &LayerTape, position: usize, head: usize, _channel: usize) -> f32 {
-        tape.row(Point::Gate, position).map_or(f32::NAN, |z| silu(z[head]))
+        let Some(z) = tape.row(Point::Gate, position) else { return f32::NAN };
+        let Some(norm) = &self.out_norm else { return silu(z[head]) };
+        let Some(y) = tape.row(Point::Core, position) else { return f32::NAN };
+        let square: f32 = y.iter().zip(z).map(|(y, z)| (y * silu(*z)).powi(2)).sum();
+        silu(z[head]) * norm.scale[head] / (square / y.len() as f32 + norm.spec.eps).sqrt()
     }
 }

@@ -41,7 +41,42 @@ use crate::loader::weights::Scope;
 use crate::model::spec::MixerSpec;
 use crate::protocol::{Geometry, Point};
 use crate::tape::LayerTape;
+use slot::KvCache;
 pub use slot::StateSlot;
+
+/// What mixers hand on to later layers within one pass.
+#[derive(Default)]
+pub struct Handed {
+    /// RWKV-7: the values of the first layer `[T, d]`; empty until it has run.
+    first_values: Vec<f32>,
+    /// Keys and values that several layers read, by the layer they belong to.
+    lent: Vec<(usize, Lent)>,
+}
+
+impl Handed {
+    fn lend(&mut self, layer: usize, lent: Lent) {
+        self.lent.retain(|(other, _)| *other != layer);
+        self.lent.push((layer, lent));
+    }
+
+    /// # Panics
+    /// That layer has lent nothing in this pass: a mistake in the spec.
+    fn lent_by(&self, layer: usize) -> &Lent {
+        let found = self.lent.iter().find(|(other, _)| *other == layer);
+        &found.unwrap_or_else(|| panic!("layer {layer} has lent no keys and values")).1
+    }
+}
+
+/// The keys and values of an attention.
+struct Lent {
+    /// Position of the first token of the pass.
+    first: usize,
+    /// Those of the tokens of the pass, `[T, H_kv, head_dim]`.
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    /// Those of the whole text.
+    cache: KvCache,
+}
 
 /// A causal token mixer.
 pub trait Mixer: Send + Sync {
@@ -58,12 +93,12 @@ pub trait Mixer: Send + Sync {
         self.prefill(x, slot, hooks, out);
     }
 
-    /// As [`Mixer::prefill`], for a mixer that reads what the first layer of this kind made of the same tokens: `first`, empty in that
-    /// layer, which fills it (RWKV-7's values). False, and nothing done, for all others.
+    /// As [`Mixer::prefill`], for a mixer that reads what an earlier layer made of the same tokens, or is read so by later ones. False,
+    /// and nothing done, for all others.
     fn prefill_after(
         &self,
         _xs: &[f32],
-        _first: &mut Vec<f32>,
+        _handed: &mut Handed,
         _slot: &mut StateSlot,
         _hooks: &mut Hooks<'_>,
         _out: &mut [f32],

@@ -19,7 +19,7 @@ use statescope_kernels::matrix::Matrix;
 use statescope_kernels::mixing::{Decay, Lowered, Recurrent, Strided};
 use statescope_kernels::norm::l2_normalise;
 
-use super::{Mixer, StateSlot, derive_of_keys, head_layer_norm, interpolated, products, project, shifted};
+use super::{Handed, Mixer, StateSlot, derive_of_keys, head_layer_norm, interpolated, products, project, shifted};
 use crate::hooks::Hooks;
 use crate::loader::LoadError;
 use crate::loader::weights::Scope;
@@ -140,13 +140,13 @@ impl Mixer for Rwkv7 {
     }
 
     fn prefill(&self, xs: &[f32], slot: &mut StateSlot, hooks: &mut Hooks<'_>, out: &mut [f32]) {
-        self.prefill_after(xs, &mut Vec::new(), slot, hooks, out);
+        self.prefill_after(xs, &mut Handed::default(), slot, hooks, out);
     }
 
     fn prefill_after(
         &self,
         xs: &[f32],
-        first: &mut Vec<f32>,
+        handed: &mut Handed,
         slot: &mut StateSlot,
         hooks: &mut Hooks<'_>,
         out: &mut [f32],
@@ -158,6 +158,7 @@ impl Mixer for Rwkv7 {
         let mut r = project(w_r, None, &x_r);
         let mut k = project(w_k, None, &x_k);
         let mut v = project(w_v, None, &x_v);
+        let first = &mut handed.first_values;
         match &self.value_mix {
             Some(mix) if first.len() == v.len() => {
                 let mut share = mix.forward(&x_v, |_| {});

@@ -1,5 +1,6 @@
 //! The memory of one mixer for one sequence. A clone is a value: changing either leaves the other as it was.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use statescope_kernels::attention::PAGE;
@@ -37,21 +38,21 @@ impl StateSlot {
     }
 }
 
-/// Keys and values of all tokens so far, in pages of [`PAGE`] positions, each `[position, kv_head, head_dim]`.
+/// Keys and values of all tokens so far, in pages of [`PAGE`] positions, each `[position, kv_head, head_dim]`. A clone shares the pages.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct KvCache {
     keys: Vec<Arc<Vec<f32>>>,
     values: Vec<Arc<Vec<f32>>>,
-    /// kv_heads · head_dim.
-    width: usize,
+    /// kv_heads · head_dim, of keys and of values.
+    widths: [usize; 2],
     length: usize,
     /// Tokens given up, a multiple of [`PAGE`].
     forgotten: usize,
 }
 
 impl KvCache {
-    pub fn new(width: usize) -> Self {
-        Self { width, ..Self::default() }
+    pub fn new(key_width: usize, value_width: usize) -> Self {
+        Self { widths: [key_width, value_width], ..Self::default() }
     }
 
     /// Tokens appended so far.
@@ -64,30 +65,31 @@ impl KvCache {
     }
 
     pub fn bytes(&self) -> usize {
-        2 * (self.length - self.forgotten) * self.width * size_of::<f32>()
+        (self.length - self.forgotten) * self.widths.iter().sum::<usize>() * size_of::<f32>()
     }
 
-    /// Gives up the pages that hold nothing from `position` on; they stay in the list as empty ones.
-    pub fn forget_before(&mut self, position: usize) {
-        for page in self.forgotten / PAGE..position.min(self.length) / PAGE {
+    /// Gives up the pages that hold only `positions`, of which the first is always the same; they stay in the list as empty ones.
+    pub fn forget(&mut self, positions: Range<usize>) {
+        let first = positions.start.div_ceil(PAGE) + self.forgotten / PAGE;
+        for page in first..positions.end.min(self.length) / PAGE {
             self.keys[page] = Arc::default();
             self.values[page] = Arc::default();
-            self.forgotten = (page + 1) * PAGE;
+            self.forgotten += PAGE;
         }
     }
 
     /// Appends keys and values `[T, width]`.
     pub fn append(&mut self, keys: &[f32], values: &[f32]) {
-        for (key, value) in keys.chunks_exact(self.width).zip(values.chunks_exact(self.width)) {
+        let [of_keys, of_values] = self.widths;
+        for (key, value) in keys.chunks_exact(of_keys).zip(values.chunks_exact(of_values)) {
             let (page, slot) = (self.length / PAGE, self.length % PAGE);
             if page == self.keys.len() {
-                self.keys.push(Arc::new(vec![0.0; PAGE * self.width]));
-                self.values.push(Arc::new(vec![0.0; PAGE * self.width]));
+                self.keys.push(Arc::new(vec![0.0; PAGE * of_keys]));
+                self.values.push(Arc::new(vec![0.0; PAGE * of_values]));
             }
-            let at = slot * self.width..(slot + 1) * self.width;
             // A page shared with a snapshot is copied before it is written.
-            Arc::make_mut(&mut self.keys[page])[at.clone()].copy_from_slice(key);
-            Arc::make_mut(&mut self.values[page])[at].copy_from_slice(value);
+            Arc::make_mut(&mut self.keys[page])[slot * of_keys..][..of_keys].copy_from_slice(key);
+            Arc::make_mut(&mut self.values[page])[slot * of_values..][..of_values].copy_from_slice(value);
             self.length += 1;
         }
     }
@@ -107,7 +109,7 @@ mod tests {
 
     #[test]
     fn a_snapshot_of_the_cache_is_a_value() {
-        let mut slot = StateSlot { kv: KvCache::new(2), ..StateSlot::default() };
+        let mut slot = StateSlot { kv: KvCache::new(2, 2), ..StateSlot::default() };
         slot.kv.append(&[1.0, 2.0], &[3.0, 4.0]);
         let snapshot = slot.snapshot();
         slot.kv.append(&[5.0, 6.0], &[7.0, 8.0]);
@@ -121,11 +123,23 @@ mod tests {
 
     #[test]
     fn what_left_the_window_is_given_up_by_the_page() {
-        let mut cache = KvCache::new(1);
+        let mut cache = KvCache::new(1, 1);
         cache.append(&[1.0; 3 * PAGE], &[1.0; 3 * PAGE]);
-        cache.forget_before(2 * PAGE - 1);
+        cache.forget(0..2 * PAGE - 1);
         assert_eq!(cache.len(), 3 * PAGE);
         assert_eq!(cache.bytes(), 2 * 2 * PAGE * size_of::<f32>());
         assert!(cache.key_pages()[0].is_empty() && !cache.key_pages()[1].is_empty());
+    }
+
+    #[test]
+    fn sinks_are_kept() {
+        let mut cache = KvCache::new(1, 2);
+        cache.append(&[1.0; 5 * PAGE], &[1.0; 10 * PAGE]);
+        for end in [PAGE + 3, 3 * PAGE, 4 * PAGE + 1] {
+            cache.forget(PAGE + 1..end);
+        }
+        assert_eq!(cache.bytes(), 3 * 3 * PAGE * size_of::<f32>());
+        let held: Vec<bool> = cache.value_pages().iter().map(|page| !page.is_empty()).collect();
+        assert_eq!(held, [true, true, false, false, true]);
     }
 }

@@ -9,7 +9,7 @@ use crate::loader::LoadError;
 use crate::loader::names::Names;
 use crate::loader::weights::Weights;
 use crate::mixer::none::NoMixer;
-use crate::mixer::{self, Mixer, StateSlot};
+use crate::mixer::{self, Handed, Mixer, StateSlot};
 use crate::protocol::Point;
 
 /// A layer's weights.
@@ -40,14 +40,21 @@ pub struct Pass<'a> {
     /// `[T, d]` each, to work in.
     normed: Vec<f32>,
     added: Vec<f32>,
-    /// What the first mixer of its kind hands on; empty until it has.
-    pub(crate) first: Vec<f32>,
+    /// What mixers hand on to later layers.
+    pub(crate) handed: Handed,
 }
 
 impl<'a> Pass<'a> {
     pub fn new(embedding: &'a [f32], residual_scale: f32, rows: usize, width: usize) -> Self {
         let len = rows * width;
-        Self { embedding, residual_scale, rows, normed: vec![0.0; len], added: vec![0.0; len], first: Vec::new() }
+        Self {
+            embedding,
+            residual_scale,
+            rows,
+            normed: vec![0.0; len],
+            added: vec![0.0; len],
+            handed: Handed::default(),
+        }
     }
 }
 
@@ -165,7 +172,7 @@ impl Part {
             scaled = pass.normed.iter().map(|x| x * self.input_scale).collect::<Vec<f32>>();
             &scaled
         };
-        if !self.mixer.prefill_after(input, &mut pass.first, slot, hooks, &mut pass.added) {
+        if !self.mixer.prefill_after(input, &mut pass.handed, slot, hooks, &mut pass.added) {
             match pass.rows {
                 1 => self.mixer.step(input, slot, hooks, &mut pass.added),
                 _ => self.mixer.prefill(input, slot, hooks, &mut pass.added),

@@ -28,6 +28,8 @@ pub struct Model {
     pub(crate) spec: ModelSpec,
     /// `[V, d]`.
     pub(crate) embeddings: Matrix,
+    /// `[meta tokens, d]`; embedded as they are, under the ids after the vocabulary.
+    pub(crate) meta: Option<Matrix>,
     /// `[P, d]`, added by position.
     pub(crate) positions: Option<Matrix>,
     pub(crate) embedding_norm: Option<Norm>,
@@ -60,6 +62,10 @@ impl Model {
         let mut done = |layers: usize| if progress(layers as f32 / steps) { Ok(()) } else { Err(LoadError::Cancelled) };
         done(0)?;
         let embeddings = root.matrix(names.embeddings, vocab, d)?;
+        let meta = match spec.meta_tokens {
+            0 => None,
+            count => Some(root.matrix(names.meta, count, d)?),
+        };
         let positions = match spec.learned_positions {
             Some(count) => Some(root.matrix(names.positions, count, d)?),
             None => None,
@@ -83,7 +89,7 @@ impl Model {
             (!spec.tied_embeddings || root.has(names.head)).then(|| root.matrix(names.head, vocab, d)).transpose()?;
         done(spec.layers.len() + 2)?;
         weights.require_all_read()?;
-        Ok(Self { spec, embeddings, positions, embedding_norm, blocks, first_slots, final_norm, head })
+        Ok(Self { spec, embeddings, meta, positions, embedding_norm, blocks, first_slots, final_norm, head })
     }
 
     pub fn spec(&self) -> &ModelSpec {
@@ -140,7 +146,7 @@ impl Model {
     /// Reads `tokens`, of which the first stands at absolute position `first`, and advances `slots` by them.
     ///
     /// # Panics
-    /// A token is outside the vocabulary, or stands beyond the learned positions; the session checks before.
+    /// A token is neither of the vocabulary nor a meta token, or stands beyond the learned positions; the session checks before.
     pub fn forward(
         &self,
         tokens: &[TokenId],
@@ -177,7 +183,10 @@ impl Model {
         let d = self.spec.hidden_size;
         let mut x = vec![0.0; tokens.len() * d];
         for (row, token) in x.chunks_exact_mut(d).zip(tokens) {
-            self.embeddings.copy_row(*token as usize, row);
+            match (&self.meta, (*token as usize).checked_sub(self.spec.vocab_size)) {
+                (Some(meta), Some(index)) => meta.copy_row(index, row),
+                _ => self.embeddings.copy_row(*token as usize, row),
+            }
         }
         scale(&mut x, self.spec.embedding_scale);
         if let Some(norm) = &self.embedding_norm {

@@ -3,6 +3,8 @@
 mod recurrent;
 mod time_invariant;
 
+use std::ops::Range;
+
 use statescope_kernels::activation::Activation;
 
 use crate::protocol::TokenId;
@@ -15,6 +17,8 @@ pub struct ModelSpec {
     /// `model_type` of config.json (`mamba` or `mamba2` for the original state-spaces files, which have none).
     pub model_type: String,
     pub vocab_size: usize,
+    /// Learned vectors that stand before every text as its first tokens (Hymba).
+    pub meta_tokens: usize,
     /// Width of the residual stream, d.
     pub hidden_size: usize,
     /// Block norms and final norm.
@@ -49,6 +53,7 @@ impl ModelSpec {
         Self {
             model_type: model_type.to_owned(),
             vocab_size,
+            meta_tokens: 0,
             hidden_size,
             norm,
             learned_positions: None,
@@ -62,6 +67,11 @@ impl ModelSpec {
             trained_context: None,
             end_tokens: Vec::new(),
         }
+    }
+
+    /// The ids of the meta tokens, which follow those of the vocabulary.
+    pub fn meta_ids(&self) -> Range<TokenId> {
+        self.vocab_size as TokenId..(self.vocab_size + self.meta_tokens) as TokenId
     }
 }
 
@@ -284,6 +294,10 @@ pub struct Mamba1Spec {
     pub dbc_norm: Option<DbcNorm>,
     /// Zamba: channels fall into so many heads, each with its own x_proj and dt_proj, and in_proj alternates rows of x and z.
     pub heads: Option<usize>,
+    /// Rows of in_proj before x̂, which the attention beside this mixer reads (Hymba).
+    pub in_offset: usize,
+    /// Norm of what enters out_proj (Hymba).
+    pub out_norm: Option<NormSpec>,
 }
 
 /// The norms of δ, B and C.
@@ -355,13 +369,19 @@ pub struct AttentionSpec {
     pub heads: usize,
     /// Fewer than `heads` for GQA: head h reads KV head ⌊h·H_kv/H⌋.
     pub kv_heads: usize,
+    /// Of queries and keys.
     pub head_dim: usize,
+    /// Of values and outputs.
+    pub value_dim: usize,
     /// Factor on q·k.
     pub scale: f32,
     /// Inverse frequencies of the rotary embedding; `2 · len` leading dims rotate. None: no positions (NoPE).
     pub rope: Option<Vec<f32>>,
     /// Tokens in sight, the current one included; none for all.
     pub window: Option<usize>,
+    /// First tokens that stay in sight of every window (Hymba's meta tokens).
+    pub sinks: usize,
+    pub kv: KvUse,
     pub qkv_bias: bool,
     pub out_bias: bool,
     pub layout: QkvLayout,
@@ -371,6 +391,8 @@ pub struct AttentionSpec {
     pub gated: bool,
     /// Factor on k before the rotary embedding.
     pub key_scale: f32,
+    /// Norm of what enters o_proj (Hymba).
+    pub out_norm: Option<NormSpec>,
 }
 
 impl AttentionSpec {
@@ -380,17 +402,41 @@ impl AttentionSpec {
             heads,
             kv_heads,
             head_dim,
+            value_dim: head_dim,
             scale: (head_dim as f64).powf(-0.5) as f32,
             rope: None,
             window: None,
+            sinks: 0,
+            kv: KvUse::Own,
             qkv_bias: false,
             out_bias: false,
             layout: QkvLayout::Separate,
             qk_norm: None,
             gated: false,
             key_scale: 1.0,
+            out_norm: None,
         }
     }
+
+    /// Rows of an `in_proj` that make q, k and v ([`QkvLayout::InProj`]).
+    pub fn in_proj_rows(&self) -> usize {
+        let kv = match self.kv {
+            KvUse::Borrowed { .. } => 0,
+            _ => self.kv_heads * (self.head_dim + self.value_dim),
+        };
+        self.heads * self.head_dim + kv
+    }
+}
+
+/// Whose keys and values an attention reads (Brandon et al. 2024, cross-layer attention).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvUse {
+    /// Its own, which nobody else reads.
+    Own,
+    /// Its own, which later layers read too; `layer` is this one.
+    Lent { layer: usize },
+    /// Those of an earlier `layer`; it makes and keeps none.
+    Borrowed { layer: usize },
 }
 
 /// How the projections to q, k and v are stored.
@@ -402,6 +448,9 @@ pub enum QkvLayout {
     ByHead,
     /// `qkv_proj`, all q, then all k, then all v (GPT-2).
     ByKind,
+    /// The first rows of `in_proj`: all q, all k, all v, k and v only where they are not borrowed; then come x̂ and z of the Mamba mixer
+    /// beside it, as many rows each as all heads have values (Hymba).
+    InProj,
 }
 
 /// Double-gated short convolution (LFM2): y = C ⊙ conv(B ⊙ x).

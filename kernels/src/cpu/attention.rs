@@ -1,5 +1,7 @@
 //! CPU twin of [`crate::attention`].
 
+use std::ops::Range;
+
 use crate::{
     Attention, PAGE,
     cpu::{
@@ -15,7 +17,7 @@ const QUERIES: usize = 2 * LANES;
 /// Fewer queries than this go one by one: a tile would be mostly empty.
 const FEW: usize = 4;
 
-/// y [T, H, head_dim].
+/// y [T, H, value_dim].
 pub(crate) fn forward(
     attention: &Attention,
     q: &[f32],
@@ -23,16 +25,17 @@ pub(crate) fn forward(
     y: &mut [f32],
     entropy_bits: Option<&mut [f32]>,
 ) {
-    let Attention { heads, head_dim, .. } = *attention;
+    let Attention { heads, head_dim, value_dim, .. } = *attention;
     let tokens = q.len() / (heads * head_dim);
-    let seen = (first_position + tokens / 2 + 1).min(attention.window.unwrap_or(usize::MAX));
-    let work = 2 * q.len() * seen / LANES;
+    let window = attention.window.map_or(usize::MAX, |window| window + attention.sinks);
+    let seen = (first_position + tokens / 2 + 1).min(window);
+    let work = (q.len() + y.len()) * seen / LANES;
     // Pieces are tokens, or tiles of tokens, with all heads.
     let queries = if tokens < FEW { 1 } else { QUERIES };
     let mut entropy_bits = entropy_bits.map(|bits| bits.chunks_mut(queries * heads));
     let pieces: Vec<_> = q
         .chunks(queries * heads * head_dim)
-        .zip(y.chunks_mut(queries * heads * head_dim))
+        .zip(y.chunks_mut(queries * heads * value_dim))
         .enumerate()
         .map(|(i, (q, y))| (first_position + i * queries, q, y, entropy_bits.as_mut().and_then(Iterator::next)))
         .collect();
@@ -46,9 +49,12 @@ pub(crate) fn forward(
 }
 
 pub(crate) fn row(attention: &Attention, q: &[f32], head: usize, out: &mut [f32]) {
-    let (unseen, out) = out.split_at_mut(attention.first_seen(out.len() - 1));
+    let first = attention.first_seen(out.len() - 1);
+    let sunk = attention.sunk(first);
+    // Between sinks and window −∞ becomes 0; without sinks the window is a slice of its own.
+    let (unseen, out) = out.split_at_mut(if sunk > 0 { 0 } else { first });
     unseen.fill(0.0);
-    let sum = dispatch(Row { attention, q, head, first: unseen.len(), out }).sum;
+    let sum = dispatch(Row { attention, q, head, first: unseen.len(), hidden: sunk..first, out }).sum;
     out.iter_mut().for_each(|w| *w /= sum);
 }
 
@@ -79,9 +85,11 @@ struct Row<'a> {
     attention: &'a Attention<'a>,
     q: &'a [f32],
     head: usize,
-    /// The first position that the query sees.
+    /// The position of the first weight.
     first: usize,
-    /// [positions seen]
+    /// Positions that the query does not see.
+    hidden: Range<usize>,
+    /// [positions from the first to the query's own]
     out: &'a mut [f32],
 }
 
@@ -89,10 +97,13 @@ impl Kernel for Row<'_> {
     type Output = Moments;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> Moments {
-        let Row { attention, q, head, first, out } = self;
+        let Row { attention, q, head, first, hidden, out } = self;
         let kv_head = attention.kv_head(head);
         for (i, logit) in out.iter_mut().enumerate() {
-            *logit = attention.scale * dot(s, q, attention.key(first + i, kv_head));
+            *logit = match hidden.contains(&(first + i)) {
+                true => f32::NEG_INFINITY,
+                false => attention.scale * dot(s, q, attention.key(first + i, kv_head)),
+            };
         }
         soften(s, out)
     }
@@ -121,7 +132,7 @@ struct Single<'a> {
     /// [H, head_dim]
     q: &'a [f32],
     position: usize,
-    /// [H, head_dim]
+    /// [H, value_dim]
     y: &'a mut [f32],
     /// [H]
     entropy_bits: Option<&'a mut [f32]>,
@@ -132,11 +143,12 @@ impl Kernel for Single<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Single { attention, q, position, y, mut entropy_bits } = self;
-        let Attention { heads, kv_heads, head_dim, scale, .. } = *attention;
+        let Attention { heads, kv_heads, head_dim, value_dim, scale, .. } = *attention;
         let first = attention.first_seen(position);
-        let (seen, stride) = (position + 1 - first, kv_heads * head_dim);
+        let seen = attention.sunk(first) + position + 1 - first;
         let mut weights = vec![0.0; heads * seen];
-        for (i, position) in (first..=position).enumerate() {
+        for (i, position) in attention.seen(position).enumerate() {
+            let stride = kv_heads * head_dim;
             let keys = &attention.keys[position / PAGE][position % PAGE * stride..][..stride];
             for (head, q) in q.chunks_exact(head_dim).enumerate() {
                 let key = &keys[attention.kv_head(head) * head_dim..][..head_dim];
@@ -152,14 +164,15 @@ impl Kernel for Single<'_> {
                 bits[head] = moments.entropy_bits();
             }
         }
-        for (i, position) in (first..=position).enumerate() {
+        for (i, position) in attention.seen(position).enumerate() {
+            let stride = kv_heads * value_dim;
             let values = &attention.values[position / PAGE][position % PAGE * stride..][..stride];
-            for (head, y) in y.chunks_exact_mut(head_dim).enumerate() {
-                let value = &values[attention.kv_head(head) * head_dim..][..head_dim];
+            for (head, y) in y.chunks_exact_mut(value_dim).enumerate() {
+                let value = &values[attention.kv_head(head) * value_dim..][..value_dim];
                 axpy(s, weights[head * seen + i], value, y);
             }
         }
-        for (y, sum) in y.chunks_exact_mut(head_dim).zip(sums) {
+        for (y, sum) in y.chunks_exact_mut(value_dim).zip(sums) {
             y.iter_mut().for_each(|y| *y /= sum);
         }
     }
@@ -172,7 +185,7 @@ struct Tile<'a> {
     q: &'a [f32],
     /// Position of the first query.
     first: usize,
-    /// [queries, H, head_dim]
+    /// [queries, H, value_dim]
     y: &'a mut [f32],
     /// [queries, H]
     entropy_bits: Option<&'a mut [f32]>,
@@ -183,28 +196,33 @@ impl Kernel for Tile<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Tile { attention, q, first, y, mut entropy_bits } = self;
-        let Attention { heads, kv_heads, head_dim, scale, .. } = *attention;
-        let (width, stride) = (heads * head_dim, kv_heads * head_dim);
+        let Attention { heads, kv_heads, head_dim, value_dim, scale, .. } = *attention;
+        let (width, value_width) = (heads * head_dim, heads * value_dim);
         let queries = q.len() / width;
-        // Positions that any query of the tile sees; rows of weights count from the first of them.
+        // Positions that any query of the tile sees: sinks, and a window of all. Each has a row of weights, in that order.
         let (start, end) = (attention.first_seen(first), first + queries);
+        let sunk = attention.sunk(start);
         let mut columns = vec![0.0; head_dim * QUERIES];
-        let mut weights = vec![0.0; (end - start) * QUERIES];
+        let mut weights = vec![0.0; (sunk + end - start) * QUERIES];
+        // By page: the first position in it, its row of weights, and how many there are.
+        let pieces = |seen: Range<usize>, row: usize| {
+            (seen.start / PAGE..seen.end.div_ceil(PAGE)).map(move |page| {
+                let (first, end) = (seen.start.max(page * PAGE), seen.end.min((page + 1) * PAGE));
+                (page, first % PAGE, (row + first - seen.start) * QUERIES, end - first)
+            })
+        };
+        let pages = pieces(0..sunk, 0).chain(pieces(start..end, sunk));
         y.fill(0.0);
         for head in 0..heads {
-            let from = attention.kv_head(head) * head_dim;
-            // The first and the last page may hold positions that are not seen.
-            let pages = (start / PAGE..end.div_ceil(PAGE)).map(|page| {
-                let (first, end) = (start.max(page * PAGE), end.min((page + 1) * PAGE));
-                (page, first % PAGE * stride + from, (first - start) * QUERIES, end - first)
-            });
+            let kv_head = attention.kv_head(head);
 
             // Logits [position, query].
             transpose(q.chunks_exact(width).map(|q| &q[head * head_dim..][..head_dim]), &mut columns, QUERIES);
             columns.iter_mut().for_each(|q| *q *= scale);
             weights.fill(0.0);
-            for (page, from, row, length) in pages.clone() {
-                let keys = View { data: &attention.keys[page][from..], stride };
+            for (page, at, row, length) in pages.clone() {
+                let stride = kv_heads * head_dim;
+                let keys = View { data: &attention.keys[page][at * stride + kv_head * head_dim..], stride };
                 let logits = &mut weights[row..];
                 add_product::<S, false>(
                     s,
@@ -215,10 +233,11 @@ impl Kernel for Tile<'_> {
                     QUERIES,
                 );
             }
-            // Query i sees the positions up to first + i, and none before its window.
+            // Query i sees the positions up to first + i, and before its window only sinks.
             for i in 0..queries {
-                for unseen in (start..attention.first_seen(first + i)).chain(first + i + 1..end) {
-                    weights[(unseen - start) * QUERIES + i] = f32::NEG_INFINITY;
+                let before = start.max(attention.sinks)..attention.first_seen(first + i);
+                for unseen in before.chain(first + i + 1..end) {
+                    weights[(sunk + unseen - start) * QUERIES + i] = f32::NEG_INFINITY;
                 }
             }
 
@@ -235,11 +254,12 @@ impl Kernel for Tile<'_> {
                 }
             }
 
-            let y = &mut y[head * head_dim..];
-            for (page, from, row, length) in pages {
+            let y = &mut y[head * value_dim..];
+            for (page, at, row, length) in pages.clone() {
+                let stride = kv_heads * value_dim;
                 let weights = View { data: &weights[row..], stride: QUERIES };
-                let values = View { data: &attention.values[page][from..], stride };
-                add_product::<S, true>(s, weights, values, (queries, head_dim, length), y, width);
+                let values = View { data: &attention.values[page][at * stride + kv_head * value_dim..], stride };
+                add_product::<S, true>(s, weights, values, (queries, value_dim, length), y, value_width);
             }
             let lanes = |halves: [S::V; 2]| {
                 let mut lanes = [0.0; QUERIES];
@@ -249,7 +269,7 @@ impl Kernel for Tile<'_> {
             };
             let (sums, inner) = (lanes(sums), lanes(inner));
             for i in 0..queries {
-                y[i * width..][..head_dim].iter_mut().for_each(|y| *y /= sums[i]);
+                y[i * value_width..][..value_dim].iter_mut().for_each(|y| *y /= sums[i]);
                 if let Some(bits) = &mut entropy_bits {
                     bits[i * heads + head] = Moments { sum: sums[i], inner: inner[i] }.entropy_bits();
                 }

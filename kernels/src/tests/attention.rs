@@ -18,7 +18,17 @@ fn equals_the_reference() {
                     kv.iter_mut().for_each(|kv| kv[(first + tokens) * kv_heads * head_dim..].fill(f32::NAN));
                     let (keys, values) = (pages(&kv[0], kv_heads * head_dim), pages(&kv[1], kv_heads * head_dim));
                     let scale = size / (head_dim as f32).sqrt();
-                    let op = Attention { heads, kv_heads, head_dim, scale, window: None, keys: &keys, values: &values };
+                    let op = Attention {
+                        heads,
+                        kv_heads,
+                        head_dim,
+                        value_dim: head_dim,
+                        sinks: 0,
+                        scale,
+                        window: None,
+                        keys: &keys,
+                        values: &values,
+                    };
                     let q = rng.vec(tokens * heads * head_dim);
                     let (mut y, mut entropy) = (nan(q.len()), nan(tokens * heads));
                     op.forward(&q, first, &mut y, Some(&mut entropy));
@@ -61,8 +71,17 @@ fn a_window_hides_what_lies_before_it() {
                     pages[..unseen / PAGE].fill(&[]);
                     pages
                 });
-                let attention =
-                    |window| Attention { heads, kv_heads, head_dim, scale: 0.3, window, keys: &keys, values: &values };
+                let attention = |window| Attention {
+                    heads,
+                    kv_heads,
+                    head_dim,
+                    value_dim: head_dim,
+                    sinks: 0,
+                    scale: 0.3,
+                    window,
+                    keys: &keys,
+                    values: &values,
+                };
                 let op = attention(Some(window));
                 let q = rng.vec(tokens * heads * head_dim);
                 let (mut y, mut entropy) = (nan(q.len()), nan(tokens * heads));
@@ -91,6 +110,73 @@ fn a_window_hides_what_lies_before_it() {
     });
 }
 
+/// Sinks stay in sight of every window, and values may be wider or narrower than keys.
+#[test]
+fn sinks_and_wide_values() {
+    on_each_set(|| {
+        let mut rng = Rng::new(27);
+        let (heads, kv_heads, head_dim) = (6, 2, 10);
+        for (window, sinks, value_dim) in [
+            (Some(1), 1, 20),
+            (Some(5), 3, 10),
+            (Some(5), 70, 7),
+            (Some(64), 64, 33),
+            (Some(70), 130, 20),
+            (None, 9, 20),
+        ] {
+            for (first, tokens) in [(0, 1), (0, 65), (63, 1), (64, 3), (100, 37), (256, 1), (190, 70)] {
+                let end = first + tokens;
+                let start = window.map_or(0, |window| (first + 1usize).saturating_sub(window));
+                let mut kv = [head_dim, value_dim].map(|dim| (dim, rng.vec(end * kv_heads * dim)));
+                let unseen = sinks.min(start)..start;
+                kv.iter_mut().for_each(|(dim, kv)| {
+                    kv[unseen.start * kv_heads * *dim..unseen.end * kv_heads * *dim].fill(f32::NAN);
+                });
+                let [keys, values] = [&kv[0], &kv[1]].map(|(dim, kv)| {
+                    let mut pages = pages(kv, kv_heads * dim);
+                    let empty = unseen.start.div_ceil(PAGE)..unseen.end / PAGE;
+                    pages.iter_mut().enumerate().filter(|(i, _)| empty.contains(i)).for_each(|(_, page)| *page = &[]);
+                    pages
+                });
+                let attention = |sinks| Attention {
+                    heads,
+                    kv_heads,
+                    head_dim,
+                    value_dim,
+                    scale: 0.3,
+                    window,
+                    sinks,
+                    keys: &keys,
+                    values: &values,
+                };
+                let (op, what) = (attention(sinks), format!("W={window:?} sinks={sinks} at {first}+{tokens}"));
+                let q = rng.vec(tokens * heads * head_dim);
+                let (mut y, mut entropy) = (nan(tokens * heads * value_dim), nan(tokens * heads));
+                op.forward(&q, first, &mut y, Some(&mut entropy));
+                let (y64, entropy64) = op.reference(&q, first);
+                assert_close(&y, &y64, 2e-6, &what);
+                let bits_of = entropy.iter().zip(&entropy64);
+                bits_of.for_each(|(a, b)| assert!((f64::from(*a) - b).abs() < 2e-5, "{what}: {a} bits, not {b}"));
+                for t in [0, tokens - 1] {
+                    let (position, q_head) = (first + t, &q[(t * heads + 3) * head_dim..][..head_dim]);
+                    let mut row = nan(position + 1);
+                    op.row(q_head, 3, position, &mut row);
+                    assert_close(&row, &op.reference_row(q_head, 3, position), 2e-6, &what);
+                    let first = window.map_or(0, |window| (position + 1usize).saturating_sub(window));
+                    let mut hidden = sinks.min(first)..first;
+                    assert!(hidden.all(|s| row[s] == 0.0), "{what}");
+                    assert!((0..sinks.min(first)).all(|s| row[s] > 0.0), "{what}");
+                }
+                if sinks >= end {
+                    let mut all = nan(y.len());
+                    Attention { window: None, ..op }.forward(&q, first, &mut all, None);
+                    assert_close(&y, &all.iter().map(|y| f64::from(*y)).collect::<Vec<_>>(), 2e-6, &what);
+                }
+            }
+        }
+    });
+}
+
 /// A query among others has the bits of its position alone, however the text was cut; so has one by itself (fewer than
 /// four).
 #[test]
@@ -102,7 +188,17 @@ fn bits_do_not_depend_on_the_cut() {
         let q = rng.vec(tokens * heads * head_dim);
         let (keys, values) = (pages(&k, kv_heads * head_dim), pages(&v, kv_heads * head_dim));
         for window in [None, Some(3), Some(64), Some(70)] {
-            let op = Attention { heads, kv_heads, head_dim, scale: 0.3, window, keys: &keys, values: &values };
+            let op = Attention {
+                heads,
+                kv_heads,
+                head_dim,
+                value_dim: head_dim,
+                sinks: 0,
+                scale: 0.3,
+                window,
+                keys: &keys,
+                values: &values,
+            };
             let run = |sizes: &[usize]| {
                 let (mut y, mut at) = (nan(q.len()), 0);
                 for size in sizes.iter().cycle() {
@@ -130,7 +226,17 @@ fn huge_logits_choose_one() {
     let keys: Vec<f32> = (0..70).map(|s| if s == 41 { 1e15 } else { -1e15 }).collect();
     let values: Vec<f32> = (0..70).map(|s| s as f32).collect();
     let (keys, values) = (pages(&keys, 1), pages(&values, 1));
-    let op = Attention { heads: 1, kv_heads: 1, head_dim: 1, scale: 1.0, window: None, keys: &keys, values: &values };
+    let op = Attention {
+        heads: 1,
+        kv_heads: 1,
+        head_dim: 1,
+        value_dim: 1,
+        sinks: 0,
+        scale: 1.0,
+        window: None,
+        keys: &keys,
+        values: &values,
+    };
     let (mut y, mut entropy) = (nan(1), nan(1));
     op.forward(&[1e15], 69, &mut y, Some(&mut entropy));
     assert_eq!((y[0], entropy[0]), (41.0, 0.0));

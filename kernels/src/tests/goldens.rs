@@ -123,7 +123,17 @@ fn attention() {
     rope.apply(&mut k, 1, 4, 0);
     // The golden's values are of 2 dimensions: the other two stay empty.
     let v: Vec<f32> = v.chunks(2).flat_map(|v| [v[0], v[1], 0.0, 0.0]).collect();
-    let op = Attention { heads: 1, kv_heads: 1, head_dim: 4, scale: 0.5, window: None, keys: &[&k], values: &[&v] };
+    let op = Attention {
+        heads: 1,
+        kv_heads: 1,
+        head_dim: 4,
+        value_dim: 4,
+        sinks: 0,
+        scale: 0.5,
+        window: None,
+        keys: &[&k],
+        values: &[&v],
+    };
     let mut y = nan(T * 4);
     op.forward(&q, 0, &mut y, None);
     check(&y, &[-0.20836529, -0.0139231386, 0.0, 0.0], 3.24201035, 2.44882889);

@@ -111,7 +111,17 @@ fn of_attention() {
     for (tokens, window) in LENGTHS.into_iter().flat_map(|tokens| [None, Some(1), Some(65)].map(|w| (tokens, w))) {
         let [k, v] = [(); 2].map(|_| rng.vec(tokens * kv_heads * head_dim));
         let (keys, values) = (pages(&k, kv_heads * head_dim), pages(&v, kv_heads * head_dim));
-        let attention = Attention { heads, kv_heads, head_dim, scale: 0.4, window, keys: &keys, values: &values };
+        let attention = Attention {
+            heads,
+            kv_heads,
+            head_dim,
+            value_dim: head_dim,
+            sinks: 0,
+            scale: 0.4,
+            window,
+            keys: &keys,
+            values: &values,
+        };
         let q = rng.vec(tokens * heads * head_dim);
         let mut y = nan(q.len());
         attention.forward(&q, 0, &mut y, None);

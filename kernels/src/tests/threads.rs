@@ -50,8 +50,17 @@ fn everything() -> Vec<Vec<f32>> {
 
     let [k, v, q] = [(); 3].map(|_| rng.vec(400 * 4 * 64));
     let (keys, values) = (pages(&k, 256), pages(&v, 256));
-    let attention =
-        Attention { heads: 4, kv_heads: 4, head_dim: 64, scale: 0.125, window: None, keys: &keys, values: &values };
+    let attention = Attention {
+        heads: 4,
+        kv_heads: 4,
+        head_dim: 64,
+        value_dim: 64,
+        sinks: 0,
+        scale: 0.125,
+        window: None,
+        keys: &keys,
+        values: &values,
+    };
     let (mut y, mut m) = (nan(q.len()), nan(400 * 400));
     attention.forward(&q, 0, &mut y, None);
     let query = Strided { data: &q, stride: 256, offset: 64, width: 64 };

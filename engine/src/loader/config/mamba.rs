@@ -36,6 +36,8 @@ fn mamba1_mixer(keys: Keys) -> Result<Mamba1Spec, ConfigError> {
         conv_bias: keys.flag("use_conv_bias", true)?,
         dbc_norm: None,
         heads: None,
+        in_offset: 0,
+        out_norm: None,
     };
     check_mamba1(&mixer, hidden_size)?;
     Ok(mixer)

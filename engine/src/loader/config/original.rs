@@ -70,6 +70,8 @@ fn mamba1(ssm: Keys, hidden_size: usize) -> Result<Mamba1Spec, ConfigError> {
         conv_bias: ssm.flag("conv_bias", true)?,
         dbc_norm: None,
         heads: None,
+        in_offset: 0,
+        out_norm: None,
     };
     check_mamba1(&spec, hidden_size)?;
     Ok(spec)

@@ -184,6 +184,8 @@ pub fn mamba1(keys: Keys, hidden_size: usize) -> Result<Mamba1Spec, ConfigError>
         conv_bias: keys.flag("mamba_conv_bias", true)?,
         dbc_norm: None,
         heads: None,
+        in_offset: 0,
+        out_norm: None,
     };
     super::mamba::check_mamba1(&spec, hidden_size)?;
     Ok(spec)

@@ -35,6 +35,8 @@ pub fn samba(keys: Keys) -> Result<ModelSpec, ConfigError> {
         conv_bias: keys.flag("use_conv_bias", true)?,
         dbc_norm: None,
         heads: None,
+        in_offset: 0,
+        out_norm: None,
     };
     check_mamba1(&mamba, hidden_size)?;
     let mlp = MlpSpec::swiglu(mlp_width(keys, hidden_size)?, false);

@@ -50,6 +50,8 @@ fn mamba_defaults_are_those_of_the_class() {
         conv_bias: true,
         dbc_norm: None,
         heads: None,
+        in_offset: 0,
+        out_norm: None,
     };
     assert_eq!(spec.layers[31], LayerSpec::new(MixerSpec::Mamba1(expected), None));
 }

@@ -134,9 +134,6 @@ pub fn describe(header: &Header<'_>) -> Result<Described, String> {
         let known = ARCHITECTURES.join(", ");
         return Err(format!("its architecture {architecture:?} is not supported: supported are {known}"));
     }
-    if header.get("split.count").and_then(|count| count.size()).is_some_and(|count| count > 1) {
-        return Err("it is one of several parts: join them with `llama-gguf-split --merge` first".to_owned());
-    }
     let tensors = header.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
     let mut keys = Keys { header, architecture: &architecture, tensors, layers: 0 };
     keys.layers = keys.size("block_count")?;

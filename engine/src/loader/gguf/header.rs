@@ -308,7 +308,7 @@ impl<'a> Info<'a> {
             Some(Range { start, end: start.checked_add(len)? }).filter(|range| range.end <= file_len)
         });
         let range = range.ok_or_else(|| format!("tensor {name} lies beyond the end of the file; {AGAIN}"))?;
-        Ok(Located { name: name.to_owned(), stored, shape, range })
+        Ok(Located { name: name.to_owned(), stored, shape, file: 0, range })
     }
 }
 

@@ -1,24 +1,23 @@
-//! GGUF, the format of llama.cpp: one file that holds metadata, vocabulary and weights.
+//! GGUF, the format of llama.cpp: one file, or one cut into parts, that holds metadata, vocabulary and weights.
 
 mod as_stored;
 pub mod blocks;
 mod config;
 mod header;
 mod names;
+mod parts;
 mod vocabulary;
 
 use std::collections::HashMap;
 use std::io::Read;
 use std::path::Path;
-use std::sync::Arc;
 
-use statescope_kernels::mmap::MappedFile;
-
+use super::Loaded;
 use super::error::LoadError;
-use super::weights::Weights;
-use super::{Loaded, folder_name};
+use super::weights::{Located, Weights};
 use crate::protocol::Dtype;
 pub use header::Header;
+pub use parts::in_folder;
 
 /// Whether a file is one, by its name or its first bytes.
 pub fn is_gguf(path: &Path) -> bool {
@@ -29,19 +28,22 @@ pub fn is_gguf(path: &Path) -> bool {
     path.extension().is_some_and(|end| end.eq_ignore_ascii_case("gguf")) || begins()
 }
 
-/// Reads what a GGUF file says, and where its tensors lie.
+/// Reads what a GGUF file says, and where its tensors lie; of a model in several parts any one of them stands for all.
 ///
 /// # Errors
-/// A damaged file, an architecture or vocabulary that is not supported, metadata that makes no sense.
+/// A damaged file, a missing part, an architecture or vocabulary that is not supported, metadata that makes no sense.
 pub fn open(path: &Path, dtype: Option<Dtype>) -> Result<Loaded, LoadError> {
-    let file = MappedFile::open(path).map_err(|source| LoadError::Read { path: path.to_owned(), source })?;
-    let (file, label) = (Arc::new(file), path.display().to_string());
+    let (parts, name) = parts::open(path)?;
+    let label = parts[0].label();
     let malformed = |problem: String| LoadError::Malformed { file: label.clone(), problem };
-    let mut header = Header::read(&file).map_err(malformed)?;
+    let mut header = parts::header(&parts)?;
     let described = config::describe(&header).map_err(malformed)?;
     let mut spec = super::config::from_value(&described.config, &label)?;
     let tokenizer = vocabulary::tokenizer(&header).map_err(malformed)?;
-    let format = format!("GGUF, {}", kinds(&header));
+    let format = match parts.len() {
+        1 => format!("GGUF, {}", kinds(&header)),
+        count => format!("GGUF in {count} parts, {}", kinds(&header)),
+    };
 
     let tensors = std::mem::take(&mut header.tensors);
     let paired = |name: &str| {
@@ -63,14 +65,14 @@ pub fn open(path: &Path, dtype: Option<Dtype>) -> Result<Loaded, LoadError> {
             )));
         }
     }
-    let weights = Weights::located(label.clone(), file.clone(), tensors, described.names, paired, dtype)?;
+    let files = parts.iter().map(|part| (part.label(), part.file.clone()));
+    let weights = Weights::located(files, tensors, described.names, paired, dtype)?;
     let factors = "rope_freqs.weight";
     let factors = match weights.shape(factors).map(|shape| shape.iter().product()) {
         Some(len) => Some(weights.tensor(factors, &[len])?),
         None => None,
     };
     as_stored::apply(&mut spec, factors.as_deref(), described.rescale_every).map_err(malformed)?;
-    let name = path.file_stem().map_or_else(|| folder_name(path), |stem| stem.to_string_lossy().into_owned());
     Ok(Loaded { spec, weights, tokenizer, name, format })
 }
 

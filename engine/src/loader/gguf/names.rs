@@ -181,7 +181,7 @@ fn shares(fused: &Located, layer: &str) -> Result<Vec<Located>, String> {
     let one = |(index, name): (usize, &&str)| {
         let start = fused.range.start + index * len;
         let name = format!("blk.{layer}.time_mix.lerp_{name}.weight");
-        Located { name, stored: fused.stored, shape: vec![width], range: start..start + len }
+        Located { name, shape: vec![width], range: start..start + len, ..*fused }
     };
     Ok(order.iter().enumerate().map(one).collect())
 }
@@ -197,7 +197,7 @@ fn each(stack: &Located, experts: usize, name: impl Fn(usize) -> String) -> Resu
     let len = stack.range.len() / count;
     let one = |expert: usize| {
         let start = stack.range.start + expert * len;
-        Located { name: name(expert), stored: stack.stored, shape: vec![rows, cols], range: start..start + len }
+        Located { name: name(expert), shape: vec![rows, cols], range: start..start + len, ..*stack }
     };
     Ok((0..count).map(one).collect())
 }

@@ -10,12 +10,12 @@ use crate::loader::tokenizer::Tokenizer;
 use crate::model::{Logits, Model};
 use crate::protocol::ModelSource;
 
-fn goldens() -> PathBuf {
+pub fn goldens() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/goldens"))
 }
 
 /// Logits of 24 tokens.
-fn logits(path: PathBuf, dtype: Option<Dtype>) -> Vec<f32> {
+pub fn logits(path: PathBuf, dtype: Option<Dtype>) -> Vec<f32> {
     let loaded = super::super::open(&ModelSource::Path(path.clone()), dtype)
         .unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let model =
@@ -28,7 +28,7 @@ fn logits(path: PathBuf, dtype: Option<Dtype>) -> Vec<f32> {
 }
 
 /// max |a − b| / max |b|.
-fn distance(a: &[f32], b: &[f32]) -> f32 {
+pub fn distance(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     let largest = b.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
     a.iter().zip(b).fold(0.0f32, |worst, (a, b)| worst.max((a - b).abs())) / largest

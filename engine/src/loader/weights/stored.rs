@@ -14,7 +14,9 @@ pub struct Located {
     pub name: String,
     pub stored: Stored,
     pub shape: Vec<usize>,
-    /// Bytes within the file.
+    /// Which of the model's files.
+    pub file: usize,
+    /// Bytes within that file.
     pub range: Range<usize>,
 }
 

@@ -398,8 +398,17 @@ fn cuda_attention_steps_agree() {
             let (key_pages, value_pages) = (pages(&all_keys[..at.end]), pages(&all_values[..at.end]));
             let [key_pages, value_pages] =
                 [&key_pages, &value_pages].map(|p| p.iter().map(Vec::as_slice).collect::<Vec<_>>());
-            let op =
-                Attention { heads, kv_heads, head_dim: hd, scale: 0.3, window, keys: &key_pages, values: &value_pages };
+            let op = Attention {
+                heads,
+                kv_heads,
+                head_dim: hd,
+                value_dim: hd,
+                sinks: 0,
+                scale: 0.3,
+                window,
+                keys: &key_pages,
+                values: &value_pages,
+            };
             let (expected, entropy64) = op.reference(&seen[0], position);
             assert_close(&get(&gpu, &q_out), &widened(&seen[0]), 3e-6, &what);
             assert_close(&get(&gpu, &k_out), &widened(&seen[1]), 3e-6, &what);

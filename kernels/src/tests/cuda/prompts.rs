@@ -131,8 +131,17 @@ fn cuda_prompt_attention_agrees() {
             all_values[first * kv_len..].copy_from_slice(&vs);
             let [key_pages, value_pages] =
                 [&all_keys, &all_values].map(|kv| kv.chunks(PAGE * kv_len).collect::<Vec<_>>());
-            let op =
-                Attention { heads, kv_heads, head_dim: hd, scale: 0.3, window, keys: &key_pages, values: &value_pages };
+            let op = Attention {
+                heads,
+                kv_heads,
+                head_dim: hd,
+                value_dim: hd,
+                sinks: 0,
+                scale: 0.3,
+                window,
+                keys: &key_pages,
+                values: &value_pages,
+            };
             let (expected, entropy64) = op.reference(&seen[0], first);
             assert_close(&get(&gpu, &q), &widened(&seen[0]), 3e-6, &what);
             assert_close(&get(&gpu, &y), &expected, 1e-5, &what);
