@@ -46,6 +46,9 @@ fn prefill_is_folded_steps() {
     }
 }
 
+/// With mixtures of experts.
+const EXPERTS: [&str; 4] = ["jamba_a", "granite_moe", "nemotron_h_groups", "nemotron_h_a"];
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -75,6 +78,20 @@ proptest! {
         let (b, _) = read(&model, &changed, &[], &mut Capture::default());
         prop_assert_eq!(&a[..changed_at * vocab], &b[..changed_at * vocab], "{} changed at {}", case, changed_at);
         prop_assert_ne!(&a[changed_at * vocab..], &b[changed_at * vocab..]);
+    }
+
+    /// The same where tokens share experts, whose products are of as many rows as there are tokens.
+    #[test]
+    fn causality_of_experts(case in prop::sample::select(&EXPERTS[..]), length in 2usize..9) {
+        let model = open_case(case).model;
+        let vocab = model.spec().vocab_size;
+        let tokens = ids(length, vocab);
+        let (a, _) = read(&model, &tokens, &[], &mut Capture::default());
+        for last in 0..vocab as u32 {
+            let changed = [&tokens[..length - 1], &[last]].concat();
+            let (b, _) = read(&model, &changed, &[], &mut Capture::default());
+            prop_assert_eq!(&a[..(length - 1) * vocab], &b[..(length - 1) * vocab], "{} with {} last", case, last);
+        }
     }
 
     /// Law 6: seeking is the same, bit for bit, as having run there, wherever one was before.

@@ -99,8 +99,13 @@ impl Moe {
         let inputs = latent.as_deref().unwrap_or(xs);
         let mut sum = vec![0.0; rows * inner];
         for (expert, routed) in self.experts.iter().zip(&routes).filter(|(_, routed)| !routed.is_empty()) {
-            let gathered: Vec<f32> =
+            let mut gathered: Vec<f32> =
                 routed.iter().flat_map(|&(token, _)| &inputs[token * inner..(token + 1) * inner]).copied().collect();
+            if rows > 1 {
+                // The product of one row sums in another order than that of several: a token's bits must not depend on whether a later
+                // one has the same expert.
+                gathered.resize(routed.len().max(2) * inner, 0.0);
+            }
             let mut made = vec![0.0; gathered.len()];
             expert.forward(&gathered, &mut made);
             for (&(token, weight), made) in routed.iter().zip(made.chunks_exact(inner)) {
