@@ -4,7 +4,7 @@
 //! command by more than a slice.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, TrySendError, select};
@@ -12,14 +12,15 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, TrySen
 use crate::allowance::Allowance;
 use crate::collector::Collector;
 use crate::loader::tokenizer::Tokenizer;
-use crate::open::{open_model, spell};
+use crate::open::spell;
 use crate::protocol::{
-    Backfill, Command, Device, Dtype, Event, Failure, FinishReason, Frame, ModelInfo, ModelSource, Observation,
-    Performance, PromptInput, RunState, TokenId, TokenRecord,
+    Backfill, Command, Event, Failure, FinishReason, Frame, ModelInfo, Observation, Performance, PromptInput, RunState,
+    TokenId, TokenRecord,
 };
-use crate::runner::Runner;
 use crate::sampler::Sampling;
-use crate::session::{Budgets, Replay, Session};
+use crate::session::{Replay, Session};
+
+mod loading;
 
 /// Frames at most this often while running: a screen shows no more.
 const FRAME_INTERVAL: Duration = Duration::from_millis(16);
@@ -250,47 +251,6 @@ impl Worker {
     fn fail(&mut self, message: String, details: String) {
         self.remaining = 0;
         self.flush_then(Event::Failed(Failure { message, details }));
-    }
-
-    fn load(&mut self, source: &ModelSource, dtype: Option<Dtype>, device: Device) {
-        self.cancel.store(false, Ordering::Relaxed);
-        let (events, wake, cancel) = (&self.events, &self.wake, &self.cancel);
-        let progress = |fraction: f32| {
-            // Progress that finds the channel full is not worth waiting for.
-            let _ = events.try_send(Event::Loading { fraction, what: source.to_string() });
-            wake();
-            !cancel.load(Ordering::Relaxed)
-        };
-        let (model, tokenizer, mut info) = match open_model(source, dtype, progress) {
-            Ok(opened) => opened,
-            Err(error) => return self.fail(error.to_string(), format!("{error:?}")),
-        };
-        // Of the model before, so that there is room for this one.
-        if self.loaded.as_ref().is_some_and(|loaded| loaded.info.device.device == Device::Cuda) {
-            self.loaded = None;
-        }
-        let size = tokenizer.as_ref().map(Tokenizer::vocab_size);
-        let session = Runner::open(Arc::new(model), device, &mut info)
-            .and_then(|runner| Session::on(runner, size, Budgets::default()));
-        match session {
-            Ok(session) => {
-                let info = Arc::new(info);
-                self.loaded = Some(Loaded { session, tokenizer, info: info.clone() });
-                self.remaining = 0;
-                self.performance = Performance::default();
-                self.start_over();
-                self.flush_then(Event::Loaded(info));
-                self.observe(self.observation.clone());
-            }
-            Err(error) => {
-                if self.loaded.is_none() {
-                    // The model before is gone, with all that was known of it.
-                    self.start_over();
-                    self.flush_then(Event::Frame(Arc::new(Frame { epoch: self.epoch, ..Frame::default() })));
-                }
-                self.fail(error.to_string(), format!("{error:?}"))
-            }
-        }
     }
 
     fn start_over(&mut self) {
