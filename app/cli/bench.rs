@@ -38,7 +38,7 @@ pub struct Args {
     /// Instead: one long text, and what a token costs after so many of it (1,1000,100000)
     #[arg(long, value_name = "N,N,…", value_delimiter = ',')]
     after: Vec<u32>,
-    /// Print one JSON object
+    /// Print JSON: one object, or with --after a list of them
     #[arg(long)]
     json: bool,
 }

@@ -1,5 +1,5 @@
 use super::*;
-use statescope_engine::protocol::{MixingView, Positions, Reduction, Scale, Stage, TokenSource};
+use statescope_engine::protocol::{MixingView, ModelSource, Positions, Reduction, Scale, Stage, TokenSource};
 
 fn frame(epoch: u64) -> Frame {
     Frame { epoch, state: RunState::Running, ..Frame::default() }
@@ -121,6 +121,19 @@ fn loading_and_errors_come_and_go() {
     assert!(store.loading.is_some());
     store.apply(Event::Failed(Failure { message: "No.".into(), details: String::new() }));
     assert!(store.loading.is_none() && store.error.is_some());
+}
+
+#[test]
+fn a_model_that_made_room_in_vain_is_gone() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/mamba2_a");
+    let (_, _, info) = statescope_engine::open::open_model(&ModelSource::Path(folder), None, |_| true).unwrap();
+    let mut store = Store::default();
+    store.apply(Event::Loaded(Arc::new(info)));
+    send(&mut store, Frame { tokens: vec![token(0, "a")], ..frame(1) });
+    assert!(store.model.is_some() && store.length() == 1);
+    send(&mut store, Frame { epoch: 2, ..Frame::default() });
+    assert!(store.model.is_none() && store.length() == 0);
+    assert_eq!(store.run, RunState::Empty);
 }
 
 #[test]
