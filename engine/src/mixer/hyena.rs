@@ -135,7 +135,7 @@ impl Mixer for Hyena {
     fn slot(&self) -> StateSlot {
         StateSlot {
             conv: vec![0.0; 3 * self.spec.channels * (self.spec.short_taps - 1)],
-            kv: KvCache::new(self.spec.channels, self.spec.channels),
+            kv: KvCache::new(1, self.spec.channels, self.spec.channels),
             ..StateSlot::default()
         }
     }
