@@ -2,8 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use half::f16;
+
 use crate::{
-    cpu::simd::{Kernel, LANES, Simd, dispatch},
+    cpu::simd::{Kernel, LANES, Simd, Wide, WideKernel, dispatch, dispatch_wide},
     par,
 };
 
@@ -21,9 +23,13 @@ pub fn read_bandwidth() -> f64 {
 pub fn multiply_adds() -> f64 {
     const REPEATS: usize = 1 << 20;
     let mut sums = vec![0.0f32; par::threads() * 8];
-    let pieces = sums.len();
-    let chains = || par::for_each_chunk(&mut sums, 1, usize::MAX, |_, sum| sum[0] = dispatch(Chains(REPEATS)));
-    (pieces * REPEATS * CHAINS * LANES) as f64 / least_time(chains)
+    let (pieces, mut lanes) = (sums.len(), 0);
+    let chains = || {
+        par::for_each_chunk(&mut sums, 1, usize::MAX, |_, sum| sum[0] = dispatch_wide(Chains(REPEATS)));
+        lanes = dispatch_wide(Lanes);
+    };
+    let seconds = least_time(chains);
+    (pieces * REPEATS * CHAINS * lanes) as f64 / seconds
 }
 
 fn least_time(mut call: impl FnMut()) -> f64 {
@@ -58,17 +64,34 @@ const CHAINS: usize = 12;
 
 struct Chains(usize);
 
-impl Kernel for Chains {
+impl WideKernel for Chains {
     type Output = f32;
+    // `i` counts chains.
+    #[allow(clippy::needless_range_loop)]
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> f32 {
-        let mut sums: [S::V; CHAINS] = std::array::from_fn(|i| s.splat(i as f32));
-        let (factor, term) = (s.splat(0.999), s.splat(std::hint::black_box(0.001)));
+    fn run<S: Wide>(self, s: S) -> f32 {
+        let mut sums = [s.zero(); CHAINS];
+        let (factor, term) =
+            (s.splat_f16(f16::from_f32(0.999)), s.splat_f16(f16::from_f32(std::hint::black_box(0.001))));
         for _ in 0..self.0 {
-            for sum in &mut sums {
-                *sum = s.fma(*sum, factor, term);
+            for i in 0..CHAINS {
+                sums[i] = s.fma(sums[i], factor, term);
             }
         }
-        s.sum(sums.into_iter().fold(s.splat(0.0), |total, sum| s.add(total, sum)))
+        let mut total = s.zero();
+        for i in 0..CHAINS {
+            total = s.add(total, sums[i]);
+        }
+        s.sum(total)
+    }
+}
+
+struct Lanes;
+
+impl WideKernel for Lanes {
+    type Output = usize;
+    #[inline(always)]
+    fn run<S: Wide>(self, _: S) -> usize {
+        S::LANES
     }
 }

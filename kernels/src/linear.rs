@@ -5,8 +5,8 @@ use crate::{Matrix, cpu};
 /// y = W x + b for each of T tokens.
 ///
 /// W `weight` [out, in], b `bias` [out], x `xs` [T, in], y `ys` [T, out]; sums in f32 whatever the weights are stored in. One token is
-/// a matrix-vector product straight from the stored weights; more tokens are a matrix product, in which each output is one chain of
-/// multiply-adds in the order of i, so that y[t] has the same bits for every T ≥ 2.
+/// a matrix-vector product straight from the stored weights; more tokens are a matrix product, in which each output is summed by
+/// itself, so that y[t] has the same bits for every T ≥ 2.
 pub fn linear(weight: &Matrix, bias: Option<&[f32]>, xs: &[f32], ys: &mut [f32]) {
     let (outputs, inputs) = (weight.rows(), weight.cols());
     if ys.is_empty() {

@@ -51,9 +51,9 @@ where
     I: ExactSizeIterator<Item: Send> + Send,
 {
     let count = items.len();
-    // A test that forces the portable set does so for its own thread only.
+    // A test that forces a set does so for its own thread only.
     #[cfg(test)]
-    if crate::cpu::simd::FORCE_PORTABLE.get() {
+    if crate::cpu::simd::FORCED.get().is_some() {
         return items.for_each(f);
     }
     if count < 2 || work < MIN_PARALLEL_WORK {

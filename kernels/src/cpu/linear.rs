@@ -1,13 +1,13 @@
 //! CPU twin of [`crate::linear`].
 
+use std::{cell::Cell, ops::Range};
+
+use bytemuck::{Pod, Zeroable};
 use half::{bf16, f16};
 
 use crate::{
     Matrix, Q8Block, Values,
-    cpu::{
-        product::{PANEL, View, add_product},
-        simd::{Kernel, LANES, Simd, dispatch},
-    },
+    cpu::simd::{Wide, WideKernel, dispatch_wide},
     par,
 };
 
@@ -17,21 +17,21 @@ trait Weight: Copy + Sync {
     const WEIGHTS: usize;
 
     /// R rows times x at once: their sums are independent, which hides the latency of the multiply-adds, and x is loaded once for all.
-    fn dot_rows<S: Simd, const R: usize>(s: S, rows: [&[Self]; R], x: &[f32]) -> [f32; R];
+    fn dot_rows<S: Wide, const R: usize>(s: S, rows: [&[Self]; R], x: &[f32]) -> [f32; R];
 
-    /// The eight weights from `start`, a multiple of eight; 0 beyond the end of the row.
-    fn eight<S: Simd>(s: S, row: &[Self], start: usize) -> S::V;
+    /// Line `i` of a row as f32: its inputs from 16 i on, zeros beyond the last.
+    fn line<S: Wide>(s: S, row: &[Self], inputs: usize, i: usize, out: &mut Line);
 }
 
 /// A weight that is stored as a number of its own.
 trait Number: Copy + Sync {
-    fn load<S: Simd>(s: S, xs: &[Self]) -> S::V;
+    fn load<S: Wide>(s: S, xs: &[Self]) -> S::W;
     fn to_f32(self) -> f32;
 }
 
 impl Number for f32 {
     #[inline(always)]
-    fn load<S: Simd>(s: S, xs: &[f32]) -> S::V {
+    fn load<S: Wide>(s: S, xs: &[f32]) -> S::W {
         s.load(xs)
     }
     #[inline(always)]
@@ -42,7 +42,7 @@ impl Number for f32 {
 
 impl Number for bf16 {
     #[inline(always)]
-    fn load<S: Simd>(s: S, xs: &[bf16]) -> S::V {
+    fn load<S: Wide>(s: S, xs: &[bf16]) -> S::W {
         s.load_bf16(xs)
     }
     #[inline(always)]
@@ -53,7 +53,7 @@ impl Number for bf16 {
 
 impl Number for f16 {
     #[inline(always)]
-    fn load<S: Simd>(s: S, xs: &[f16]) -> S::V {
+    fn load<S: Wide>(s: S, xs: &[f16]) -> S::W {
         s.load_f16(xs)
     }
     #[inline(always)]
@@ -66,18 +66,18 @@ impl<N: Number> Weight for N {
     const WEIGHTS: usize = 1;
 
     #[inline(always)]
-    fn dot_rows<S: Simd, const R: usize>(s: S, rows: [&[N]; R], x: &[f32]) -> [f32; R] {
-        let (n, body) = (x.len(), x.len() - x.len() % (2 * LANES));
+    fn dot_rows<S: Wide, const R: usize>(s: S, rows: [&[N]; R], x: &[f32]) -> [f32; R] {
+        let (n, body) = (x.len(), x.len() - x.len() % (2 * S::LANES));
         let rows = rows.map(|r| &r[..n]);
-        let mut sums = [[s.splat(0.0); 2]; R];
+        let mut sums = [[s.zero(); 2]; R];
         let mut i = 0;
         while i < body {
-            let x = [s.load(&x[i..]), s.load(&x[i + LANES..])];
+            let x = [s.load(&x[i..]), s.load(&x[i + S::LANES..])];
             for r in 0..R {
                 sums[r][0] = s.fma(N::load(s, &rows[r][i..]), x[0], sums[r][0]);
-                sums[r][1] = s.fma(N::load(s, &rows[r][i + LANES..]), x[1], sums[r][1]);
+                sums[r][1] = s.fma(N::load(s, &rows[r][i + S::LANES..]), x[1], sums[r][1]);
             }
-            i += 2 * LANES;
+            i += 2 * S::LANES;
         }
         let mut out = [0.0; R];
         for r in 0..R {
@@ -90,23 +90,25 @@ impl<N: Number> Weight for N {
     }
 
     #[inline(always)]
-    fn eight<S: Simd>(s: S, row: &[N], start: usize) -> S::V {
-        let row = &row[start..];
-        if row.len() >= LANES {
-            return N::load(s, row);
+    fn line<S: Wide>(s: S, row: &[N], inputs: usize, i: usize, Line(out): &mut Line) {
+        let row = &row[i * Line::FLOATS..inputs];
+        if row.len() >= Line::FLOATS {
+            for lane in (0..Line::FLOATS).step_by(S::LANES) {
+                s.store(N::load(s, &row[lane..]), &mut out[lane..]);
+            }
+        } else {
+            *out = [0.0; Line::FLOATS];
+            out.iter_mut().zip(row).for_each(|(out, w)| *out = w.to_f32());
         }
-        let mut lanes = [0.0; LANES];
-        lanes.iter_mut().zip(row).for_each(|(lane, w)| *lane = w.to_f32());
-        s.load(&lanes)
     }
 }
 
 /// sum + scale · Σ quants · x.
 #[inline(always)]
-fn add_block<S: Simd>(s: S, block: &Q8Block, x: &[f32; Q8Block::WEIGHTS], sum: S::V) -> S::V {
+fn add_block<S: Wide>(s: S, block: &Q8Block, x: &[f32; Q8Block::WEIGHTS], sum: S::W) -> S::W {
     let q = &block.quants;
     let mut products = s.mul(s.load_i8(q), s.load(x));
-    for j in [LANES, 2 * LANES, 3 * LANES] {
+    for j in (S::LANES..Q8Block::WEIGHTS).step_by(S::LANES) {
         products = s.fma(s.load_i8(&q[j..]), s.load(&x[j..]), products);
     }
     s.fma(s.splat_f16(block.scale), products, sum)
@@ -117,8 +119,8 @@ impl Weight for Q8Block {
 
     /// The quants of a block times x are summed before the scale comes in.
     #[inline(always)]
-    fn dot_rows<S: Simd, const R: usize>(s: S, rows: [&[Q8Block]; R], x: &[f32]) -> [f32; R] {
-        let mut sums = [s.splat(0.0); R];
+    fn dot_rows<S: Wide, const R: usize>(s: S, rows: [&[Q8Block]; R], x: &[f32]) -> [f32; R] {
+        let mut sums = [s.zero(); R];
         let (whole, rest) = x.as_chunks::<{ Q8Block::WEIGHTS }>();
         for (i, x) in whole.iter().enumerate() {
             for r in 0..R {
@@ -139,10 +141,14 @@ impl Weight for Q8Block {
         out
     }
 
+    /// The last block ends in zeros of its own.
     #[inline(always)]
-    fn eight<S: Simd>(s: S, row: &[Q8Block], start: usize) -> S::V {
-        let block = &row[start / Q8Block::WEIGHTS];
-        s.mul(s.splat_f16(block.scale), s.load_i8(&block.quants[start % Q8Block::WEIGHTS..]))
+    fn line<S: Wide>(s: S, row: &[Q8Block], _: usize, i: usize, Line(out): &mut Line) {
+        let (block, half) = (&row[i / 2], i % 2 * Line::FLOATS);
+        let scale = s.splat_f16(block.scale);
+        for lane in (0..Line::FLOATS).step_by(S::LANES) {
+            s.store(s.mul(scale, s.load_i8(&block.quants[half + lane..])), &mut out[lane..]);
+        }
     }
 }
 
@@ -169,7 +175,7 @@ fn gemv_of<W: Weight>(weight: &[W], x: &[f32], y: &mut [f32]) {
     let rows = gemv_rows(x.len());
     par::for_each_chunk(y, rows, work, |i, y| {
         let first = i * rows * items;
-        dispatch(Gemv { rows: &weight[first..first + y.len() * items], x, y });
+        dispatch_wide(Gemv { rows: &weight[first..first + y.len() * items], x, y });
     });
 }
 
@@ -179,10 +185,10 @@ struct Gemv<'a, W> {
     y: &'a mut [f32],
 }
 
-impl<W: Weight> Kernel for Gemv<'_, W> {
+impl<W: Weight> WideKernel for Gemv<'_, W> {
     type Output = ();
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<S: Wide>(self, s: S) {
         let items = self.x.len().div_ceil(W::WEIGHTS);
         if items == 0 {
             return self.y.fill(0.0);
@@ -203,12 +209,48 @@ impl<W: Weight> Kernel for Gemv<'_, W> {
     }
 }
 
-/// Tokens of a piece of work: enough tiles to reuse a panel while it is in L1, few enough that threads share the 128 of a chunk evenly.
-const PIECE: usize = 16;
-/// Inputs taken at a time: that part of a panel and of the tokens (16 KiB each) stays in L1.
-const DEPTH: usize = 256;
-/// Weights packed at a time (1 MiB of f32): they stay in L2 and L3 while all tokens pass.
-const GROUP: usize = 1 << 18;
+/// Tokens of a piece of work: a few register tiles, few enough that threads share the 128 of a chunk evenly.
+const PIECE: usize = 32;
+/// Weights taken at a time (512 KiB of f32): they stay in L2 while all tokens of a piece pass.
+const GROUP: usize = 1 << 17;
+/// Lines of inputs taken at a time: what a tile of tokens has of them stays in L1.
+const DEPTH: usize = 64;
+/// Rows of weights of a register tile.
+const ROWS_OF_TILE: usize = 3;
+
+/// A cache line: vectors that lie across two of them take twice as long to load.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(64))]
+struct Line([f32; Line::FLOATS]);
+
+impl Line {
+    const FLOATS: usize = 16;
+}
+
+/// Rows of `inputs` numbers, in strips of `width` rows (the last may have fewer): line after line, each of all rows of a strip, as a
+/// register tile takes them.
+#[derive(Clone, Copy)]
+struct Packed<'a> {
+    lines: &'a [Line],
+    rows: usize,
+    width: usize,
+    /// Of a row.
+    length: usize,
+}
+
+impl<'a> Packed<'a> {
+    /// Lines `depth` of the strip from row `first` on, whose width is at most `width`.
+    #[inline(always)]
+    fn strip(self, first: usize, depth: Range<usize>) -> &'a [Line] {
+        let width = self.width.min(self.rows - first);
+        &self.lines[first * self.length..][depth.start * width..depth.end * width]
+    }
+}
+
+thread_local! {
+    /// Room for tokens and for a group of weights, kept from product to product: fresh memory costs more than filling it.
+    static ROOM: Cell<[Vec<Line>; 2]> = const { Cell::new([Vec::new(), Vec::new()]) };
+}
 
 /// y [T, out] = x [T, in] Wᵀ.
 pub(crate) fn gemm(weight: &Matrix, xs: &[f32], ys: &mut [f32]) {
@@ -221,89 +263,164 @@ pub(crate) fn gemm(weight: &Matrix, xs: &[f32], ys: &mut [f32]) {
 }
 
 fn gemm_of<W: Weight>(weight: &[W], inputs: usize, xs: &[f32], ys: &mut [f32]) {
-    ys.fill(0.0);
     if inputs == 0 {
-        return;
+        return ys.fill(0.0);
     }
     let items = inputs.div_ceil(W::WEIGHTS);
     let (outputs, tokens) = (weight.len() / items, xs.len() / inputs);
-    let group = (GROUP / (inputs * PANEL)).max(1) * PANEL;
-    let mut packed = vec![0.0; group.min(outputs.next_multiple_of(PANEL)) * inputs];
+    let group = (GROUP / inputs).max(1).next_multiple_of(ROWS_OF_TILE);
+    let mut room = ROOM.take();
+    let [of_tokens, of_weights] = &mut room;
+    // A piece holds whole strips of tokens.
+    let xs = pack(xs, inputs, inputs, dispatch_wide(TokensOfTile), of_tokens);
     for first in (0..outputs).step_by(group) {
-        let count = group.min(outputs - first);
-        let packed = &mut packed[..count.next_multiple_of(PANEL) * inputs];
-        let rows = &weight[first * items..(first + count) * items];
-        par::for_each_chunk(packed, PANEL * inputs, count * inputs, |p, panel| {
-            let first = p * PANEL * items;
-            dispatch(Pack { rows: &rows[first..rows.len().min(first + PANEL * items)], items, panel });
+        let rows = &weight[first * items..outputs.min(first + group) * items];
+        let rows = pack(rows, items, inputs, ROWS_OF_TILE, of_weights);
+        par::for_each_chunk(ys, PIECE * outputs, tokens * rows.rows * inputs / 8, |i, ys| {
+            let count = ys.len() / outputs;
+            let xs = Packed { lines: &xs.lines[i * PIECE * xs.length..][..count * xs.length], rows: count, ..xs };
+            multiply(rows, xs, ys, outputs, first);
         });
-        let packed = &*packed;
-        par::for_each_chunk(ys, PIECE * outputs, tokens * count * inputs / LANES, |i, ys| {
-            let xs = &xs[i * PIECE * inputs..][..ys.len() / outputs * inputs];
-            dispatch(Gemm { packed, xs, ys, inputs, outputs, first, count });
-        });
+    }
+    ROOM.set(room);
+}
+
+/// Tokens of a register tile: rows × tokens sums, the rows and one token fill the registers, 32 with sixteen lanes, else 16.
+struct TokensOfTile;
+
+impl WideKernel for TokensOfTile {
+    type Output = usize;
+    #[inline(always)]
+    fn run<S: Wide>(self, _: S) -> usize {
+        if S::LANES > 8 { 8 } else { 4 }
     }
 }
 
-/// Turns up to 16 rows [rows, in] into a panel [in, 16], the columns of missing rows 0.
+/// Packs rows of `items`, each `inputs` numbers, into `room`.
+fn pack<'a, W: Weight>(rows: &[W], items: usize, inputs: usize, width: usize, room: &'a mut Vec<Line>) -> Packed<'a> {
+    let (count, length) = (rows.len() / items, inputs.div_ceil(Line::FLOATS));
+    if room.len() < count * length {
+        room.resize(count * length, Line::zeroed());
+    }
+    let lines = &mut room[..count * length];
+    par::for_each_chunk(lines, width * length, count * inputs, |i, lines| {
+        let rows = &rows[i * width * items..][..lines.len() / length * items];
+        dispatch_wide(Pack { rows, items, inputs, lines });
+    });
+    Packed { lines, rows: count, width, length }
+}
+
+/// Packs one strip.
 struct Pack<'a, W> {
     rows: &'a [W],
     /// Of a row.
     items: usize,
-    panel: &'a mut [f32],
-}
-
-impl<W: Weight> Kernel for Pack<'_, W> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let mut rows: [&[W]; PANEL] = [&[]; PANEL];
-        let count = self.rows.len() / self.items;
-        rows.iter_mut().zip(self.rows.chunks_exact(self.items)).for_each(|(row, own)| *row = own);
-        // Squares of eight rows and eight inputs.
-        for (i, panel) in self.panel.chunks_mut(LANES * PANEL).enumerate() {
-            for first in [0, LANES] {
-                let mut square = [s.splat(0.0); LANES];
-                for r in 0..LANES.min(count.saturating_sub(first)) {
-                    square[r] = W::eight(s, rows[first + r], i * LANES);
-                }
-                let square = s.transpose(square);
-                for (column, weights) in panel.chunks_exact_mut(PANEL).zip(square) {
-                    s.store(weights, &mut column[first..]);
-                }
-            }
-        }
-    }
-}
-
-struct Gemm<'a> {
-    /// Panels [in, 16].
-    packed: &'a [f32],
-    /// [tokens, in]
-    xs: &'a [f32],
-    /// [tokens, out], to whose columns from `first`, `count` of them, the product is added.
-    ys: &'a mut [f32],
     inputs: usize,
-    outputs: usize,
-    first: usize,
-    count: usize,
+    lines: &'a mut [Line],
 }
 
-impl Kernel for Gemm<'_> {
+impl<W: Weight> WideKernel for Pack<'_, W> {
     type Output = ();
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let Gemm { packed, xs, ys, inputs, outputs, first, count } = self;
-        let tokens = xs.len() / inputs;
-        for input in (0..inputs).step_by(DEPTH) {
-            let depth = DEPTH.min(inputs - input);
-            let x = View { data: &xs[input..], stride: inputs };
-            for (p, panel) in packed.chunks_exact(PANEL * inputs).enumerate() {
-                let width = PANEL.min(count - p * PANEL);
-                let w = View { data: &panel[input * PANEL..], stride: PANEL };
-                let y = &mut ys[first + p * PANEL..];
-                add_product::<S, false>(s, x, w, (tokens, width, depth), y, outputs);
+    fn run<S: Wide>(self, s: S) {
+        let width = self.rows.len() / self.items;
+        for (r, row) in self.rows.chunks_exact(self.items).enumerate() {
+            for (i, line) in self.lines.iter_mut().skip(r).step_by(width).enumerate() {
+                W::line(s, row, self.inputs, i, line);
             }
         }
     }
+}
+
+/// Writes the product of packed rows and tokens to `ys` [tokens, outputs], to columns from `first`, one a row.
+fn multiply(rows: Packed<'_>, xs: Packed<'_>, ys: &mut [f32], outputs: usize, first: usize) {
+    for y in ys.chunks_exact_mut(outputs) {
+        y[first..first + rows.rows].fill(0.0);
+    }
+    for line in (0..xs.length).step_by(DEPTH) {
+        let depth = line..xs.length.min(line + DEPTH);
+        for token in (0..xs.rows).step_by(xs.width) {
+            let x = xs.strip(token, depth.clone());
+            let strip = Strip { rows, x, depth: depth.clone(), ys: &mut ys[token * outputs..], outputs, column: first };
+            // Each width is a function of its own, so that its sums have all registers.
+            match xs.width.min(xs.rows - token) {
+                1 => dispatch_wide(Of::<1>(strip)),
+                2 => dispatch_wide(Of::<2>(strip)),
+                3 => dispatch_wide(Of::<3>(strip)),
+                4 => dispatch_wide(Of::<4>(strip)),
+                5 => dispatch_wide(Of::<5>(strip)),
+                6 => dispatch_wide(Of::<6>(strip)),
+                7 => dispatch_wide(Of::<7>(strip)),
+                _ => dispatch_wide(Of::<8>(strip)),
+            }
+        }
+    }
+}
+
+/// All rows of weights times a strip of tokens, over a part of the inputs.
+struct Strip<'a> {
+    rows: Packed<'a>,
+    x: &'a [Line],
+    depth: Range<usize>,
+    /// [tokens, outputs], to whose columns from `column` the products are added.
+    ys: &'a mut [f32],
+    outputs: usize,
+    column: usize,
+}
+
+/// A strip of T tokens.
+struct Of<'a, const T: usize>(Strip<'a>);
+
+impl<const T: usize> WideKernel for Of<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Wide>(self, s: S) {
+        let Strip { rows, x, depth, ys, outputs, column } = self.0;
+        let whole = rows.rows / ROWS_OF_TILE * ROWS_OF_TILE;
+        for row in (0..whole).step_by(ROWS_OF_TILE) {
+            let sums = tile::<S, ROWS_OF_TILE, T>(s, rows.strip(row, depth.clone()), x);
+            add(s, sums, &mut ys[column + row..], outputs);
+        }
+        let w = || rows.strip(whole, depth.clone());
+        match rows.rows - whole {
+            1 => add(s, tile::<S, 1, T>(s, w(), x), &mut ys[column + whole..], outputs),
+            2 => add(s, tile::<S, 2, T>(s, w(), x), &mut ys[column + whole..], outputs),
+            _ => {}
+        }
+    }
+}
+
+/// ys [tokens, outputs] += the sums of the lanes.
+#[inline(always)]
+fn add<S: Wide, const R: usize, const T: usize>(s: S, sums: [[S::W; T]; R], ys: &mut [f32], outputs: usize) {
+    for t in 0..T {
+        let y = &mut ys[t * outputs..][..R];
+        for r in 0..R {
+            y[r] += s.sum(sums[r][t]);
+        }
+    }
+}
+
+/// R rows of weights times T tokens. Every product has the sums of its own lanes, in the order of the inputs: its bits depend on nothing
+/// that is computed beside it.
+// `r` and `t` index several arrays at once; zipped iterators would hide the product.
+#[allow(clippy::needless_range_loop)]
+#[inline(always)]
+fn tile<S: Wide, const R: usize, const T: usize>(s: S, rows: &[Line], tokens: &[Line]) -> [[S::W; T]; R] {
+    let mut sums = [[s.zero(); T]; R];
+    for (rows, tokens) in rows.as_chunks::<R>().0.iter().zip(tokens.as_chunks::<T>().0) {
+        for lane in (0..Line::FLOATS).step_by(S::LANES) {
+            let mut w = [s.zero(); R];
+            for r in 0..R {
+                w[r] = s.load(&rows[r].0[lane..]);
+            }
+            for t in 0..T {
+                let x = s.load(&tokens[t].0[lane..]);
+                for r in 0..R {
+                    sums[r][t] = s.fma(w[r], x, sums[r][t]);
+                }
+            }
+        }
+    }
+    sums
 }

@@ -7,6 +7,10 @@
 
 use half::{bf16, f16};
 
+mod wide;
+
+pub(crate) use wide::{Wide, WideKernel, dispatch_wide};
+
 /// Lanes in a vector.
 pub(crate) const LANES: usize = 8;
 
@@ -83,17 +87,24 @@ pub(crate) trait Kernel {
     fn run<S: Simd>(self, s: S) -> Self::Output;
 }
 
+/// What a test makes this thread use: as on a machine that has no more.
+#[cfg(test)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Forced {
+    Avx2,
+    Portable,
+}
+
 #[cfg(test)]
 thread_local! {
-    /// Makes [`dispatch`] on this thread behave as on a machine without AVX2.
-    pub(crate) static FORCE_PORTABLE: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+    pub(crate) static FORCED: std::cell::Cell<Option<Forced>> = const { std::cell::Cell::new(None) };
 }
 
 /// Runs `kernel` on AVX2 + FMA + F16C where the machine has them, else on plain Rust.
 #[inline]
 pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
     #[cfg(test)]
-    if FORCE_PORTABLE.get() {
+    if FORCED.get() == Some(Forced::Portable) {
         return kernel.run(Portable);
     }
     #[cfg(target_arch = "x86_64")]

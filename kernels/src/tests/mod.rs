@@ -13,7 +13,7 @@ mod recurrences;
 mod state_space;
 mod threads;
 
-use crate::cpu::simd::FORCE_PORTABLE;
+use crate::cpu::simd::{FORCED, Forced};
 
 /// Token counts around vectors, tiles and chunks.
 pub(crate) const LENGTHS: [usize; 8] = [1, 2, 3, 63, 64, 65, 100, 257];
@@ -75,9 +75,9 @@ pub(crate) fn assert_close_to(actual: &[f32], expected: &[f64], tolerance: f64, 
 
 /// Runs a test on the best instruction set and on the portable one.
 pub(crate) fn on_each_set(test: impl Fn()) {
-    for portable in [false, true] {
-        FORCE_PORTABLE.set(portable);
+    for forced in [None, Some(Forced::Avx2), Some(Forced::Portable)] {
+        FORCED.set(forced);
         test();
     }
-    FORCE_PORTABLE.set(false);
+    FORCED.set(None);
 }
