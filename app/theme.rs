@@ -120,7 +120,9 @@ impl Theme {
     pub fn kind_colour(&self, kind: MixerKind) -> Color32 {
         let lightness = if self.is_dark() { 0.76 } else { 0.52 };
         match kind {
-            MixerKind::Mamba1 | MixerKind::Mamba2 | MixerKind::Mamba3 => oklch(lightness, 0.11, 190.0),
+            MixerKind::Mamba1 | MixerKind::Mamba2 | MixerKind::Mamba3 | MixerKind::Mamba3Mimo => {
+                oklch(lightness, 0.11, 190.0)
+            }
             MixerKind::S4 | MixerKind::S4d => oklch(lightness, 0.11, 210.0),
             MixerKind::H3 | MixerKind::Hyena => oklch(lightness, 0.11, 225.0),
             MixerKind::DeltaRule => oklch(lightness, 0.11, 150.0),
@@ -140,7 +142,7 @@ impl Theme {
         match kind {
             MixerKind::Mamba1 => "◇",
             MixerKind::Mamba2 => "◆",
-            MixerKind::Mamba3 => "◉",
+            MixerKind::Mamba3 | MixerKind::Mamba3Mimo => "◉",
             MixerKind::DeltaRule => "■",
             MixerKind::LinearAttention => "□",
             MixerKind::Retention => "▢",

@@ -300,6 +300,8 @@ fn long_texts_stay_finite() {
         "hyena_a",
         "slstm_a",
         "mamba3_a",
+        "mamba3_mimo",
+        "mamba3_mimo_norm",
         "hymba_a",
     ];
     for case in cases {

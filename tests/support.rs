@@ -34,7 +34,7 @@ pub fn open_case(case: &str) -> Opened {
 }
 
 /// The small checkpoints that the laws are tested on: every mixer in every variation, groups, biases, ties, windows, experts.
-pub const CASES: [&str; 56] = [
+pub const CASES: [&str; 59] = [
     "mamba_a",
     "mamba_b",
     "mamba_bf16",
@@ -91,6 +91,9 @@ pub const CASES: [&str; 56] = [
     "hyena_a",
     "slstm_a",
     "mamba3_a",
+    "mamba3_norm",
+    "mamba3_mimo",
+    "mamba3_mimo_norm",
 ];
 
 /// The longest text that a model can read, `length` at most.

@@ -85,7 +85,7 @@ pub const QUANTITIES: [Quantity; 26] = [
     row(
         "gate",
         Point::Gate,
-        "output gate z before its activation: SiLU; σ for attention, mLSTM and RWKV-4's receptance; GELU for RG-LRU; none for RWKV-7",
+        "output gate z before its activation: SiLU; σ for attention, mLSTM and RWKV-4's receptance; GELU for RG-LRU; none for RWKV-7; of Mamba-3 MIMO the factor of each of the r reads after it, in core already",
     ),
     row("core", Point::Core, "mixer output y before gate and norm, D·x included"),
     row("out", Point::Out, "what the mixer adds to the residual stream"),
@@ -180,7 +180,7 @@ impl Plan {
     }
 
     fn axes(&self, geometry: &Geometry, hidden_size: usize, tokens: usize) -> Vec<(&'static str, usize)> {
-        let Geometry { kind, heads, head_dim, state_dim, groups, decay_dim, .. } = *geometry;
+        let Geometry { kind, heads, head_dim, state_dim, groups, rank, decay_dim, .. } = *geometry;
         let (token, noun) = (("token", tokens), kind.head_noun());
         let (head, dim, state) = ((noun, heads), ("head_dim", head_dim), ("state", state_dim));
         let chosen = (noun, self.heads.len());
@@ -214,6 +214,7 @@ impl Plan {
                 // All channels share one key and one query; Zamba's fall into groups.
                 (MixerKind::Mamba1, _) if groups == 1 => vec![token, state],
                 (MixerKind::Mamba1 | MixerKind::Mamba2, _) => vec![token, ("group", groups), state],
+                (MixerKind::Mamba3Mimo, _) => vec![token, ("group", groups), ("rank", rank), state],
                 (MixerKind::DeltaRule, _) => vec![token, ("key_head", groups), ("key_dim", state_dim)],
                 (
                     MixerKind::LinearAttention
@@ -237,6 +238,7 @@ impl Plan {
                 _ => vec![token, head, dim],
             },
             What::Row(Point::Value) if kind == MixerKind::Attention => vec![token, ("kv_head", groups), dim],
+            What::Row(Point::Gate) if kind == MixerKind::Mamba3Mimo => vec![token, head, ("rank", rank)],
             What::Row(_) if channels => vec![token, head],
             What::Row(_) => vec![token, head, dim],
             What::State => {

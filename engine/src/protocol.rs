@@ -50,14 +50,16 @@ impl fmt::Display for ModelSource {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     pub kind: MixerKind,
-    /// Independent mixing matrices H (Mamba-1: channels E, short convolution: channels d; 1 without a mixer).
+    /// Independent mixing matrices H (Mamba-1, Mamba-3 MIMO: channels E, short convolution: channels d; 1 without a mixer).
     pub heads: usize,
-    /// Values each head mixes, P (Mamba-1 and short convolution: 1).
+    /// Values each head mixes, P (where a channel is a head: 1).
     pub head_dim: usize,
     /// State entries per value, N; for attention the width of a key.
     pub state_dim: usize,
     /// Heads that share one key and one query (B and C groups; attention: KV heads own the keys).
     pub groups: usize,
+    /// Keys and queries that such a group has at once, r (Mamba-3 MIMO); 1 elsewhere.
+    pub rank: usize,
     /// Decay factors per head: 1, or N for Mamba-1, GLA, HGRN2, RWKV-6 and RWKV-7, N/2 for S4, S4D and H3; 0 where nothing fades by a factor.
     pub decay_dim: usize,
     /// Taps of the short convolution in front of the mixer, 0 without one.
@@ -191,9 +193,9 @@ pub enum Point {
     /// Factor by which the state is kept, exp(ΔA), `[H]` (Mamba-1, GLA, HGRN2, RWKV-6, RWKV-7 `[H, N]`); of S4, S4D and H3 the size of that
     /// of every complex state, `[H, N/2]`.
     Decay,
-    /// Write direction: B, or the key, `[G, N]`; of a short convolution, H3 or Hyena the gate before it, of an RG-LRU the factor √(1 − a²) i, `[H]`.
+    /// Write direction: B, or the key, `[G, N]` (Mamba-3 MIMO `[G, r, N]`); of a short convolution, H3 or Hyena the gate before it, of an RG-LRU the factor √(1 − a²) i, `[H]`.
     Key,
-    /// Read direction: C, or the query, `[G, N]` (attention `[H, N]`); of a short convolution, H3 or Hyena the gate after it, `[H]`.
+    /// Read direction: C, or the query, `[G, N]` (attention `[H, N]`, Mamba-3 MIMO `[G, r, N]`); of a short convolution, H3 or Hyena the gate after it, `[H]`.
     Query,
     /// What is mixed: x after convolution and SiLU, or the value vector, `[H, P]` (attention `[G, P]`).
     Value,
@@ -207,7 +209,8 @@ pub enum Point {
     Mixing(MixingView),
     /// max |M·v − y| of the row, relative to the largest |y| of the head so far, `[1]`: how true the picture is.
     MixingError,
-    /// Output gate z before its activation (SiLU; σ for gated attention, mLSTM, sLSTM (where it is in y already) and RWKV-4's receptance; GELU for RG-LRU; none for RWKV-7), `[H, P]`.
+    /// Output gate z before its activation (SiLU; σ for gated attention, mLSTM, sLSTM (where it is in y already) and RWKV-4's receptance; GELU for RG-LRU; none for RWKV-7), `[H, P]`;
+    /// of Mamba-3 MIMO the factors after all that, norm included, with which a channel takes the r reads, `[H, r]`, which are in y already.
     Gate,
     /// Mixer output y before gate and norm, D·x included, `[H, P]`.
     Core,

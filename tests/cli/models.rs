@@ -45,6 +45,7 @@ fn size(axis: &str, part: &Value, info: &Value) -> Option<u64> {
         // Half of them stand for all with their conjugates.
         "complex_state" => of("state_dim").map(|states| states / 2),
         "head_dim" => of("head_dim"),
+        "rank" => of("rank"),
         "figure" => Some(3),
         other => panic!("unknown axis {other}"),
     }
@@ -111,7 +112,7 @@ fn every_quantity_of_every_model_is_traced() {
                     ("beta", kind == "delta_rule" || kind == "rwkv7"),
                     ("decay", mixes && !keeps_all),
                     ("query", mixes && !keyless && !["rwkv4", "rg_lru"].contains(&kind)),
-                    ("input_gate", ["rwkv4", "rg_lru", "mlstm", "slstm", "mamba3"].contains(&kind)),
+                    ("input_gate", ["rwkv4", "rg_lru", "mlstm", "slstm", "mamba3", "mamba3_mimo"].contains(&kind)),
                     ("bonus", ["rwkv4", "rwkv6"].contains(&kind)),
                     ("entropy", kind == "attention"),
                     ("gate", part["gated"] == true),

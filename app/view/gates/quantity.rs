@@ -61,7 +61,9 @@ impl Gate {
     pub fn of(mixer: &Geometry) -> &'static [Self] {
         match mixer.kind {
             MixerKind::Mamba1 | MixerKind::Mamba2 => &[Self::Delta, Self::Decay, Self::Write, Self::Read],
-            MixerKind::Mamba3 => &[Self::Delta, Self::Weight, Self::Decay, Self::Write, Self::Read],
+            MixerKind::Mamba3 | MixerKind::Mamba3Mimo => {
+                &[Self::Delta, Self::Weight, Self::Decay, Self::Write, Self::Read]
+            }
             MixerKind::DeltaRule => &[Self::Decay, Self::Beta, Self::Write, Self::Read],
             MixerKind::LinearAttention => &[Self::Write, Self::Read],
             MixerKind::Retention | MixerKind::Gla | MixerKind::Hgrn2 => &[Self::Decay, Self::Write, Self::Read],
@@ -107,7 +109,7 @@ impl Gate {
             (Self::Output, _) => "C",
             (Self::Shutter, _) => "gate",
             (Self::Weight, MixerKind::Rwkv4) => "input g",
-            (Self::Weight, MixerKind::Mamba3) => "share λ",
+            (Self::Weight, MixerKind::Mamba3 | MixerKind::Mamba3Mimo) => "share λ",
             (Self::Weight, _) => "input i",
             (Self::Recurrence, _) => "recurrence r",
             (Self::Forget, _) => "forget σ(f̃)",
@@ -140,6 +142,7 @@ impl Gate {
             (Self::Decay, MixerKind::S4d | MixerKind::H3) => "retention |Ā|, mean over n, the same at every token",
             (Self::Decay, _) => "retention exp(ΔA)",
             (Self::Write, MixerKind::Mamba3) => "write ‖λ Δ B xᵀ‖",
+            (Self::Write, MixerKind::Mamba3Mimo) => "write ‖λ Δ Σ X^ρ B^ρ x‖",
             (Self::Write, MixerKind::Attention) => "write ‖k‖‖v‖",
             (Self::Write, MixerKind::DeltaRule) => "write β‖k‖‖v‖",
             (Self::Write, MixerKind::ShortConv) => "write |B x|",
@@ -163,6 +166,7 @@ impl Gate {
             (Self::Read, MixerKind::Slstm) => "read |h|",
             (Self::Read, MixerKind::Hyena) => "read |q (K ∗ kv)|",
             (Self::Read, MixerKind::Rwkv4) => "read (1 − c) |h|",
+            (Self::Read, MixerKind::Mamba3Mimo) => "read |Σ g^ρ S C^ρ|",
             (Self::Read, MixerKind::Mamba1 | MixerKind::Mamba2 | MixerKind::Mamba3) => "read ‖S C‖",
             (Self::Read, _) => "read ‖S q‖",
             (Self::Entropy, _) => "entropy of the softmax row",
@@ -175,7 +179,7 @@ impl Gate {
             (Self::Shutter, _) => "output gate z before its σ, mean over the head",
             (Self::Weight, MixerKind::Rwkv4) => "input gate g in (0, 1]: the token's share of the mean",
             (Self::Weight, MixerKind::Mlstm | MixerKind::Slstm) => "input gate exp(ĩ − m) in (0, 1]",
-            (Self::Weight, MixerKind::Mamba3) => {
+            (Self::Weight, MixerKind::Mamba3 | MixerKind::Mamba3Mimo) => {
                 "share λ in (0, 1) that is written at once, the rest with the next token"
             }
             (Self::Weight, _) => "input gate i in (0, 1)",
@@ -302,6 +306,7 @@ mod tests {
             head_dim: 4,
             state_dim: 4,
             groups: 1,
+            rank: 1,
             decay_dim: 0,
             conv_taps: 0,
             gated,
@@ -318,6 +323,7 @@ mod tests {
             Mamba1,
             Mamba2,
             Mamba3,
+            Mamba3Mimo,
             DeltaRule,
             LinearAttention,
             Retention,

@@ -256,7 +256,9 @@ pub fn head_facts(cx: &ViewContext<'_>, subject: &Subject<'_>, step: &Step) -> V
         }
         if kind.has_input_gate() {
             let (name, meaning) = match kind {
-                MixerKind::Mamba3 => ("λ", "share in (0, 1) that is written at once, the rest with the next token"),
+                MixerKind::Mamba3 | MixerKind::Mamba3Mimo => {
+                    ("λ", "share in (0, 1) that is written at once, the rest with the next token")
+                }
                 MixerKind::Rwkv4 => ("g", "input gate in (0, 1]: the token's share of the mean"),
                 MixerKind::Mlstm | MixerKind::Slstm => ("i", "input gate exp(ĩ − m) in (0, 1]"),
                 _ => ("i", "input gate in (0, 1)"),
@@ -268,7 +270,14 @@ pub fn head_facts(cx: &ViewContext<'_>, subject: &Subject<'_>, step: &Step) -> V
         }
         strength_facts(kind, step, &mut facts);
         memory_facts(kind, step, &mut facts);
-        if subject.mixer.gated {
+        if kind == MixerKind::Mamba3Mimo {
+            facts.push(Fact::number(
+                "‖g‖",
+                step.gate,
+                "",
+                "factors with which the channel takes the r reads: mimo_o ⊙ silu(z ⊙ mimo_z), and the norm",
+            ));
+        } else if subject.mixer.gated {
             let activation = match kind {
                 MixerKind::Attention | MixerKind::Rwkv4 | MixerKind::Mlstm | MixerKind::Slstm => "σ",
                 MixerKind::RgLru => "GELU",
@@ -279,6 +288,7 @@ pub fn head_facts(cx: &ViewContext<'_>, subject: &Subject<'_>, step: &Step) -> V
         }
         let (name, meaning) = match kind {
             MixerKind::H3 | MixerKind::Hyena => ("y", "mixer output of the channel, both gates included"),
+            MixerKind::Mamba3Mimo => ("|y|", "mixer output of the channel, gates and D·x included"),
             MixerKind::Slstm => ("h", "mixer output before its norm, output gate included"),
             MixerKind::S4 | MixerKind::S4d => ("|y|", "mixer output before GELU and GLU, D·u included"),
             MixerKind::ShortConv => ("y", "mixer output of the channel, both gates included"),
@@ -348,6 +358,7 @@ fn strength_facts(kind: MixerKind, step: &Step, facts: &mut Vec<Fact>) {
         MixerKind::H3 => ("k̄", "q", "v"),
         MixerKind::Hyena => ("k", "q", "v"),
         MixerKind::Mamba1 => ("‖B‖", "‖C‖", "|x|"),
+        MixerKind::Mamba3Mimo => ("‖B‖", "‖C‖", "|x|"),
         MixerKind::Mamba2 | MixerKind::Mamba3 => ("‖B‖", "‖C‖", "‖x‖"),
         _ => ("‖k‖", "‖q‖", "‖v‖"),
     };
@@ -377,6 +388,9 @@ fn strength_facts(kind: MixerKind, step: &Step, facts: &mut Vec<Fact>) {
         MixerKind::H3 => ("‖B̄‖|k̄ v|: what is added to the state", "|q 2 Re C x|: what is read, skip left out"),
         MixerKind::Hyena => ("|k v|: what the filter weighs", "|q (K ∗ kv)|: what is read, skip left out"),
         MixerKind::Mamba3 => ("‖λ Δ B xᵀ‖_F: what is added at once", "norm of what is read, skip D·x left out"),
+        MixerKind::Mamba3Mimo => {
+            ("‖λ Δ Σ X^ρ B^ρ x‖: what is added at once", "|Σ g^ρ S C^ρ|: what is read, gated, skip D·x left out")
+        }
         MixerKind::Rwkv4 => ("|g v|: what enters the mean", "(1 − c) |h|: what is read of the mean before"),
         MixerKind::RgLru => ("√(1 − a²) i |x|: what is added to the state", "|h|: what is read"),
         MixerKind::Mlstm => ("i‖k‖‖v‖: what is added to the state", "norm of what is read, normalised"),

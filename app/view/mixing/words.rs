@@ -20,6 +20,7 @@ pub fn stage_words(mixer: &Geometry, stage: Stage) -> String {
         (MixerKind::FeedForward, _) => "",
         (MixerKind::DeltaRule, Stage::Core) => "exact equivalent of the delta rule",
         (MixerKind::Mamba3, _) => "exact: both parts of every write, and D, included",
+        (MixerKind::Mamba3Mimo, _) => "exact: all ranks, the gates of this run and D included",
         (MixerKind::Rwkv7, _) => "exact equivalent of the corrections, without the bonus after the norm",
         (MixerKind::DeltaRule, Stage::Conv) => "exact equivalent of the delta rule, conv included",
         (MixerKind::DeltaRule, Stage::Gate) => "exact equivalent of the delta rule, conv, gate included",
@@ -59,6 +60,9 @@ pub fn formula(kind: MixerKind, stage: Stage) -> &'static str {
         (MixerKind::Mamba2, Stage::Core) => "M_ij = (C_iᵀB_j) exp(A Σ_{k=j+1..i} Δ_k) Δ_j, plus D on the diagonal",
         (MixerKind::Mamba3, _) => {
             "M_ij = C_iᵀB_j Π_{s=j+1..i} α_s (λ_j Δ_j + (1 − λ_{j+1}) Δ_{j+1}), and C_iᵀB_i λ_i Δ_i + D on the diagonal; B and C turned"
+        }
+        (MixerKind::Mamba3Mimo, _) => {
+            "M_ij = q_iᵀk_j Π_{s=j+1..i} α_s (λ_j Δ_j + (1 − λ_{j+1}) Δ_{j+1}), and q_iᵀk_i λ_i Δ_i + D Σ_ρ g^ρ_i X^ρ on the diagonal, with k = Σ_ρ X^ρ B^ρ and q = Σ_ρ g^ρ C^ρ of the channel: the gates g stand between the r reads and their sum, so they are in it"
         }
         (MixerKind::Mamba1, Stage::Core) => {
             "M_ij = Σ_n C_i[n] exp(A[n] Σ_{k=j+1..i} Δ_k) Δ_j B_j[n], plus D on the diagonal"

@@ -149,10 +149,11 @@ impl LayerQuantity {
 mod tests {
     use super::*;
 
-    const KINDS: [MixerKind; 21] = [
+    const KINDS: [MixerKind; 22] = [
         MixerKind::Mamba1,
         MixerKind::Mamba2,
         MixerKind::Mamba3,
+        MixerKind::Mamba3Mimo,
         MixerKind::DeltaRule,
         MixerKind::LinearAttention,
         MixerKind::Retention,

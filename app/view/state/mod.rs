@@ -68,7 +68,7 @@ impl View for StateView {
             MixerKind::Attention => {
                 format!("KV cache · {} · keys and values of KV head {}", subject.layer_name(), subject.group())
             }
-            MixerKind::Mamba1 => {
+            MixerKind::Mamba1 | MixerKind::Mamba3Mimo => {
                 let rank = if self.settings.rank == Rank::HalfLife { "half-life" } else { "write" };
                 format!("State · {} · {} × {} by {rank}{at}", subject.layer_name(), m.heads, m.state_dim)
             }
@@ -131,6 +131,11 @@ impl View for StateView {
                 "Each head has a matrix of P × N numbers, S_t = α_t (S_{t−1} + (1 − λ_t) Δ_t x_{t−1} B_{t−1}ᵀ) + λ_t Δ_t x_t B_tᵀ, read as y_t = S_t C_t + D x_t: a token is written in two parts, the second with the token after it. \
                  B and C are turned by an angle that grows with Δ, so that entries can swing. \
                  The selected head is large, rows are the P values and columns the N state entries; colours are signed, zero is neutral."
+            }
+            Some(MixerKind::Mamba3Mimo) => {
+                "Each channel has a state of N numbers, S_t = α_t (S_{t−1} + (1 − λ_t) Δ_t x_{t−1} k_{t−1}) + λ_t Δ_t x_t k_t with the key k = Σ_ρ X^ρ B^ρ of r ranks, and is read r times: y_t = Σ_ρ g^ρ_t (S_t·C^ρ_t + D X^ρ x_t). The channels of a head share α, λ, Δ, B and C. \
+                 Channels run from left to right in the order named in the title, entries n from top to bottom; colours are signed, zero is neutral. \
+                 Beneath, the norm of the selected channel's state and of all channels' over time."
             }
             Some(MixerKind::ShortConv) => {
                 "A short convolution of K taps holds the last K − 1 inputs of every channel, B_t ⊙ x_t, and nothing else: after K − 1 tokens an input is gone whole. \

@@ -78,6 +78,7 @@ impl Mixer for H3 {
             head_dim: 1,
             state_dim,
             groups: channels,
+            rank: 1,
             decay_dim: state_dim / 2,
             conv_taps: 0,
             gated: false,

@@ -123,6 +123,7 @@ impl Mixer for Hyena {
             head_dim: 1,
             state_dim: 1,
             groups: channels,
+            rank: 1,
             decay_dim: 0,
             conv_taps: 0,
             gated: false,

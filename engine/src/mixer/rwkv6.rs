@@ -164,6 +164,7 @@ impl Mixer for Rwkv6 {
             head_dim: spec.head_dim,
             state_dim: spec.key_dim,
             groups: spec.heads,
+            rank: 1,
             decay_dim: spec.key_dim,
             conv_taps: 0,
             gated: true,

@@ -9,6 +9,8 @@ pub enum MixerKind {
     Mamba2,
     /// State space with a turning state, written by the trapezoid rule (Mamba-3).
     Mamba3,
+    /// The same with several inputs and outputs a head, which makes a matrix for each channel (Mamba-3 MIMO).
+    Mamba3Mimo,
     /// Gated delta rule: a state that corrects what it holds under a key.
     DeltaRule,
     /// Linear attention: a state that forgets nothing.
@@ -54,6 +56,7 @@ impl MixerKind {
             Self::Mamba1 => "Mamba-1",
             Self::Mamba2 => "Mamba-2",
             Self::Mamba3 => "Mamba-3",
+            Self::Mamba3Mimo => "Mamba-3 MIMO",
             Self::DeltaRule => "gated delta rule",
             Self::LinearAttention => "linear attention",
             Self::Retention => "retention",
@@ -112,18 +115,19 @@ impl MixerKind {
 
     /// Whether an input gate weighs what is written, [`Point::InputGate`].
     pub fn has_input_gate(self) -> bool {
-        matches!(self, Self::Rwkv4 | Self::RgLru | Self::Mlstm | Self::Slstm | Self::Mamba3)
+        matches!(self, Self::Rwkv4 | Self::RgLru | Self::Mlstm | Self::Slstm | Self::Mamba3 | Self::Mamba3Mimo)
     }
 
     /// Whether a step size is selected, [`Point::Delta`].
     pub fn has_delta(self) -> bool {
-        matches!(self, Self::Mamba1 | Self::Mamba2 | Self::Mamba3) || self.is_time_invariant()
+        matches!(self, Self::Mamba1 | Self::Mamba2 | Self::Mamba3 | Self::Mamba3Mimo) || self.is_time_invariant()
     }
 
     /// What one row of `Geometry::heads` is called.
     pub fn head_noun(self) -> &'static str {
         match self {
             Self::Mamba1
+            | Self::Mamba3Mimo
             | Self::S4
             | Self::S4d
             | Self::H3
