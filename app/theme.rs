@@ -129,7 +129,9 @@ impl Theme {
             MixerKind::LinearAttention | MixerKind::Retention | MixerKind::Gla | MixerKind::Hgrn2 => {
                 oklch(lightness, 0.11, 120.0)
             }
-            MixerKind::Rwkv4 | MixerKind::Rwkv6 | MixerKind::Rwkv7 | MixerKind::RgLru => oklch(lightness, 0.11, 310.0),
+            MixerKind::Rwkv4 | MixerKind::Rwkv5 | MixerKind::Rwkv6 | MixerKind::Rwkv7 | MixerKind::RgLru => {
+                oklch(lightness, 0.11, 310.0)
+            }
             MixerKind::Mlstm | MixerKind::Slstm => oklch(lightness, 0.11, 340.0),
             MixerKind::ShortConv => oklch(lightness, 0.11, 250.0),
             MixerKind::Attention => oklch(lightness, 0.13, 75.0),
@@ -149,7 +151,7 @@ impl Theme {
             MixerKind::Gla => "▣",
             MixerKind::Hgrn2 => "▤",
             MixerKind::Rwkv4 => "○",
-            MixerKind::Rwkv6 => "◐",
+            MixerKind::Rwkv5 | MixerKind::Rwkv6 => "◐",
             MixerKind::Rwkv7 => "●",
             MixerKind::RgLru => "◎",
             MixerKind::Mlstm => "◈",

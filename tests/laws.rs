@@ -290,6 +290,7 @@ fn long_texts_stay_finite() {
         "hgrn2_a",
         "gated_deltanet_a",
         "rwkv_a",
+        "rwkv5_a",
         "rwkv6_a",
         "rwkv7_a",
         "recurrent_gemma_a",

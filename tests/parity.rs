@@ -217,6 +217,8 @@ cases!(
     delta_net_gated,
     gated_deltanet_a,
     rwkv_a,
+    rwkv5_a,
+    rwkv5_authors,
     rwkv6_a,
     rwkv7_a,
     recurrent_gemma_a,

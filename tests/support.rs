@@ -34,7 +34,7 @@ pub fn open_case(case: &str) -> Opened {
 }
 
 /// The small checkpoints that the laws are tested on: every mixer in every variation, groups, biases, ties, windows, experts.
-pub const CASES: [&str; 59] = [
+pub const CASES: [&str; 60] = [
     "mamba_a",
     "mamba_b",
     "mamba_bf16",
@@ -80,6 +80,7 @@ pub const CASES: [&str; 59] = [
     "delta_net_gated",
     "gated_deltanet_a",
     "rwkv_a",
+    "rwkv5_a",
     "rwkv6_a",
     "rwkv7_a",
     "recurrent_gemma_a",

@@ -98,6 +98,7 @@ pub fn kind(kind: MixerKind) -> &'static str {
         MixerKind::Gla => "gla",
         MixerKind::Hgrn2 => "hgrn2",
         MixerKind::Rwkv4 => "rwkv4",
+        MixerKind::Rwkv5 => "rwkv5",
         MixerKind::Rwkv6 => "rwkv6",
         MixerKind::Rwkv7 => "rwkv7",
         MixerKind::RgLru => "rg_lru",

@@ -32,6 +32,7 @@ fn letter(kind: MixerKind, feed_forward: Option<&FeedForwardInfo>) -> char {
         MixerKind::DeltaRule => 'D',
         MixerKind::LinearAttention | MixerKind::Retention | MixerKind::Gla | MixerKind::Hgrn2 => 'L',
         MixerKind::Rwkv4
+        | MixerKind::Rwkv5
         | MixerKind::Rwkv6
         | MixerKind::Rwkv7
         | MixerKind::RgLru

@@ -52,7 +52,7 @@ pub const QUANTITIES: [Quantity; 26] = [
     row(
         "bonus",
         Point::Bonus,
-        "what a token takes of its own value before it is written: RWKV-4 a share, RWKV-6 Σ r u k",
+        "what a token takes of its own value before it is written: RWKV-4 a share, RWKV-5 and RWKV-6 Σ r u k",
     ),
     row(
         "form",
@@ -221,6 +221,7 @@ impl Plan {
                     | MixerKind::Retention
                     | MixerKind::Gla
                     | MixerKind::Hgrn2
+                    | MixerKind::Rwkv5
                     | MixerKind::Rwkv6
                     | MixerKind::Rwkv7
                     | MixerKind::Mlstm

@@ -60,7 +60,7 @@ pub struct Geometry {
     pub groups: usize,
     /// Keys and queries that such a group has at once, r (Mamba-3 MIMO); 1 elsewhere.
     pub rank: usize,
-    /// Decay factors per head: 1, or N for Mamba-1, GLA, HGRN2, RWKV-6 and RWKV-7, N/2 for S4, S4D and H3; 0 where nothing fades by a factor.
+    /// Decay factors per head: 1, or N for Mamba-1, GLA, HGRN2, RWKV-5, RWKV-6 and RWKV-7, N/2 for S4, S4D and H3; 0 where nothing fades by a factor.
     pub decay_dim: usize,
     /// Taps of the short convolution in front of the mixer, 0 without one.
     pub conv_taps: usize,
@@ -184,13 +184,13 @@ pub enum Point {
     RecurrenceGate,
     /// mLSTM, sLSTM: forget gate σ(f̃) ∈ (0, 1), `[H]`.
     ForgetGate,
-    /// Where a token reads before it writes: what it takes of its own value, `[H]`. RWKV-4: a share in (0, 1); RWKV-6: Σ r u k.
+    /// Where a token reads before it writes: what it takes of its own value, `[H]`. RWKV-4: a share in (0, 1); RWKV-5 and RWKV-6: Σ r u k.
     Bonus,
     /// Which form of a time-invariant state space ran: 1 a convolution of the tokens read together, 0 a step of the recurrence, `[1]`.
     Form,
     /// What the read is divided by, relative to the stabiliser, `[H]`: mLSTM, sLSTM, normalised linear attention.
     Normaliser,
-    /// Factor by which the state is kept, exp(ΔA), `[H]` (Mamba-1, GLA, HGRN2, RWKV-6, RWKV-7 `[H, N]`); of S4, S4D and H3 the size of that
+    /// Factor by which the state is kept, exp(ΔA), `[H]` (Mamba-1, GLA, HGRN2, RWKV-5, RWKV-6, RWKV-7 `[H, N]`); of S4, S4D and H3 the size of that
     /// of every complex state, `[H, N/2]`.
     Decay,
     /// Write direction: B, or the key, `[G, N]` (Mamba-3 MIMO `[G, r, N]`); of a short convolution, H3 or Hyena the gate before it, of an RG-LRU the factor √(1 − a²) i, `[H]`.

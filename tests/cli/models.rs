@@ -113,7 +113,7 @@ fn every_quantity_of_every_model_is_traced() {
                     ("decay", mixes && !keeps_all),
                     ("query", mixes && !keyless && !["rwkv4", "rg_lru"].contains(&kind)),
                     ("input_gate", ["rwkv4", "rg_lru", "mlstm", "slstm", "mamba3", "mamba3_mimo"].contains(&kind)),
-                    ("bonus", ["rwkv4", "rwkv6"].contains(&kind)),
+                    ("bonus", ["rwkv4", "rwkv5", "rwkv6"].contains(&kind)),
                     ("entropy", kind == "attention"),
                     ("gate", part["gated"] == true),
                 ];

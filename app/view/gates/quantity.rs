@@ -68,7 +68,7 @@ impl Gate {
             MixerKind::LinearAttention => &[Self::Write, Self::Read],
             MixerKind::Retention | MixerKind::Gla | MixerKind::Hgrn2 => &[Self::Decay, Self::Write, Self::Read],
             MixerKind::Rwkv4 => &[Self::Weight, Self::Decay, Self::Bonus, Self::Receptance, Self::Write, Self::Read],
-            MixerKind::Rwkv6 => &[Self::Decay, Self::Bonus, Self::Write, Self::Read],
+            MixerKind::Rwkv5 | MixerKind::Rwkv6 => &[Self::Decay, Self::Bonus, Self::Write, Self::Read],
             MixerKind::Rwkv7 => &[Self::Decay, Self::Rate, Self::Write, Self::Read],
             MixerKind::RgLru => &[Self::Weight, Self::Recurrence, Self::Decay, Self::Write, Self::Read],
             MixerKind::Mlstm => &[Self::Weight, Self::Forget, Self::Decay, Self::Normaliser, Self::Write, Self::Read],
@@ -94,7 +94,7 @@ impl Gate {
             (Self::Delta, _) => "Δ",
             (Self::Decay, MixerKind::DeltaRule | MixerKind::Gla | MixerKind::Hgrn2) => "α decay",
             (Self::Decay, MixerKind::Retention) => "γ decay",
-            (Self::Decay, MixerKind::Rwkv6 | MixerKind::Rwkv7) => "w decay",
+            (Self::Decay, MixerKind::Rwkv5 | MixerKind::Rwkv6 | MixerKind::Rwkv7) => "w decay",
             (Self::Decay, MixerKind::RgLru) => "a decay",
             (Self::Decay, MixerKind::S4 | MixerKind::S4d | MixerKind::H3) => "|Ā| decay",
             (Self::Decay, _) => "decay",
@@ -131,6 +131,7 @@ impl Gate {
             (Self::Decay, MixerKind::DeltaRule) => "retention α",
             (Self::Decay, MixerKind::Retention) => "retention γ, the same at every token",
             (Self::Decay, MixerKind::Gla | MixerKind::Hgrn2) => "retention α, mean over the key dims",
+            (Self::Decay, MixerKind::Rwkv5) => "retention w in (0, 1), mean over the key dims, the same at every token",
             (Self::Decay, MixerKind::Rwkv6) => "retention w in (0, 1), mean over the key dims",
             (Self::Decay, MixerKind::Rwkv7) => "retention w in (0.545, 1), mean over the key dims",
             (Self::Decay, MixerKind::RgLru) => "retention a = exp(−8 r softplus(Λ))",
@@ -151,7 +152,7 @@ impl Gate {
             (Self::Write, MixerKind::Hyena) => "write |k v|",
             (Self::Write, MixerKind::Rwkv4) => "write |g v|",
             (Self::Write, MixerKind::RgLru) => "write √(1 − a²) i |x|",
-            (Self::Write, MixerKind::Rwkv6 | MixerKind::Rwkv7) => "write ‖k‖‖v‖",
+            (Self::Write, MixerKind::Rwkv5 | MixerKind::Rwkv6 | MixerKind::Rwkv7) => "write ‖k‖‖v‖",
             (Self::Write, MixerKind::Slstm) => "write i |tanh z̃|",
             (Self::Write, MixerKind::Mlstm) => "write i‖k‖‖v‖",
             (Self::Write, MixerKind::LinearAttention | MixerKind::Retention | MixerKind::Gla | MixerKind::Hgrn2) => {
@@ -185,7 +186,9 @@ impl Gate {
             (Self::Weight, _) => "input gate i in (0, 1)",
             (Self::Recurrence, _) => "recurrence gate r in (0, 1)",
             (Self::Forget, _) => "forget gate σ(f̃) in (0, 1)",
-            (Self::Bonus, MixerKind::Rwkv6) => "bonus Σ r u k: what the token reads of its own value",
+            (Self::Bonus, MixerKind::Rwkv5 | MixerKind::Rwkv6) => {
+                "bonus Σ r u k: what the token reads of its own value"
+            }
             (Self::Bonus, _) => "bonus c in (0, 1): the share of its own value that the token reads",
             (Self::Normaliser, MixerKind::Slstm) => "normaliser n: the sum of the weights",
             (Self::Normaliser, _) => "normaliser max(|n·q|, e^−m)",
@@ -330,6 +333,7 @@ mod tests {
             Gla,
             Hgrn2,
             Rwkv4,
+            Rwkv5,
             Rwkv6,
             Rwkv7,
             RgLru,

@@ -9,7 +9,7 @@ use statescope_engine::protocol::{FeedForwardInfo, MixerKind};
 use crate::view::quantity::{half_life, percent, short, spread_of, tokens_words};
 use crate::widget::format;
 use mamba::{mamba1, mamba2, mamba3, mamba3_mimo};
-use rwkv::{rwkv4, rwkv67};
+use rwkv::{rwkv4, rwkv567};
 use time_invariant::{h3, hyena, s4};
 
 /// What one head did at one token; what is not known yet is None.
@@ -87,7 +87,7 @@ pub fn lines(step: &Step) -> Vec<String> {
             linear_attention(step)
         }
         Some(MixerKind::Rwkv4) => rwkv4(step),
-        Some(MixerKind::Rwkv6 | MixerKind::Rwkv7) => rwkv67(step),
+        Some(MixerKind::Rwkv5 | MixerKind::Rwkv6 | MixerKind::Rwkv7) => rwkv567(step),
         Some(MixerKind::RgLru) => rg_lru(step),
         Some(MixerKind::Mlstm) => mlstm(step),
         Some(MixerKind::Slstm) => slstm(step),
@@ -316,6 +316,7 @@ mod tests {
             Gla,
             Hgrn2,
             Rwkv4,
+            Rwkv5,
             Rwkv6,
             Rwkv7,
             RgLru,

@@ -99,7 +99,9 @@ pub fn probes(subject: &Subject<'_>, probes: &mut Vec<Probe>) {
 fn own_points(kind: MixerKind) -> &'static [(Point, &'static str, &'static str)] {
     match kind {
         MixerKind::Rwkv4 => &[(Point::Bonus, "c", "bonus: the share of its own value that the token reads")],
-        MixerKind::Rwkv6 => &[(Point::Bonus, "Σ r u k", "bonus: what the token reads of its own value")],
+        MixerKind::Rwkv5 | MixerKind::Rwkv6 => {
+            &[(Point::Bonus, "Σ r u k", "bonus: what the token reads of its own value")]
+        }
         MixerKind::S4 | MixerKind::S4d | MixerKind::H3 => &[(
             Point::Form,
             "form",

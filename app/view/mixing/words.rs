@@ -24,7 +24,7 @@ pub fn stage_words(mixer: &Geometry, stage: Stage) -> String {
         (MixerKind::Rwkv7, _) => "exact equivalent of the corrections, without the bonus after the norm",
         (MixerKind::DeltaRule, Stage::Conv) => "exact equivalent of the delta rule, conv included",
         (MixerKind::DeltaRule, Stage::Gate) => "exact equivalent of the delta rule, conv, gate included",
-        (MixerKind::Rwkv6, _) => "decays included, the bonus on the diagonal",
+        (MixerKind::Rwkv5 | MixerKind::Rwkv6, _) => "decays included, the bonus on the diagonal",
         (MixerKind::Rwkv4, _) => "exact: rows are shares of a mean",
         (MixerKind::Mlstm, _) => "exact for this text: the normaliser of each row is in it",
         (MixerKind::Slstm, _) => "exact equivalent, given the gates of this run, which see what was read before",
@@ -84,6 +84,7 @@ pub fn formula(kind: MixerKind, stage: Stage) -> &'static str {
         (MixerKind::Rwkv4, _) => {
             "M_ij = softmax_j of k_j + (i−1−j) w, and of u + k_i on the diagonal: (1 − c_i) g_j Π_{s=j+1..i−1} (1 − g_s), c_i on the diagonal"
         }
+        (MixerKind::Rwkv5, _) => "M_ij = Σ_n r_i[n] k_j[n] w[n]^{i−1−j}, Σ_n r_i u k_i on the diagonal",
         (MixerKind::Rwkv6, _) => "M_ij = Σ_n r_i[n] k_j[n] Π_{s=j+1..i−1} w_s[n], Σ_n r_i u k_i on the diagonal",
         (MixerKind::Rwkv7, _) => {
             "M_ij = r_iᵀ [Π_{s=j+1..i} (diag(w_s) − (a_s ⊙ κ_s) κ_sᵀ)] k_j, the exact equivalent of the corrections: a product over all tokens between, for which there is no plain kernel of i and j"

@@ -149,7 +149,7 @@ impl LayerQuantity {
 mod tests {
     use super::*;
 
-    const KINDS: [MixerKind; 22] = [
+    const KINDS: [MixerKind; 23] = [
         MixerKind::Mamba1,
         MixerKind::Mamba2,
         MixerKind::Mamba3,
@@ -160,6 +160,7 @@ mod tests {
         MixerKind::Gla,
         MixerKind::Hgrn2,
         MixerKind::Rwkv4,
+        MixerKind::Rwkv5,
         MixerKind::Rwkv6,
         MixerKind::Rwkv7,
         MixerKind::RgLru,

@@ -89,6 +89,7 @@ impl View for StateView {
             | MixerKind::Retention
             | MixerKind::Gla
             | MixerKind::Hgrn2
+            | MixerKind::Rwkv5
             | MixerKind::Rwkv6
             | MixerKind::Rwkv7
             | MixerKind::Mlstm => {
@@ -155,6 +156,10 @@ impl View for StateView {
             Some(MixerKind::RgLru) => {
                 "Each channel keeps one number, h_t = a_t h_{t−1} + √(1 − a_t²) i_t x_t, with a recurrence gate in a and an input gate i. \
                  Channels run from left to right; colours are signed, zero is neutral. Beneath, the selected channel's number and all channels' norm over time."
+            }
+            Some(MixerKind::Rwkv5) => {
+                "Each head has a matrix of D_v × D_k numbers, S_t = S_{t−1} diag(w) + v_t k_tᵀ, read before it is written: y_t = S_{t−1} r_t + (Σ r u k) v_t. Each key entry fades by a w of its own, the same at every token. \
+                 The selected head is large, rows are the values V and columns the key entries K; colours are signed, zero is neutral."
             }
             Some(MixerKind::Rwkv6) => {
                 "Each head has a matrix of D_v × D_k numbers, S_t = S_{t−1} diag(w_t) + v_t k_tᵀ, read before it is written: y_t = S_{t−1} r_t + (Σ r u k) v_t. \

@@ -17,6 +17,7 @@ pub mod mlstm;
 pub mod none;
 pub mod rg_lru;
 pub mod rwkv4;
+pub mod rwkv5;
 pub mod rwkv6;
 pub mod rwkv7;
 pub mod s4;
@@ -178,6 +179,7 @@ pub fn load(spec: &MixerSpec, hidden_size: usize, scope: &Scope<'_>) -> Result<B
             Box::new(linear_attention::LinearAttention::load(spec, hidden_size, scope)?)
         }
         MixerSpec::Rwkv4(spec) => Box::new(rwkv4::Rwkv4::load(spec, hidden_size, scope)?),
+        MixerSpec::Rwkv5(spec) => Box::new(rwkv5::Rwkv5::load(spec, hidden_size, scope)?),
         MixerSpec::Rwkv6(spec) => Box::new(rwkv6::Rwkv6::load(spec, hidden_size, scope)?),
         MixerSpec::Rwkv7(spec) => Box::new(rwkv7::Rwkv7::load(spec, hidden_size, scope)?),
         MixerSpec::RgLru(spec) => Box::new(rg_lru::RgLru::load(spec, hidden_size, scope)?),

@@ -265,6 +265,7 @@ pub enum MixerSpec {
     DeltaRule(DeltaRuleSpec),
     LinearAttention(LinearAttentionSpec),
     Rwkv4(Rwkv4Spec),
+    Rwkv5(Rwkv5Spec),
     Rwkv6(Rwkv6Spec),
     Rwkv7(Rwkv7Spec),
     RgLru(RgLruSpec),

@@ -23,7 +23,9 @@ pub enum MixerKind {
     Hgrn2,
     /// Exponentially weighted mean of the values, one number a channel (RWKV-4).
     Rwkv4,
-    /// Gated linear attention that reads before it writes, with a bonus for the token itself (RWKV-6).
+    /// Linear attention with a fixed decay for each key dimension that reads before it writes, with a bonus for the token itself (RWKV-5).
+    Rwkv5,
+    /// The same with a decay of the token (RWKV-6).
     Rwkv6,
     /// Linear attention that corrects what it holds: decay by key and a rank-one correction (RWKV-7).
     Rwkv7,
@@ -63,6 +65,7 @@ impl MixerKind {
             Self::Gla => "gated linear attention",
             Self::Hgrn2 => "HGRN2",
             Self::Rwkv4 => "RWKV-4",
+            Self::Rwkv5 => "RWKV-5",
             Self::Rwkv6 => "RWKV-6",
             Self::Rwkv7 => "RWKV-7",
             Self::RgLru => "RG-LRU",
@@ -95,7 +98,8 @@ impl MixerKind {
 
     /// Whether the logarithm of the decay is part of the run, [`Point::LogDecay`].
     pub fn has_log_decay(self) -> bool {
-        self.decays() && !self.is_time_invariant() && !matches!(self, Self::Mamba1 | Self::Mamba2 | Self::Retention)
+        let given = matches!(self, Self::Mamba1 | Self::Mamba2 | Self::Retention | Self::Rwkv5);
+        self.decays() && !self.is_time_invariant() && !given
     }
 
     /// Whether a token asks with a query or a read vector of its own, [`Point::Query`].

@@ -19,8 +19,8 @@ pub(super) fn rwkv4(step: &Step) -> Vec<String> {
     ]
 }
 
-/// RWKV-6 reads before it writes, RWKV-7 corrects what it holds.
-pub(super) fn rwkv67(step: &Step) -> Vec<String> {
+/// RWKV-5, with decays that are the same at every token, and RWKV-6 read before they write, RWKV-7 corrects what it holds.
+pub(super) fn rwkv567(step: &Step) -> Vec<String> {
     let (at, before) = (sub(step.token), before(step.token));
     let corrects = step.kind == Some(MixerKind::Rwkv7);
     let mut lines = vec![format!("S{at} = S{before} diag(w) + v{at}k{at}ᵀ")];
