@@ -124,7 +124,7 @@ impl Theme {
                 oklch(lightness, 0.11, 190.0)
             }
             MixerKind::S4 | MixerKind::S4d => oklch(lightness, 0.11, 210.0),
-            MixerKind::H3 | MixerKind::Hyena => oklch(lightness, 0.11, 225.0),
+            MixerKind::H3 | MixerKind::H3Heads | MixerKind::Hyena => oklch(lightness, 0.11, 225.0),
             MixerKind::DeltaRule => oklch(lightness, 0.11, 150.0),
             MixerKind::LinearAttention | MixerKind::Retention | MixerKind::Gla | MixerKind::Hgrn2 => {
                 oklch(lightness, 0.11, 120.0)
@@ -158,7 +158,7 @@ impl Theme {
             MixerKind::Slstm => "◇",
             MixerKind::S4 => "△",
             MixerKind::S4d => "▽",
-            MixerKind::H3 => "◨",
+            MixerKind::H3 | MixerKind::H3Heads => "◨",
             MixerKind::Hyena => "▥",
             MixerKind::ShortConv => "◧",
             MixerKind::Attention => "▲",

@@ -298,6 +298,7 @@ fn long_texts_stay_finite() {
         "s4_a",
         "s4d_a",
         "h3_a",
+        "h3_heads",
         "hyena_a",
         "slstm_a",
         "mamba3_a",

@@ -228,6 +228,7 @@ cases!(
     s4_a,
     s4d_a,
     h3_a,
+    h3_heads,
     hyena_a,
     slstm_a,
     mamba3_a,

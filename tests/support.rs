@@ -34,7 +34,7 @@ pub fn open_case(case: &str) -> Opened {
 }
 
 /// The small checkpoints that the laws are tested on: every mixer in every variation, groups, biases, ties, windows, experts.
-pub const CASES: [&str; 60] = [
+pub const CASES: [&str; 61] = [
     "mamba_a",
     "mamba_b",
     "mamba_bf16",
@@ -89,6 +89,7 @@ pub const CASES: [&str; 60] = [
     "s4_a",
     "s4d_a",
     "h3_a",
+    "h3_heads",
     "hyena_a",
     "slstm_a",
     "mamba3_a",

@@ -107,6 +107,7 @@ pub fn kind(kind: MixerKind) -> &'static str {
         MixerKind::S4 => "s4",
         MixerKind::S4d => "s4d",
         MixerKind::H3 => "h3",
+        MixerKind::H3Heads => "h3_heads",
         MixerKind::Hyena => "hyena",
         MixerKind::ShortConv => "short_conv",
         MixerKind::Attention => "attention",

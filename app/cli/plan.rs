@@ -27,7 +27,7 @@ fn letter(kind: MixerKind, feed_forward: Option<&FeedForwardInfo>) -> char {
     match kind {
         MixerKind::Mamba1 | MixerKind::Mamba2 | MixerKind::Mamba3 | MixerKind::Mamba3Mimo => 'M',
         MixerKind::S4 | MixerKind::S4d => 'S',
-        MixerKind::H3 | MixerKind::Hyena => 'H',
+        MixerKind::H3 | MixerKind::H3Heads | MixerKind::Hyena => 'H',
         MixerKind::Attention => 'A',
         MixerKind::DeltaRule => 'D',
         MixerKind::LinearAttention | MixerKind::Retention | MixerKind::Gla | MixerKind::Hgrn2 => 'L',

@@ -54,7 +54,7 @@ pub struct Geometry {
     pub heads: usize,
     /// Values each head mixes, P (where a channel is a head: 1).
     pub head_dim: usize,
-    /// State entries per value, N; for attention the width of a key.
+    /// State entries per value, N (H3 with heads: P times those of its system); for attention the width of a key.
     pub state_dim: usize,
     /// Heads that share one key and one query (B and C groups; attention: KV heads own the keys).
     pub groups: usize,
@@ -193,9 +193,9 @@ pub enum Point {
     /// Factor by which the state is kept, exp(ΔA), `[H]` (Mamba-1, GLA, HGRN2, RWKV-5, RWKV-6, RWKV-7 `[H, N]`); of S4, S4D and H3 the size of that
     /// of every complex state, `[H, N/2]`.
     Decay,
-    /// Write direction: B, or the key, `[G, N]` (Mamba-3 MIMO `[G, r, N]`); of a short convolution, H3 or Hyena the gate before it, of an RG-LRU the factor √(1 − a²) i, `[H]`.
+    /// Write direction: B, or the key, `[G, N]` (Mamba-3 MIMO `[G, r, N]`, H3 with heads `[H, P]`); of a short convolution, H3 or Hyena the gate before it, of an RG-LRU the factor √(1 − a²) i, `[H]`.
     Key,
-    /// Read direction: C, or the query, `[G, N]` (attention `[H, N]`, Mamba-3 MIMO `[G, r, N]`); of a short convolution, H3 or Hyena the gate after it, `[H]`.
+    /// Read direction: C, or the query, `[G, N]` (attention `[H, N]`, Mamba-3 MIMO `[G, r, N]`, H3 with heads `[H, P]`); of a short convolution, H3 or Hyena the gate after it, `[H]`.
     Query,
     /// What is mixed: x after convolution and SiLU, or the value vector, `[H, P]` (attention `[G, P]`).
     Value,

@@ -42,8 +42,8 @@ fn size(axis: &str, part: &Value, info: &Value) -> Option<u64> {
         "head" | "channel" => of("heads"),
         "kv_head" | "key_head" | "group" => of("groups"),
         "state" | "key_dim" => of("state_dim"),
-        // Half of them stand for all with their conjugates.
-        "complex_state" => of("state_dim").map(|states| states / 2),
+        // Half of them stand for all with their conjugates; H3 with heads has as many for each channel of the key.
+        "complex_state" => of("state_dim").map(|states| states / 2 / of("head_dim").unwrap()),
         "head_dim" => of("head_dim"),
         "rank" => of("rank"),
         "figure" => Some(3),
@@ -99,7 +99,7 @@ fn every_quantity_of_every_model_is_traced() {
                 let kind = part["kind"].as_str().unwrap();
                 let mixes = kind != "feed_forward";
                 let keeps_all = ["linear_attention", "short_conv", "attention", "hyena"].contains(&kind);
-                let time_invariant = ["s4", "s4d", "h3"].contains(&kind);
+                let time_invariant = ["s4", "s4d", "h3", "h3_heads"].contains(&kind);
                 let keyless = ["s4", "s4d", "slstm"].contains(&kind);
                 let expected = [
                     ("out", true),

@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 HERE = Path(__file__).parent
 COMMON = dict(vocab_size=32, hidden_size=12, num_hidden_layers=2, intermediate_size=10, layer_norm_epsilon=1e-5, tie_word_embeddings=False)
+SMALL = COMMON | dict(hidden_size=8, num_hidden_layers=1, intermediate_size=6)
 CASES = {
     "s4_a": COMMON | dict(model_type="s4", state_size=10, discretization="bilinear"),
     "s4d_a": COMMON | dict(model_type="s4d", state_size=12, discretization="zoh"),
@@ -25,6 +26,7 @@ CASES = {
         model_type="hyena", filter_length=40, filter_features=5, filter_width=6, filter_inner_layers=2, filter_shift=0.1,
         short_filter_length=3),
     "slstm_a": COMMON | dict(model_type="slstm", num_heads=4, conv_kernel=4),
+    "h3_heads": SMALL | dict(model_type="h3", head_dim=4, state_size=6, shift_size=3, discretization="zoh"),
 }  # fmt: skip
 TOKENS, PROMPT, CONTINUATION = 20, 6, 10
 
@@ -194,7 +196,25 @@ def h3(config, w, u):
         register[:, 0] = 0
         register += w["shift.B"] * k[t][:, None]
         shifted[t] = (w["shift.C"] * register).sum(1) + w["shift.D"] * k[t]
-    return linear(w, "output_linear", q * state_space(config, w, shifted * v))
+    p = config.get("head_dim", 1)
+    q, k, v = (x.reshape(len(x), -1, p) for x in (q, shifted, v))
+    # One system for all products of a head: [T, H, value, key].
+    products = v[..., None] * k[:, :, None]
+    held = np.empty_like(products)
+    for i in range(p):
+        for j in range(p):
+            held[:, :, i, j] = state_space(config, w, products[:, :, i, j])
+    y = np.einsum("thvk,thk->thv", held, q)
+    for head in range(y.shape[1]):
+        one = {name: value[head : head + 1] for name, value in w.items() if name == "D" or name.startswith("kernel.")}
+        impulse = np.zeros((len(u), 1))
+        impulse[0] = 1
+        kernel = state_space(config, one, impulse)[:, 0]
+        age = np.arange(len(u))[:, None] - np.arange(len(u))
+        m = np.where(age >= 0, (q[:, head] @ k[:, head].T) * kernel[np.maximum(age, 0)], 0)
+        same(m @ v[:, head], y[:, head], "H3")
+    # As published, the channels of the heads stand before the heads.
+    return linear(w, "output_linear", y.transpose(0, 2, 1).reshape(len(u), -1))
 
 
 # ---------------------------------------------------------------- Hyena
@@ -310,7 +330,7 @@ def build(config, rng):
 
 def build_system(config, w, mixer, rng, normal):
     """Near the initialisations of the papers: S4D-Lin, and HiPPO-LegS for a DPLR system."""
-    d, half = config["hidden_size"], config["state_size"] // 2
+    d, half = config["hidden_size"] // config.get("head_dim", 1), config["state_size"] // 2
     w[mixer + "kernel.log_dt"] = rng.uniform(math.log(0.02), math.log(0.7), d)
     w[mixer + "D"] = normal(d)
     w[mixer + "kernel.C"] = normal(d, half, 2) * 0.7

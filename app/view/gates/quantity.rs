@@ -75,7 +75,7 @@ impl Gate {
             MixerKind::Slstm => {
                 &[Self::Weight, Self::Forget, Self::Decay, Self::Receptance, Self::Normaliser, Self::Write, Self::Read]
             }
-            MixerKind::S4 | MixerKind::S4d => &[Self::Delta, Self::Decay, Self::Write, Self::Read],
+            MixerKind::S4 | MixerKind::S4d | MixerKind::H3Heads => &[Self::Delta, Self::Decay, Self::Write, Self::Read],
             MixerKind::H3 => &[Self::Input, Self::Output, Self::Delta, Self::Decay, Self::Write, Self::Read],
             MixerKind::Hyena => &[Self::Input, Self::Output, Self::Write, Self::Read],
             MixerKind::ShortConv => &[Self::Input, Self::Output, Self::Write, Self::Read],
@@ -96,7 +96,7 @@ impl Gate {
             (Self::Decay, MixerKind::Retention) => "γ decay",
             (Self::Decay, MixerKind::Rwkv5 | MixerKind::Rwkv6 | MixerKind::Rwkv7) => "w decay",
             (Self::Decay, MixerKind::RgLru) => "a decay",
-            (Self::Decay, MixerKind::S4 | MixerKind::S4d | MixerKind::H3) => "|Ā| decay",
+            (Self::Decay, MixerKind::S4 | MixerKind::S4d | MixerKind::H3 | MixerKind::H3Heads) => "|Ā| decay",
             (Self::Decay, _) => "decay",
             (Self::Write, _) => "write",
             (Self::Read, _) => "read",
@@ -125,7 +125,7 @@ impl Gate {
     /// The name with formula, as far as it depends on the mixer.
     pub fn caption(self, kind: MixerKind) -> &'static str {
         match (self, kind) {
-            (Self::Delta, MixerKind::S4 | MixerKind::S4d | MixerKind::H3) => "step size Δ, the same at every token",
+            (Self::Delta, kind) if kind.is_time_invariant() => "step size Δ, the same at every token",
             (Self::Delta, _) => "step size Δ",
             (Self::Decay, MixerKind::Mamba1) => "retention exp(ΔA), mean over n",
             (Self::Decay, MixerKind::DeltaRule) => "retention α",
@@ -140,7 +140,9 @@ impl Gate {
                 "retention σ(f̃) e^{m before − m} of the state as it is kept"
             }
             (Self::Decay, MixerKind::S4) => "retention |Ā| of the diagonal part, mean over n, the same at every token",
-            (Self::Decay, MixerKind::S4d | MixerKind::H3) => "retention |Ā|, mean over n, the same at every token",
+            (Self::Decay, MixerKind::S4d | MixerKind::H3 | MixerKind::H3Heads) => {
+                "retention |Ā|, mean over n, the same at every token"
+            }
             (Self::Decay, _) => "retention exp(ΔA)",
             (Self::Write, MixerKind::Mamba3) => "write ‖λ Δ B xᵀ‖",
             (Self::Write, MixerKind::Mamba3Mimo) => "write ‖λ Δ Σ X^ρ B^ρ x‖",
@@ -149,6 +151,7 @@ impl Gate {
             (Self::Write, MixerKind::ShortConv) => "write |B x|",
             (Self::Write, MixerKind::S4 | MixerKind::S4d) => "write ‖B̄‖|u|",
             (Self::Write, MixerKind::H3) => "write ‖B̄‖|k̄ v|",
+            (Self::Write, MixerKind::H3Heads) => "write ‖B̄‖‖k̄‖‖v‖",
             (Self::Write, MixerKind::Hyena) => "write |k v|",
             (Self::Write, MixerKind::Rwkv4) => "write |g v|",
             (Self::Write, MixerKind::RgLru) => "write √(1 − a²) i |x|",
@@ -164,6 +167,7 @@ impl Gate {
             (Self::Read, MixerKind::ShortConv | MixerKind::RgLru) => "read |y|",
             (Self::Read, MixerKind::S4 | MixerKind::S4d) => "read |2 Re C x|",
             (Self::Read, MixerKind::H3) => "read |q 2 Re C x|",
+            (Self::Read, MixerKind::H3Heads) => "read ‖2 Re C x q‖",
             (Self::Read, MixerKind::Slstm) => "read |h|",
             (Self::Read, MixerKind::Hyena) => "read |q (K ∗ kv)|",
             (Self::Read, MixerKind::Rwkv4) => "read (1 − c) |h|",
@@ -342,6 +346,7 @@ mod tests {
             S4,
             S4d,
             H3,
+            H3Heads,
             Hyena,
             ShortConv,
             Attention,

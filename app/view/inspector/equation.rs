@@ -10,7 +10,7 @@ use crate::view::quantity::{half_life, percent, short, spread_of, tokens_words};
 use crate::widget::format;
 use mamba::{mamba1, mamba2, mamba3, mamba3_mimo};
 use rwkv::{rwkv4, rwkv567};
-use time_invariant::{h3, hyena, s4};
+use time_invariant::{h3, h3_heads, hyena, s4};
 
 /// What one head did at one token; what is not known yet is None.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -93,6 +93,7 @@ pub fn lines(step: &Step) -> Vec<String> {
         Some(MixerKind::Slstm) => slstm(step),
         Some(MixerKind::S4 | MixerKind::S4d) => s4(step),
         Some(MixerKind::H3) => h3(step),
+        Some(MixerKind::H3Heads) => h3_heads(step),
         Some(MixerKind::Hyena) => hyena(step),
         Some(MixerKind::ShortConv) => short_conv(step),
         Some(MixerKind::Attention) => attention(step),
@@ -325,6 +326,7 @@ mod tests {
             S4,
             S4d,
             H3,
+            H3Heads,
             Hyena,
             Mamba3,
             Mamba3Mimo,

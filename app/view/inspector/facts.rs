@@ -102,7 +102,7 @@ fn own_points(kind: MixerKind) -> &'static [(Point, &'static str, &'static str)]
         MixerKind::Rwkv5 | MixerKind::Rwkv6 => {
             &[(Point::Bonus, "Σ r u k", "bonus: what the token reads of its own value")]
         }
-        MixerKind::S4 | MixerKind::S4d | MixerKind::H3 => &[(
+        MixerKind::S4 | MixerKind::S4d | MixerKind::H3 | MixerKind::H3Heads => &[(
             Point::Form,
             "form",
             "1: read together with others, by the convolution; 0: alone, by a step of the recurrence",
@@ -290,6 +290,7 @@ pub fn head_facts(cx: &ViewContext<'_>, subject: &Subject<'_>, step: &Step) -> V
         }
         let (name, meaning) = match kind {
             MixerKind::H3 | MixerKind::Hyena => ("y", "mixer output of the channel, both gates included"),
+            MixerKind::H3Heads => ("‖y‖", "mixer output of the head"),
             MixerKind::Mamba3Mimo => ("|y|", "mixer output of the channel, gates and D·x included"),
             MixerKind::Slstm => ("h", "mixer output before its norm, output gate included"),
             MixerKind::S4 | MixerKind::S4d => ("|y|", "mixer output before GELU and GLU, D·u included"),
@@ -337,7 +338,9 @@ fn decay_facts(kind: MixerKind, step: &Step, facts: &mut Vec<Fact>) {
                     MixerKind::S4 => {
                         format!("|Ā[{n}]| of the diagonal part: the share of complex state {n} that is kept")
                     }
-                    MixerKind::S4d | MixerKind::H3 => format!("|Ā[{n}]|: the share of complex state {n} that is kept"),
+                    MixerKind::S4d | MixerKind::H3 | MixerKind::H3Heads => {
+                        format!("|Ā[{n}]|: the share of complex state {n} that is kept")
+                    }
                     _ => format!("α[{n}]: the share that is kept under key dim {n}"),
                 },
             )
@@ -358,6 +361,7 @@ fn strength_facts(kind: MixerKind, step: &Step, facts: &mut Vec<Fact>) {
         MixerKind::Slstm => ("", "", "|tanh z̃|"),
         MixerKind::S4 | MixerKind::S4d => ("", "", "|u|"),
         MixerKind::H3 => ("k̄", "q", "v"),
+        MixerKind::H3Heads => ("‖k̄‖", "‖q‖", "‖v‖"),
         MixerKind::Hyena => ("k", "q", "v"),
         MixerKind::Mamba1 => ("‖B‖", "‖C‖", "|x|"),
         MixerKind::Mamba3Mimo => ("‖B‖", "‖C‖", "|x|"),
@@ -388,6 +392,7 @@ fn strength_facts(kind: MixerKind, step: &Step, facts: &mut Vec<Fact>) {
             ("‖B̄‖|u|: what is added to the state", "|2 Re C x|: what is read, skip D·u left out")
         }
         MixerKind::H3 => ("‖B̄‖|k̄ v|: what is added to the state", "|q 2 Re C x|: what is read, skip left out"),
+        MixerKind::H3Heads => ("‖B̄‖‖k̄‖‖v‖: what is added to the state", "norm of what is read, skip left out"),
         MixerKind::Hyena => ("|k v|: what the filter weighs", "|q (K ∗ kv)|: what is read, skip left out"),
         MixerKind::Mamba3 => ("‖λ Δ B xᵀ‖_F: what is added at once", "norm of what is read, skip D·x left out"),
         MixerKind::Mamba3Mimo => {

@@ -149,7 +149,7 @@ impl LayerQuantity {
 mod tests {
     use super::*;
 
-    const KINDS: [MixerKind; 23] = [
+    const KINDS: [MixerKind; 24] = [
         MixerKind::Mamba1,
         MixerKind::Mamba2,
         MixerKind::Mamba3,
@@ -169,6 +169,7 @@ mod tests {
         MixerKind::S4,
         MixerKind::S4d,
         MixerKind::H3,
+        MixerKind::H3Heads,
         MixerKind::Hyena,
         MixerKind::ShortConv,
         MixerKind::Attention,

@@ -89,6 +89,7 @@ impl View for StateView {
             | MixerKind::Retention
             | MixerKind::Gla
             | MixerKind::Hgrn2
+            | MixerKind::H3Heads
             | MixerKind::Rwkv5
             | MixerKind::Rwkv6
             | MixerKind::Rwkv7
@@ -118,6 +119,10 @@ impl View for StateView {
             Some(MixerKind::H3) => {
                 "Each channel is a diagonal linear system of N/2 complex numbers that is the same at every token, x_t = Ā x_{t−1} + B̄ (k̄_t v_t), read as y_t = q_t (2 Re C x_t + D k̄_t v_t): k̄, the key after its shift, decides what enters, q what leaves. \
                  Real parts come first, imaginary parts after; colours are signed, zero is neutral."
+            }
+            Some(MixerKind::H3Heads) => {
+                "Each head has a diagonal linear system of complex numbers that is the same at every token, for every product of a channel of v and one of k̄: X_t = Ā X_{t−1} + B̄ (v_t k̄_tᵀ), read as y_t = (2 Re C X_t + D v_t k̄_tᵀ) q_t. \
+                 The selected head is large, rows are the channels of v; along a row stand the systems of the channels of k̄ one after the other, real parts first, imaginary parts after; colours are signed, zero is neutral."
             }
             Some(MixerKind::Hyena) => {
                 "Hyena has no state of fixed size: its filter is as long as the text, so it keeps k and v of every token in sight, as attention does. \

@@ -41,6 +41,8 @@ pub enum MixerKind {
     S4d,
     /// A shift and a diagonal state space between two gates (H3).
     H3,
+    /// The same with several channels a head: outer products in the state (H3 with heads).
+    H3Heads,
     /// A filter as long as the text between two gates (Hyena).
     Hyena,
     /// Double-gated short convolution: the last few tokens and nothing else.
@@ -74,6 +76,7 @@ impl MixerKind {
             Self::S4 => "S4",
             Self::S4d => "S4D",
             Self::H3 => "H3",
+            Self::H3Heads => "H3 with heads",
             Self::Hyena => "Hyena",
             Self::ShortConv => "short convolution",
             Self::Attention => "attention",
@@ -114,7 +117,7 @@ impl MixerKind {
 
     /// Whether there is a state space that is the same at every token, with two forms to run it in, [`Point::Form`].
     pub fn is_time_invariant(self) -> bool {
-        matches!(self, Self::S4 | Self::S4d | Self::H3)
+        matches!(self, Self::S4 | Self::S4d | Self::H3 | Self::H3Heads)
     }
 
     /// Whether an input gate weighs what is written, [`Point::InputGate`].

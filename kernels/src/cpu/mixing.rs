@@ -43,18 +43,32 @@ pub(crate) fn rows(lowered: &Lowered, range: Range<usize>, out: &mut [f32]) {
             });
         }
         Lowered::Toeplitz(band) => {
-            let work = out.len() / LANES;
-            par::for_each_chunk(out, width, work, |i, out| toeplitz(band, range.start + i, out));
+            let work = out.len() * band.pre.width.div_ceil(LANES) / 2;
+            par::for_each_chunk(out, width, work, |i, out| dispatch(Band { band, row: range.start + i, out }));
         }
     }
 }
 
-/// Row `t` and what lies above the diagonal.
-fn toeplitz(band: &Toeplitz, t: usize, out: &mut [f32]) {
-    let Toeplitz { taps, pre, post, .. } = *band;
-    out.fill(0.0);
-    for (age, tap) in taps.iter().rev().enumerate().take(t + 1) {
-        out[t - age] = post.at(t) * tap * pre.at(t - age);
+/// Row `row` of a band and what lies above the diagonal.
+struct Band<'a> {
+    band: &'a Toeplitz<'a>,
+    row: usize,
+    out: &'a mut [f32],
+}
+
+impl Kernel for Band<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Band { band: Toeplitz { taps, pre, post, .. }, row, out } = self;
+        out.fill(0.0);
+        for (age, tap) in taps.iter().rev().enumerate().take(row + 1) {
+            let at = row - age;
+            out[at] = match pre.width {
+                1 => post.at(row) * tap * pre.at(at),
+                _ => dot(s, post.row(row), pre.row(at)) * tap,
+            };
+        }
     }
 }
 

@@ -181,6 +181,21 @@ fn of_a_short_convolution() {
     }
 }
 
+/// Gates that are vectors: linear attention that fades as a filter does.
+#[test]
+fn of_a_band_between_vectors() {
+    on_each_set(|| {
+        let mut rng = Rng::new(25);
+        for (tokens, width) in LENGTHS.into_iter().zip([2, 3, 8, 13, 20].into_iter().cycle()) {
+            let (pre, post, taps) = (rng.vec(tokens * width), rng.vec(tokens * (width + 1)), rng.vec(tokens));
+            let pre = Strided { data: &pre, stride: width, offset: 0, width };
+            let post = Strided { data: &post, stride: width + 1, offset: 1, width };
+            let band = Toeplitz { tokens, taps: &taps, pre, post };
+            check_rows_to(&Lowered::Toeplitz(band), tokens, 1.0, &format!("band N={width} T={tokens}"));
+        }
+    });
+}
+
 #[test]
 fn a_row_applied_to_the_values() {
     on_each_set(|| {

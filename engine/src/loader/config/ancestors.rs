@@ -13,19 +13,27 @@ use statescope_kernels::activation::Activation;
 
 /// Diagonal plus low rank.
 pub fn s4(keys: Keys) -> Result<ModelSpec, ConfigError> {
-    let system = system(keys, true)?;
+    let system = system(keys, true, hidden_size(keys)?)?;
     model(keys, "s4", MixerSpec::S4(system))
 }
 
 /// Diagonal.
 pub fn s4d(keys: Keys) -> Result<ModelSpec, ConfigError> {
-    let system = system(keys, false)?;
+    let system = system(keys, false, hidden_size(keys)?)?;
     model(keys, "s4d", MixerSpec::S4(system))
 }
 
 pub fn h3(keys: Keys) -> Result<ModelSpec, ConfigError> {
-    let spec = H3Spec { system: system(keys, false)?, shift_dim: keys.size("shift_size", 64)? };
-    elements("the shift", &[spec.system.channels, spec.shift_dim])?;
+    let (hidden_size, head_dim) = (hidden_size(keys)?, keys.size("head_dim", 1)?);
+    if !hidden_size.is_multiple_of(head_dim) {
+        return Err(ConfigError::Inconsistent(format!(
+            "`hidden_size` is {hidden_size}, which must be a multiple of `head_dim`, {head_dim}"
+        )));
+    }
+    let system = system(keys, false, hidden_size / head_dim)?;
+    elements("a state", &[hidden_size, head_dim, system.state_dim])?;
+    let spec = H3Spec { system, head_dim, shift_dim: keys.size("shift_size", 64)? };
+    elements("the shift", &[hidden_size, spec.shift_dim])?;
     model(keys, "h3", MixerSpec::H3(spec))
 }
 
@@ -58,7 +66,7 @@ fn hidden_size(keys: Keys) -> Result<usize, ConfigError> {
     keys.size("hidden_size", 256)
 }
 
-fn system(keys: Keys, low_rank: bool) -> Result<S4Spec, ConfigError> {
+fn system(keys: Keys, low_rank: bool, channels: usize) -> Result<S4Spec, ConfigError> {
     let key = "discretization";
     let discretisation = match (keys.text(key)?, low_rank) {
         (Some("zoh"), false) | (None, false) => Discretisation::ZeroOrderHold,
@@ -66,8 +74,7 @@ fn system(keys: Keys, low_rank: bool) -> Result<S4Spec, ConfigError> {
         (Some(other), true) => return Err(keys.unsupported(key, &other.into(), "\"bilinear\"")),
         (Some(other), false) => return Err(keys.unsupported(key, &other.into(), "\"zoh\" or \"bilinear\"")),
     };
-    let spec =
-        S4Spec { channels: hidden_size(keys)?, state_dim: keys.size("state_size", 64)?, discretisation, low_rank };
+    let spec = S4Spec { channels, state_dim: keys.size("state_size", 64)?, discretisation, low_rank };
     if !spec.state_dim.is_multiple_of(2) {
         return Err(keys.invalid(
             "state_size",

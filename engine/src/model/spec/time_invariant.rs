@@ -17,8 +17,10 @@ pub struct S4Spec {
 /// H3 (Fu et al. 2023): a shift and a diagonal state space between two gates.
 #[derive(Clone, Debug, PartialEq)]
 pub struct H3Spec {
-    /// The diagonal system.
+    /// The diagonal system of every head.
     pub system: S4Spec,
+    /// P: channels of a head, which share its system.
+    pub head_dim: usize,
     /// Inputs that the shift holds.
     pub shift_dim: usize,
 }
