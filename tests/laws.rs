@@ -300,6 +300,7 @@ fn long_texts_stay_finite() {
         "h3_a",
         "h3_heads",
         "hyena_a",
+        "hyena_order",
         "slstm_a",
         "mamba3_a",
         "mamba3_mimo",

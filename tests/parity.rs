@@ -230,6 +230,7 @@ cases!(
     h3_a,
     h3_heads,
     hyena_a,
+    hyena_order,
     slstm_a,
     mamba3_a,
     mamba3_norm,

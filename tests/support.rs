@@ -34,7 +34,7 @@ pub fn open_case(case: &str) -> Opened {
 }
 
 /// The small checkpoints that the laws are tested on: every mixer in every variation, groups, biases, ties, windows, experts.
-pub const CASES: [&str; 61] = [
+pub const CASES: [&str; 62] = [
     "mamba_a",
     "mamba_b",
     "mamba_bf16",
@@ -91,6 +91,7 @@ pub const CASES: [&str; 61] = [
     "h3_a",
     "h3_heads",
     "hyena_a",
+    "hyena_order",
     "slstm_a",
     "mamba3_a",
     "mamba3_norm",

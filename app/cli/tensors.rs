@@ -36,7 +36,7 @@ const fn row(name: &'static str, point: Point, meaning: &'static str) -> Quantit
 }
 
 /// Everything that `--probe` knows.
-pub const QUANTITIES: [Quantity; 26] = [
+pub const QUANTITIES: [Quantity; 27] = [
     row("resid", Point::Resid, "residual stream after the layer"),
     row("conv_in", Point::ConvIn, "input of the short convolution, value channels"),
     row("conv", Point::Conv, "output of the short convolution before its SiLU, value channels"),
@@ -74,6 +74,11 @@ pub const QUANTITIES: [Quantity; 26] = [
         "query",
         Point::Query,
         "read direction: C, or the query after norm and RoPE; of a short convolution, H3 and Hyena the gate after it",
+    ),
+    row(
+        "inner_gate",
+        Point::InnerGate,
+        "Hyena of order above 2: the gates between its filters, the one met first first",
     ),
     row("value", Point::Value, "what is mixed: x after convolution and SiLU, or the value vector"),
     row(
@@ -239,6 +244,7 @@ impl Plan {
                 _ => vec![token, head, dim],
             },
             What::Row(Point::Value) if kind == MixerKind::Attention => vec![token, ("kv_head", groups), dim],
+            What::Row(Point::InnerGate) => vec![token, head, ("inner_gate", rank - 1)],
             What::Row(Point::Gate) if kind == MixerKind::Mamba3Mimo => vec![token, head, ("rank", rank)],
             What::Row(_) if channels => vec![token, head],
             What::Row(_) => vec![token, head, dim],

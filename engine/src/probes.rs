@@ -30,6 +30,7 @@ pub fn exists(mixer: &dyn Mixer, point: Point) -> bool {
         Point::RecurrenceGate => kind == MixerKind::RgLru,
         Point::ForgetGate | Point::Normaliser => matches!(kind, MixerKind::Mlstm | MixerKind::Slstm),
         Point::Bonus => matches!(kind, MixerKind::Rwkv4 | MixerKind::Rwkv5 | MixerKind::Rwkv6),
+        Point::InnerGate => kind == MixerKind::Hyena && geometry.rank > 1,
         Point::Query => kind.has_query(),
         Point::Key => kind.has_key(),
         Point::Form => kind.is_time_invariant(),

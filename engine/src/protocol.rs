@@ -58,7 +58,7 @@ pub struct Geometry {
     pub state_dim: usize,
     /// Heads that share one key and one query (B and C groups; attention: KV heads own the keys).
     pub groups: usize,
-    /// Keys and queries that such a group has at once, r (Mamba-3 MIMO); 1 elsewhere.
+    /// Keys and queries that such a group has at once, r (Mamba-3 MIMO), or filters that its values meet one after the other (Hyena); 1 elsewhere.
     pub rank: usize,
     /// Decay factors per head: 1, or N for Mamba-1, GLA, HGRN2, RWKV-5, RWKV-6 and RWKV-7, N/2 for S4, S4D and H3; 0 where nothing fades by a factor.
     pub decay_dim: usize,
@@ -197,6 +197,8 @@ pub enum Point {
     Key,
     /// Read direction: C, or the query, `[G, N]` (attention `[H, N]`, Mamba-3 MIMO `[G, r, N]`, H3 with heads `[H, P]`); of a short convolution, H3 or Hyena the gate after it, `[H]`.
     Query,
+    /// Hyena of order O above 2: the gates between its filters, the one that is met first first, `[H, O − 2]`.
+    InnerGate,
     /// What is mixed: x after convolution and SiLU, or the value vector, `[H, P]` (attention `[G, P]`).
     Value,
     /// Write strength ‖Δ B xᵀ‖_F, for the delta rule β‖k‖‖v‖, for attention ‖k‖‖v‖, with an input gate i‖k‖‖v‖, `[H]`.

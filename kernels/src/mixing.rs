@@ -101,6 +101,8 @@ pub enum Lowered<'a> {
         head: usize,
     },
     Toeplitz(Toeplitz<'a>),
+    /// A product of convolutions with gates of width 1, the one that the values meet first last (Hyena of order above 2).
+    Product(&'a [Toeplitz<'a>]),
 }
 
 impl Recurrent<'_> {
@@ -136,6 +138,10 @@ impl Lowered<'_> {
         let tokens = match self {
             Lowered::Recurrent(r) => r.check(),
             Lowered::Toeplitz(band) => band.check(),
+            Lowered::Product(bands) => {
+                assert!(bands.iter().all(|band| band.pre.width == 1), "mixing: gates of a product are not of width 1");
+                bands.iter().map(Toeplitz::check).min().expect("a product of one convolution at least")
+            }
             Lowered::Softmax { .. } => return,
         };
         assert!(end <= tokens, "mixing: row {} of {tokens}", end - 1);
@@ -163,6 +169,18 @@ impl Lowered<'_> {
             Lowered::Recurrent(r) => r,
             Lowered::Softmax { attention, query, head } => return attention.reference_row(query.row(t), *head, t),
             Lowered::Toeplitz(band) => return band.reference_row(t),
+            Lowered::Product(bands) => {
+                let mut row = vec![0.0; t + 1];
+                row[t] = 1.0;
+                for band in *bands {
+                    let mut next = vec![0.0; t + 1];
+                    for (i, weight) in row.iter().enumerate() {
+                        next.iter_mut().zip(band.reference_row(i)).for_each(|(next, m)| *next += weight * m);
+                    }
+                    row = next;
+                }
+                return row;
+            }
         };
         let mut u: Vec<f64> = r.query.row(t).iter().map(|&q| q.into()).collect();
         let mut out = vec![0.0; t + 1];

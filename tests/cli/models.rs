@@ -46,6 +46,7 @@ fn size(axis: &str, part: &Value, info: &Value) -> Option<u64> {
         "complex_state" => of("state_dim").map(|states| states / 2 / of("head_dim").unwrap()),
         "head_dim" => of("head_dim"),
         "rank" => of("rank"),
+        "inner_gate" => of("rank").map(|filters| filters - 1),
         "figure" => Some(3),
         other => panic!("unknown axis {other}"),
     }
@@ -116,6 +117,7 @@ fn every_quantity_of_every_model_is_traced() {
                     ("bonus", ["rwkv4", "rwkv5", "rwkv6"].contains(&kind)),
                     ("entropy", kind == "attention"),
                     ("gate", part["gated"] == true),
+                    ("inner_gate", kind == "hyena" && part["rank"].as_u64() > Some(1)),
                 ];
                 for (point, expected) in expected {
                     assert_eq!(has(point), expected, "{name}: {point} of layer {place}, {kind}");

@@ -19,6 +19,8 @@ pub enum Gate {
     Input,
     /// C of a short convolution.
     Output,
+    /// Gates between the filters of a Hyena.
+    Inner,
     /// z of gated attention.
     Shutter,
     /// What weighs the write: of RWKV-4, RG-LRU and mLSTM.
@@ -38,7 +40,7 @@ pub enum Gate {
 }
 
 impl Gate {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Delta,
         Self::Decay,
         Self::Write,
@@ -47,6 +49,7 @@ impl Gate {
         Self::Beta,
         Self::Input,
         Self::Output,
+        Self::Inner,
         Self::Shutter,
         Self::Weight,
         Self::Recurrence,
@@ -77,6 +80,7 @@ impl Gate {
             }
             MixerKind::S4 | MixerKind::S4d | MixerKind::H3Heads => &[Self::Delta, Self::Decay, Self::Write, Self::Read],
             MixerKind::H3 => &[Self::Input, Self::Output, Self::Delta, Self::Decay, Self::Write, Self::Read],
+            MixerKind::Hyena if mixer.rank > 1 => &[Self::Input, Self::Inner, Self::Output, Self::Write, Self::Read],
             MixerKind::Hyena => &[Self::Input, Self::Output, Self::Write, Self::Read],
             MixerKind::ShortConv => &[Self::Input, Self::Output, Self::Write, Self::Read],
             MixerKind::Attention if mixer.gated => &[Self::Write, Self::Read, Self::Shutter, Self::Entropy],
@@ -107,6 +111,7 @@ impl Gate {
             (Self::Output, MixerKind::H3 | MixerKind::Hyena) => "gate q",
             (Self::Input, _) => "B",
             (Self::Output, _) => "C",
+            (Self::Inner, _) => "gates x",
             (Self::Shutter, _) => "gate",
             (Self::Weight, MixerKind::Rwkv4) => "input g",
             (Self::Weight, MixerKind::Mamba3 | MixerKind::Mamba3Mimo) => "share λ",
@@ -169,7 +174,7 @@ impl Gate {
             (Self::Read, MixerKind::H3) => "read |q 2 Re C x|",
             (Self::Read, MixerKind::H3Heads) => "read ‖2 Re C x q‖",
             (Self::Read, MixerKind::Slstm) => "read |h|",
-            (Self::Read, MixerKind::Hyena) => "read |q (K ∗ kv)|",
+            (Self::Read, MixerKind::Hyena) => "read |q (K ∗ …)|",
             (Self::Read, MixerKind::Rwkv4) => "read (1 − c) |h|",
             (Self::Read, MixerKind::Mamba3Mimo) => "read |Σ g^ρ S C^ρ|",
             (Self::Read, MixerKind::Mamba1 | MixerKind::Mamba2 | MixerKind::Mamba3) => "read ‖S C‖",
@@ -181,6 +186,7 @@ impl Gate {
             (Self::Output, MixerKind::H3 | MixerKind::Hyena) => "output gate q",
             (Self::Input, _) => "input gate B",
             (Self::Output, _) => "output gate C",
+            (Self::Inner, _) => "gates x between the filters, their mean",
             (Self::Shutter, _) => "output gate z before its σ, mean over the head",
             (Self::Weight, MixerKind::Rwkv4) => "input gate g in (0, 1]: the token's share of the mean",
             (Self::Weight, MixerKind::Mlstm | MixerKind::Slstm) => "input gate exp(ĩ − m) in (0, 1]",
@@ -209,7 +215,9 @@ impl Gate {
     /// Signed or not.
     pub fn map(self) -> ColourMap {
         match self {
-            Self::Input | Self::Output | Self::Shutter | Self::Receptance | Self::Bonus => ColourMap::Diverging,
+            Self::Input | Self::Output | Self::Inner | Self::Shutter | Self::Receptance | Self::Bonus => {
+                ColourMap::Diverging
+            }
             _ => ColourMap::Sequential,
         }
     }
@@ -231,6 +239,7 @@ impl Gate {
             Self::Beta => subject.series(Point::Beta, Reduction::Full),
             Self::Input => subject.series(Point::Key, Reduction::Full),
             Self::Output => subject.series(Point::Query, Reduction::Full),
+            Self::Inner => subject.series(Point::InnerGate, Reduction::Head(Fold::Mean)),
             Self::Shutter => subject.series(Point::Gate, Reduction::Head(Fold::Mean)),
             Self::Weight => subject.series(Point::InputGate, Reduction::Full),
             Self::Recurrence => subject.series(Point::RecurrenceGate, Reduction::Full),
@@ -253,6 +262,7 @@ impl Gate {
             Self::Beta => format!("{who} replaces {} of what it holds under this key", percent(value)),
             Self::Input => format!("{who} takes its input in times {}", short(value)),
             Self::Output => format!("{who} lets its sum out times {}", short(value)),
+            Self::Inner => format!("{who} lets from one filter to the next times {}", short(value)),
             Self::Weight => format!("{who} lets {} of this token in", percent(value)),
             Self::Recurrence => {
                 format!("{who} has its recurrence gate at {}: the higher, the faster it forgets", short(value))

@@ -48,6 +48,8 @@ pub struct Step {
     pub entropy: Option<f32>,
     /// Width of a key, for 1/√d.
     pub key_width: usize,
+    /// Filters of a Hyena.
+    pub filters: usize,
     /// Tokens in sight.
     pub window: Option<usize>,
     pub feed_forward: Option<FeedForwardInfo>,

@@ -167,6 +167,7 @@ pub fn step(store: &Store, subject: &Subject<'_>, token: usize) -> Step {
         core: one(of_head(subject, Point::Core)),
         entropy: if_has(kind == MixerKind::Attention, Point::Entropy, Reduction::Full),
         key_width: subject.mixer.state_dim,
+        filters: subject.mixer.rank,
         window: subject.mixer.window.filter(|_| kind == MixerKind::Attention),
         feed_forward: subject.info().feed_forward,
     }
@@ -393,7 +394,9 @@ fn strength_facts(kind: MixerKind, step: &Step, facts: &mut Vec<Fact>) {
         }
         MixerKind::H3 => ("‖B̄‖|k̄ v|: what is added to the state", "|q 2 Re C x|: what is read, skip left out"),
         MixerKind::H3Heads => ("‖B̄‖‖k̄‖‖v‖: what is added to the state", "norm of what is read, skip left out"),
-        MixerKind::Hyena => ("|k v|: what the filter weighs", "|q (K ∗ kv)|: what is read, skip left out"),
+        MixerKind::Hyena => {
+            ("|k v|: what the filter weighs", "|q (K ∗ …)|: what is read; of one filter its skip left out")
+        }
         MixerKind::Mamba3 => ("‖λ Δ B xᵀ‖_F: what is added at once", "norm of what is read, skip D·x left out"),
         MixerKind::Mamba3Mimo => {
             ("‖λ Δ Σ X^ρ B^ρ x‖: what is added at once", "|Σ g^ρ S C^ρ|: what is read, gated, skip D·x left out")

@@ -31,7 +31,7 @@ pub fn stage_words(mixer: &Geometry, stage: Stage) -> String {
         (MixerKind::S4 | MixerKind::S4d, _) => "exact, the same at every token: a band for each distance, D included",
         (MixerKind::H3, _) => "exact: the kernel between the gates k̄ and q, D included",
         (MixerKind::H3Heads, _) => "exact: the kernel times q·k̄, D included; one matrix for all channels of the head",
-        (MixerKind::Hyena, _) => "exact: the filter between the gates k and q, its skip included",
+        (MixerKind::Hyena, _) => "exact: the filters between the gates from k to q, their skips included",
         (MixerKind::RgLru, Stage::Core) => "input gate included",
         (MixerKind::RgLru, Stage::Conv) => "input gate, conv included",
         (MixerKind::RgLru, Stage::Gate) => "input gate, conv, gate included",
@@ -79,7 +79,9 @@ pub fn formula(kind: MixerKind, stage: Stage) -> &'static str {
         (MixerKind::S4d, _) => "M_ij = 2 Re Σ_n C[n] Ā[n]^{i−j} B̄[n], plus D on the diagonal",
         (MixerKind::H3, _) => "M_ij = q_i (2 Re Σ_n C[n] Ā[n]^{i−j} B̄[n]) k̄_j, plus q_i D k̄_i on the diagonal",
         (MixerKind::H3Heads, _) => "M_ij = q_iᵀk̄_j (2 Re Σ_n C[n] Ā[n]^{i−j} B̄[n]), plus D q_iᵀk̄_i on the diagonal",
-        (MixerKind::Hyena, _) => "M_ij = q_i K[i−j] k_j, K the filter; plus q_i β k_i on the diagonal",
+        (MixerKind::Hyena, _) => {
+            "M_ij = q_i K[i−j] k_j, K the filter with its skip β in K[0]; of an order above 2 the product diag(q) T_{O−1} diag(x) … T_1 diag(k) of such bands, drawn row by row"
+        }
         (MixerKind::LinearAttention, Stage::Core) => "M_ij = q_iᵀk_j, over Σ_j of it where the model normalises",
         (MixerKind::Retention, Stage::Core) => "M_ij = γ^{i−j} q_iᵀk_j",
         (MixerKind::Gla | MixerKind::Hgrn2, Stage::Core) => "M_ij = Σ_n q_i[n] k_j[n] Π_{s=j+1..i} α_s[n]",

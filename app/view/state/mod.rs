@@ -125,7 +125,7 @@ impl View for StateView {
                  The selected head is large, rows are the channels of v; along a row stand the systems of the channels of k̄ one after the other, real parts first, imaginary parts after; colours are signed, zero is neutral."
             }
             Some(MixerKind::Hyena) => {
-                "Hyena has no state of fixed size: its filter is as long as the text, so it keeps k and v of every token in sight, as attention does. \
+                "Hyena has no state of fixed size: its filter is as long as the text, so it keeps k and v of every token in sight, as attention does, and of an order above 2 what enters each further filter. \
                  Each column is a token; the filter weighs k_s v_s of a token by how long ago it was, whatever it says."
             }
             Some(MixerKind::Mamba1) => {

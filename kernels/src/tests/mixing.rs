@@ -197,6 +197,36 @@ fn of_a_band_between_vectors() {
 }
 
 #[test]
+fn of_convolutions_one_after_the_other() {
+    on_each_set(|| {
+        let mut rng = Rng::new(26);
+        for (tokens, reach) in LENGTHS.into_iter().zip([1, 40, 7, 300].into_iter().cycle()) {
+            let gates = rng.vec(tokens * 4);
+            let taps: Vec<Vec<f32>> = (0..3).map(|_| rng.vec(reach)).collect();
+            let one = Strided { data: &[1.0], stride: 0, offset: 0, width: 1 };
+            let band = |index: usize| Toeplitz {
+                tokens,
+                taps: &taps[index],
+                pre: column(&gates, 4, index),
+                post: if index == 0 { column(&gates, 4, 3) } else { one },
+            };
+            let bands = [band(0), band(1), band(2)];
+            // Their size, far above what is left of them where signs differ.
+            let size = (tokens.min(reach) as f64).powi(2);
+            let m = check_rows_to(&Lowered::Product(&bands), tokens, size, &format!("product K={reach} T={tokens}"));
+            let v = rng.vec(tokens);
+            let mut y = v.clone();
+            for band in bands.iter().rev() {
+                let gated: Vec<f32> = y.iter().enumerate().map(|(t, y)| y * band.pre.at(t)).collect();
+                crate::causal_conv(&gated, band.taps, None, &mut vec![0.0; reach - 1], &mut y);
+                y.iter_mut().enumerate().for_each(|(t, y)| *y *= band.post.at(t));
+            }
+            assert_close_to(&y, &product(&m, |s| v[s]), 1e-5, size, "M·x = y");
+        }
+    });
+}
+
+#[test]
 fn a_row_applied_to_the_values() {
     on_each_set(|| {
         let mut rng = Rng::new(24);

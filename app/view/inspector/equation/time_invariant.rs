@@ -84,12 +84,19 @@ pub(super) fn h3_heads(step: &Step) -> Vec<String> {
 
 pub(super) fn hyena(step: &Step) -> Vec<String> {
     let at = sub(step.token);
-    vec![
+    let mut lines = vec![
         "z = k ⊙ v".to_owned(),
         format!("  z{at} = {} · {} = {}", show(step.key), show(step.value), show(product(step.key, step.value))),
+    ];
+    if step.filters > 1 {
+        lines.push(format!("z ← x ⊙ (K ∗ z + β z), {} times", step.filters - 1));
+        lines.push("  K, β and the gate x of each its own".to_owned());
+    }
+    lines.extend([
         format!("y{at} = q{at} (Σₗ K[l] zₜ₋ₗ + β z{at})"),
         format!("  q = {}, y = {}", show(step.query), show(step.core)),
         "K: a network of the distance l".to_owned(),
         "runs as: convolution, there is no other".to_owned(),
-    ]
+    ]);
+    lines
 }

@@ -38,8 +38,13 @@ pub fn h3(keys: Keys) -> Result<ModelSpec, ConfigError> {
 }
 
 pub fn hyena(keys: Keys) -> Result<ModelSpec, ConfigError> {
+    let order = keys.size("order", 2)?;
+    if order < 2 {
+        return Err(keys.invalid("order", &order.into(), "2 or more: gates, with a filter between any two"));
+    }
     let spec = HyenaSpec {
         channels: hidden_size(keys)?,
+        order,
         length: keys.size("filter_length", 1024)?,
         short_taps: keys.size("short_filter_length", 3)?,
         features: keys.size("filter_features", 3)?,
@@ -55,8 +60,10 @@ pub fn hyena(keys: Keys) -> Result<ModelSpec, ConfigError> {
             "an odd number from 3: a position, and sines and cosines of it",
         ));
     }
-    elements("the filter", &[spec.length, spec.channels.max(spec.width).max(spec.features)])?;
-    elements("the network of the filter", &[spec.width, spec.width.max(spec.channels), spec.inner_layers])?;
+    let all = elements("the filters of a distance", &[spec.channels, order + 1])?;
+    elements("the projections", &[spec.channels, all])?;
+    elements("the filters", &[spec.length, all.max(spec.width).max(spec.features)])?;
+    elements("the network of the filters", &[spec.width, spec.width.max(all), spec.inner_layers])?;
     let length = spec.length;
     let model = model(keys, "hyena", MixerSpec::Hyena(spec))?;
     Ok(ModelSpec { trained_context: Some(model.trained_context.unwrap_or(length)), ..model })

@@ -263,6 +263,8 @@ fn the_other_recurrences_have_the_sizes_of_their_classes() {
         (json!({"model_type": "mamba3", "is_mimo": true, "mimo_rank": 1 << 24}), "in_proj"),
         (json!({"model_type": "mamba3", "use_bias": true}), "use_bias"),
         (json!({"model_type": "h3", "head_dim": 7}), "head_dim"),
+        (json!({"model_type": "hyena", "order": 1}), "order"),
+        (json!({"model_type": "hyena", "order": 1 << 24, "hidden_size": 1 << 12}), "projections"),
         (json!({"model_type": "rwkv5", "model_version": "5_1"}), "model_version"),
         (json!({"model_type": "rwkv5", "head_size": 60}), "head_size"),
         (json!({"model_type": "rwkv6", "num_heads": 3}), "num_heads"),
