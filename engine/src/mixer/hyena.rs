@@ -104,10 +104,14 @@ fn filter(spec: &HyenaSpec, scope: &Scope<'_>) -> Result<Vec<f32>, LoadError> {
     let layer = |index: usize| scope.scope(&format!("implicit_filter.{index}"));
     // One frequency a unit for all layers.
     let frequencies = scope.tensor("implicit_filter.1.freq", &[1, width])?;
-    let mut hidden = features(spec);
+    let mut hidden = Vec::new();
     for index in (0..last).step_by(2) {
         let inputs = if index == 0 { spec.features } else { width };
         let matrix = layer(index).matrix("weight", width, inputs)?;
+        if index == 0 {
+            // Only now, when a tensor has vouched for their number.
+            hidden = features(spec);
+        }
         hidden = project(&matrix, Some(&layer(index).vector("bias", width)?), &hidden);
         for row in hidden.chunks_exact_mut(width) {
             row.iter_mut().zip(&frequencies).for_each(|(x, frequency)| *x = (*x * frequency).sin());

@@ -11,6 +11,9 @@ use crate::model::spec::{
 };
 use statescope_kernels::activation::Activation;
 
+/// Taps of a Hyena's filter: they are all made when a model is opened, and no tensor says how many.
+const MAX_FILTER: usize = 1 << 20;
+
 /// Diagonal plus low rank.
 pub fn s4(keys: Keys) -> Result<ModelSpec, ConfigError> {
     let system = system(keys, true, hidden_size(keys)?)?;
@@ -59,6 +62,9 @@ pub fn hyena(keys: Keys) -> Result<ModelSpec, ConfigError> {
             found,
             "an odd number from 3: a position, and sines and cosines of it",
         ));
+    }
+    if spec.length > MAX_FILTER {
+        return Err(keys.invalid("filter_length", &spec.length.into(), &format!("at most {MAX_FILTER}")));
     }
     let all = elements("the filters of a distance", &[spec.channels, order + 1])?;
     elements("the projections", &[spec.channels, all])?;

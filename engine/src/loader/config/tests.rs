@@ -264,6 +264,7 @@ fn the_other_recurrences_have_the_sizes_of_their_classes() {
         (json!({"model_type": "mamba3", "use_bias": true}), "use_bias"),
         (json!({"model_type": "h3", "head_dim": 7}), "head_dim"),
         (json!({"model_type": "hyena", "order": 1}), "order"),
+        (json!({"model_type": "hyena", "filter_length": 1 << 21}), "filter_length"),
         (json!({"model_type": "hyena", "order": 1 << 24, "hidden_size": 1 << 12}), "projections"),
         (json!({"model_type": "rwkv5", "model_version": "5_1"}), "model_version"),
         (json!({"model_type": "rwkv5", "head_size": 60}), "head_size"),
