@@ -267,8 +267,13 @@ pub fn spread(order: &[usize], count: usize) -> Vec<usize> {
 /// min, median and max of what is finite.
 pub fn spread_of(values: &[f32]) -> Option<[f32; 3]> {
     let mut finite: Vec<f32> = values.iter().copied().filter(|v| v.is_finite()).collect();
-    finite.sort_by(f32::total_cmp);
-    Some([*finite.first()?, finite[finite.len() / 2], *finite.last()?])
+    if finite.is_empty() {
+        return None;
+    }
+    let middle = finite.len() / 2;
+    let (below, median, above) = finite.select_nth_unstable_by(middle, f32::total_cmp);
+    let low = below.iter().copied().fold(*median, f32::min);
+    Some([low, *median, above.iter().copied().fold(*median, f32::max)])
 }
 
 /// Mean distance a row looks back, Σ_j (i−j)|M_ij| / Σ_j |M_ij| tokens (DeciMamba, arXiv 2406.14528).

@@ -393,10 +393,12 @@ impl Worker {
         let began = Instant::now();
         let made = session.position().saturating_sub(self.told.position);
         let allowed = self.allowance.after(self.last_publish.elapsed(), self.collector.is_far_behind());
-        // That something has begun or ended is told before pictures are drawn.
-        let slice = match (session.is_reading() || state != self.told.state, busy) {
+        // That something has begun or ended is told before anything is drawn; what is idle then draws at once.
+        let changed = state != self.told.state;
+        let slice = match (session.is_reading(), busy) {
             (true, _) => SLICE_READING,
             (false, true) if running && began >= self.next_token_at => allowed,
+            (false, _) if changed => Duration::ZERO,
             (false, true) => SLICE_RUNNING,
             (false, false) => SLICE_IDLE,
         };

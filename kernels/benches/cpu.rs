@@ -206,6 +206,7 @@ fn attentions() {
             window: None,
             keys: &keys,
             values: &values,
+            layout: Layout::ByToken,
         };
         let q = numbers(tokens * heads * head_dim, 13);
         let mut y = nan(q.len());

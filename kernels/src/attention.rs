@@ -7,6 +7,33 @@ use crate::cpu;
 /// Positions of a page of keys or values.
 pub const PAGE: usize = 64;
 
+/// How a page of keys or values lies in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// [PAGE, H_kv, dim], as tokens are recorded.
+    ByToken,
+    /// [H_kv, PAGE, dim]: what one head reads is one stream, as a token that looks back over a long text wants it.
+    ByHead,
+}
+
+impl Layout {
+    /// Where the vectors of `kv_head` begin in a page, and how far they lie apart.
+    #[inline(always)]
+    pub(crate) fn place(self, kv_heads: usize, kv_head: usize, dim: usize) -> (usize, usize) {
+        match self {
+            Self::ByToken => (kv_head * dim, kv_heads * dim),
+            Self::ByHead => (kv_head * PAGE * dim, dim),
+        }
+    }
+
+    /// Where the vector of `kv_head` at `position` begins in its page.
+    #[inline(always)]
+    pub fn at(self, position: usize, kv_heads: usize, kv_head: usize, dim: usize) -> usize {
+        let (start, stride) = self.place(kv_heads, kv_head, dim);
+        start + position % PAGE * stride
+    }
+}
+
 /// Rotary position embedding (Su et al. 2021), half-split: for j < r, with angle θ = position · f_j,
 /// (x_j, x_{j+r}) ← (x_j cos θ − x_{j+r} sin θ, x_{j+r} cos θ + x_j sin θ); dimensions from 2r on pass.
 #[derive(Clone, Debug, PartialEq)]
@@ -67,11 +94,13 @@ pub struct Attention<'a> {
     pub window: Option<usize>,
     /// Positions from 0 that no window hides.
     pub sinks: usize,
-    /// Pages [PAGE, H_kv, head_dim]; the last may be cut after its last position. Those wholly behind the sinks and before the
-    /// window of every query are not touched and may be empty.
+    /// Pages of keys, [PAGE, H_kv, head_dim] or as `layout` says; the last may be cut after its last position. Those wholly behind the
+    /// sinks and before the window of every query are not touched and may be empty.
     pub keys: &'a [&'a [f32]],
-    /// The same, [PAGE, H_kv, value_dim].
+    /// The same with value_dim.
     pub values: &'a [&'a [f32]],
+    /// Of keys and values.
+    pub layout: Layout,
 }
 
 impl Attention<'_> {
@@ -84,7 +113,8 @@ impl Attention<'_> {
         let (end, first) = (positions.end, self.first_seen(positions.start));
         let needed = |pages: &[&[f32]], width: usize| {
             (0..self.sunk(first).div_ceil(PAGE)).chain(first / PAGE..end.div_ceil(PAGE)).all(|page| {
-                let held = PAGE.min(end - page * PAGE) * kv_heads * width;
+                let last = PAGE.min(end - page * PAGE) - 1;
+                let held = self.layout.at(last, kv_heads, kv_heads - 1, width) + width;
                 pages.get(page).is_some_and(|p| p.len() >= held)
             })
         };
@@ -120,13 +150,15 @@ impl Attention<'_> {
     /// Key of `kv_head` at `position`.
     #[inline(always)]
     pub(crate) fn key(&self, position: usize, kv_head: usize) -> &[f32] {
-        &self.keys[position / PAGE][(position % PAGE * self.kv_heads + kv_head) * self.head_dim..][..self.head_dim]
+        let at = self.layout.at(position, self.kv_heads, kv_head, self.head_dim);
+        &self.keys[position / PAGE][at..][..self.head_dim]
     }
 
     /// Value of `kv_head` at `position`.
     #[inline(always)]
     pub(crate) fn value(&self, position: usize, kv_head: usize) -> &[f32] {
-        &self.values[position / PAGE][(position % PAGE * self.kv_heads + kv_head) * self.value_dim..][..self.value_dim]
+        let at = self.layout.at(position, self.kv_heads, kv_head, self.value_dim);
+        &self.values[position / PAGE][at..][..self.value_dim]
     }
 
     /// `q` [T, H, head_dim], `y` [T, H, value_dim], the first query at `first_position`; each sees its own position and those

@@ -61,7 +61,7 @@ pub use activation::{
     Activation, exp_slice, gelu_slice, gelu_tanh_slice, relu2_slice, sigmoid, sigmoid_mul, sigmoid_slice, silu,
     silu_mul, silu_slice, softplus, softplus_slice,
 };
-pub use attention::{Attention, PAGE, Rope};
+pub use attention::{Attention, Layout, PAGE, Rope};
 pub use channel_scan::{ChannelScan, wkv_gates};
 pub use conv::causal_conv;
 pub use delta_rule::DeltaRule;

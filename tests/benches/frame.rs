@@ -90,7 +90,7 @@ fn main() {
         let (said, events) = bounded(8);
         let cancel = Arc::new(AtomicBool::new(false));
         let worker = Worker::new(heard, said, Box::new(|| {}), cancel.clone());
-        std::thread::spawn(move || worker.run());
+        std::thread::Builder::new().name("engine".into()).spawn(move || worker.run()).unwrap();
         let mut window = Window::new(Handle::from_channels(commands.clone(), events, cancel), &name);
         window.until(|app| app.store.position > 4 && app.store.run == RunState::Paused);
         while window.app.store.length() < HISTORY {

@@ -11,7 +11,7 @@
 use std::ops::Range;
 
 use statescope_kernels::activation::{sigmoid, sigmoid_slice};
-use statescope_kernels::attention::{Attention, PAGE, Rope};
+use statescope_kernels::attention::{Attention, Layout, PAGE, Rope};
 #[cfg(feature = "cuda")]
 use statescope_kernels::cuda;
 use statescope_kernels::linear::linear;
@@ -198,12 +198,9 @@ impl SoftmaxAttention {
         let rows = q.len() / (self.spec.heads * self.spec.head_dim);
         let mut y = vec![0.0; rows * self.spec.heads * self.spec.value_dim];
         let mut entropy = vec![0.0; if hooks.wanted() { rows * self.spec.heads } else { 0 }];
-        self.attention(&cache.key_pages(), &cache.value_pages(), self.spec.sinks).forward(
-            q,
-            first,
-            &mut y,
-            hooks.wanted().then_some(&mut entropy),
-        );
+        let (keys, values) = (cache.key_pages(), cache.value_pages());
+        let entropy_bits = hooks.wanted().then_some(&mut entropy[..]);
+        self.attention(&keys, &values, KvCache::LAYOUT, self.spec.sinks).forward(q, first, &mut y, entropy_bits);
         hooks.show(Point::Entropy, &entropy);
         y
     }
@@ -217,9 +214,15 @@ impl SoftmaxAttention {
         head * self.spec.kv_heads / self.spec.heads
     }
 
-    fn attention<'a>(&self, keys: &'a [&'a [f32]], values: &'a [&'a [f32]], sinks: usize) -> Attention<'a> {
+    fn attention<'a>(
+        &self,
+        keys: &'a [&'a [f32]],
+        values: &'a [&'a [f32]],
+        layout: Layout,
+        sinks: usize,
+    ) -> Attention<'a> {
         let AttentionSpec { heads, kv_heads, head_dim, value_dim, scale, window, .. } = self.spec;
-        Attention { heads, kv_heads, head_dim, value_dim, scale, window, sinks, keys, values }
+        Attention { heads, kv_heads, head_dim, value_dim, scale, window, sinks, keys, values, layout }
     }
 }
 
@@ -251,8 +254,8 @@ impl Mixer for SoftmaxAttention {
     }
 
     fn slot(&self) -> StateSlot {
-        let [keys, values] = self.kv_widths();
-        StateSlot { kv: KvCache::new(keys, values), ..StateSlot::default() }
+        let AttentionSpec { kv_heads, head_dim, value_dim, .. } = self.spec;
+        StateSlot { kv: KvCache::new(kv_heads, head_dim, value_dim), ..StateSlot::default() }
     }
 
     fn prefill(&self, xs: &[f32], slot: &mut StateSlot, hooks: &mut Hooks<'_>, out: &mut [f32]) {
@@ -319,7 +322,7 @@ impl Mixer for SoftmaxAttention {
         // Of a record that begins later the first tokens are no sinks.
         let sinks = self.spec.sinks.saturating_sub(tape.positions().start);
         draw(&Lowered::Softmax {
-            attention: self.attention(&pages(Point::Key, keys), &pages(Point::Value, values), sinks),
+            attention: self.attention(&pages(Point::Key, keys), &pages(Point::Value, values), Layout::ByToken, sinks),
             query: tape.strided(Point::Query, head * head_dim, head_dim),
             head,
         });

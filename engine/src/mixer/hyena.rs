@@ -170,7 +170,7 @@ impl Mixer for Hyena {
         StateSlot {
             conv: vec![0.0; (order + 1) * channels * (short_taps - 1)],
             // k and the further z as keys.
-            kv: KvCache::new(self.spec.filters() * channels, channels),
+            kv: KvCache::new(1, self.spec.filters() * channels, channels),
             ..StateSlot::default()
         }
     }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use statescope_kernels::attention::PAGE;
+use statescope_kernels::attention::{Layout, PAGE};
 
 /// Preallocated memory of one mixer: recurrent state, convolution history, KV cache; what a mixer does not have is empty.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -38,21 +38,25 @@ impl StateSlot {
     }
 }
 
-/// Keys and values of all tokens so far, in pages of [`PAGE`] positions, each `[position, kv_head, head_dim]`. A clone shares the pages.
+/// Keys and values of all tokens so far, in pages of [`PAGE`] positions, each `[kv_head, position, dim]`. A clone shares the pages.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct KvCache {
     keys: Vec<Arc<Vec<f32>>>,
     values: Vec<Arc<Vec<f32>>>,
-    /// kv_heads · head_dim, of keys and of values.
-    widths: [usize; 2],
+    kv_heads: usize,
+    /// Of keys and of values.
+    dims: [usize; 2],
     length: usize,
     /// Tokens given up, a multiple of [`PAGE`].
     forgotten: usize,
 }
 
 impl KvCache {
-    pub fn new(key_width: usize, value_width: usize) -> Self {
-        Self { widths: [key_width, value_width], ..Self::default() }
+    /// How its pages lie in memory.
+    pub const LAYOUT: Layout = Layout::ByHead;
+
+    pub fn new(kv_heads: usize, key_dim: usize, value_dim: usize) -> Self {
+        Self { kv_heads, dims: [key_dim, value_dim], ..Self::default() }
     }
 
     /// Tokens appended so far.
@@ -65,7 +69,7 @@ impl KvCache {
     }
 
     pub fn bytes(&self) -> usize {
-        (self.length - self.forgotten) * self.widths.iter().sum::<usize>() * size_of::<f32>()
+        (self.length - self.forgotten) * self.kv_heads * self.dims.iter().sum::<usize>() * size_of::<f32>()
     }
 
     /// Gives up the pages that hold only `positions`, of which the first is always the same; they stay in the list as empty ones.
@@ -78,18 +82,23 @@ impl KvCache {
         }
     }
 
-    /// Appends keys and values `[T, width]`.
+    /// Appends keys and values `[T, kv_head, dim]`.
     pub fn append(&mut self, keys: &[f32], values: &[f32]) {
-        let [of_keys, of_values] = self.widths;
+        let [of_keys, of_values] = self.dims.map(|dim| dim * self.kv_heads);
         for (key, value) in keys.chunks_exact(of_keys).zip(values.chunks_exact(of_values)) {
-            let (page, slot) = (self.length / PAGE, self.length % PAGE);
+            let page = self.length / PAGE;
             if page == self.keys.len() {
                 self.keys.push(Arc::new(vec![0.0; PAGE * of_keys]));
                 self.values.push(Arc::new(vec![0.0; PAGE * of_values]));
             }
-            // A page shared with a snapshot is copied before it is written.
-            Arc::make_mut(&mut self.keys[page])[slot * of_keys..][..of_keys].copy_from_slice(key);
-            Arc::make_mut(&mut self.values[page])[slot * of_values..][..of_values].copy_from_slice(value);
+            let pages = [&mut self.keys[page], &mut self.values[page]];
+            for ((page, token), dim) in pages.into_iter().zip([key, value]).zip(self.dims) {
+                // A page shared with a snapshot is copied before it is written.
+                let page = Arc::make_mut(page);
+                for (kv_head, vector) in token.chunks_exact(dim).enumerate() {
+                    page[Self::LAYOUT.at(self.length, self.kv_heads, kv_head, dim)..][..dim].copy_from_slice(vector);
+                }
+            }
             self.length += 1;
         }
     }
@@ -109,7 +118,7 @@ mod tests {
 
     #[test]
     fn a_snapshot_of_the_cache_is_a_value() {
-        let mut slot = StateSlot { kv: KvCache::new(2, 2), ..StateSlot::default() };
+        let mut slot = StateSlot { kv: KvCache::new(1, 2, 2), ..StateSlot::default() };
         slot.kv.append(&[1.0, 2.0], &[3.0, 4.0]);
         let snapshot = slot.snapshot();
         slot.kv.append(&[5.0, 6.0], &[7.0, 8.0]);
@@ -123,7 +132,7 @@ mod tests {
 
     #[test]
     fn what_left_the_window_is_given_up_by_the_page() {
-        let mut cache = KvCache::new(1, 1);
+        let mut cache = KvCache::new(1, 1, 1);
         cache.append(&[1.0; 3 * PAGE], &[1.0; 3 * PAGE]);
         cache.forget(0..2 * PAGE - 1);
         assert_eq!(cache.len(), 3 * PAGE);
@@ -133,7 +142,7 @@ mod tests {
 
     #[test]
     fn sinks_are_kept() {
-        let mut cache = KvCache::new(1, 2);
+        let mut cache = KvCache::new(1, 1, 2);
         cache.append(&[1.0; 5 * PAGE], &[1.0; 10 * PAGE]);
         for end in [PAGE + 3, 3 * PAGE, 4 * PAGE + 1] {
             cache.forget(PAGE + 1..end);

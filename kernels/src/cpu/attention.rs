@@ -25,27 +25,44 @@ pub(crate) fn forward(
     y: &mut [f32],
     entropy_bits: Option<&mut [f32]>,
 ) {
-    let Attention { heads, head_dim, value_dim, .. } = *attention;
+    let Attention { heads, kv_heads, head_dim, value_dim, .. } = *attention;
     let tokens = q.len() / (heads * head_dim);
     let window = attention.window.map_or(usize::MAX, |window| window + attention.sinks);
     let seen = (first_position + tokens / 2 + 1).min(window);
-    let work = (q.len() + y.len()) * seen / LANES;
-    // Pieces are tokens, or tiles of tokens, with all heads.
-    let queries = if tokens < FEW { 1 } else { QUERIES };
-    let mut entropy_bits = entropy_bits.map(|bits| bits.chunks_mut(queries * heads));
+    let work = (q.len() + y.len()) * seen;
+    // Pieces are tiles of tokens with all heads, or of one token the heads that read the same keys.
+    let few = tokens < FEW;
+    let of_piece = if few { heads / kv_heads } else { QUERIES * heads };
+    let mut entropy_bits = entropy_bits.map(|bits| bits.chunks_mut(of_piece));
     let pieces: Vec<_> = q
-        .chunks(queries * heads * head_dim)
-        .zip(y.chunks_mut(queries * heads * value_dim))
+        .chunks(of_piece * head_dim)
+        .zip(y.chunks_mut(of_piece * value_dim))
         .enumerate()
-        .map(|(i, (q, y))| (first_position + i * queries, q, y, entropy_bits.as_mut().and_then(Iterator::next)))
+        .map(|(i, (q, y))| (i, q, y, entropy_bits.as_mut().and_then(Iterator::next)))
         .collect();
-    par::for_each(pieces.into_iter(), work, |(first, q, y, entropy_bits)| {
-        if tokens < FEW {
-            dispatch(Single { attention, q, position: first, y, entropy_bits });
+    par::for_each(pieces.into_iter(), work, |(i, q, y, entropy_bits)| {
+        if few {
+            let (position, kv_head) = (first_position + i / kv_heads, i % kv_heads);
+            dispatch(Single { attention, kv_head, q, position, y, entropy_bits });
         } else {
-            dispatch(Tile { attention, q, first, y, entropy_bits });
+            dispatch(Tile { attention, q, first: first_position + i * QUERIES, y, entropy_bits });
         }
     });
+}
+
+/// Positions `seen`, whose first has number `row` among all that are seen, by page: the page, the first in it, its number, how many.
+fn by_page(seen: Range<usize>, row: usize) -> impl Iterator<Item = (usize, usize, usize, usize)> + Clone {
+    (seen.start / PAGE..seen.end.div_ceil(PAGE)).map(move |page| {
+        let (first, end) = (seen.start.max(page * PAGE), seen.end.min((page + 1) * PAGE));
+        (page, first % PAGE, row + first - seen.start, end - first)
+    })
+}
+
+/// The vectors of `kv_head` in a page from its position `at` on.
+#[inline(always)]
+fn vectors<'a>(attention: &Attention, page: &'a [f32], kv_head: usize, dim: usize, at: usize) -> View<'a> {
+    let (start, stride) = attention.layout.place(attention.kv_heads, kv_head, dim);
+    View { data: &page[start + at * stride..], stride }
 }
 
 pub(crate) fn row(attention: &Attention, q: &[f32], head: usize, out: &mut [f32]) {
@@ -125,16 +142,16 @@ fn soften<S: Simd>(s: S, logits: &mut [f32]) -> Moments {
     Moments { sum: s.sum(sum), inner: s.sum(inner) }
 }
 
-/// One query, all heads. Positions go outermost, so that keys and values stream through once, in the order they lie in memory: a pass a
-/// head would jump from line to line, and decoding is bound by these bytes.
+/// One query of the heads that read the keys and values of `kv_head`: two streams of memory, whose bytes bound decoding.
 struct Single<'a> {
     attention: &'a Attention<'a>,
-    /// [H, head_dim]
+    kv_head: usize,
+    /// [H / H_kv, head_dim]
     q: &'a [f32],
     position: usize,
-    /// [H, value_dim]
+    /// [H / H_kv, value_dim]
     y: &'a mut [f32],
-    /// [H]
+    /// [H / H_kv]
     entropy_bits: Option<&'a mut [f32]>,
 }
 
@@ -142,39 +159,104 @@ impl Kernel for Single<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Single { attention, q, position, y, mut entropy_bits } = self;
-        let Attention { heads, kv_heads, head_dim, value_dim, scale, .. } = *attention;
+        let Single { attention, kv_head, q, position, y, mut entropy_bits } = self;
+        let Attention { head_dim, value_dim, scale, .. } = *attention;
         let first = attention.first_seen(position);
-        let seen = attention.sunk(first) + position + 1 - first;
-        let mut weights = vec![0.0; heads * seen];
-        for (i, position) in attention.seen(position).enumerate() {
-            let stride = kv_heads * head_dim;
-            let keys = &attention.keys[position / PAGE][position % PAGE * stride..][..stride];
-            for (head, q) in q.chunks_exact(head_dim).enumerate() {
-                let key = &keys[attention.kv_head(head) * head_dim..][..head_dim];
-                weights[head * seen + i] = scale * dot(s, q, key);
+        let sunk = attention.sunk(first);
+        let mut weights = vec![0.0; sunk + position + 1 - first];
+        let pages = by_page(0..sunk, 0).chain(by_page(first..position + 1, sunk));
+        for (head, (q, y)) in q.chunks_exact(head_dim).zip(y.chunks_exact_mut(value_dim)).enumerate() {
+            for (page, at, row, length) in pages.clone() {
+                let keys = vectors(attention, attention.keys[page], kv_head, head_dim, at);
+                dots(s, q, keys, scale, &mut weights[row..row + length]);
             }
-        }
-        y.fill(0.0);
-        let mut sums = vec![0.0; heads];
-        for (head, weights) in weights.chunks_exact_mut(seen).enumerate() {
-            let moments = soften(s, weights);
-            sums[head] = moments.sum;
+            let moments = soften(s, &mut weights);
+            y.fill(0.0);
+            for (page, at, row, length) in pages.clone() {
+                let values = vectors(attention, attention.values[page], kv_head, value_dim, at);
+                add_weighted(s, &weights[row..row + length], values, y);
+            }
+            y.iter_mut().for_each(|y| *y /= moments.sum);
             if let Some(bits) = &mut entropy_bits {
                 bits[head] = moments.entropy_bits();
             }
         }
-        for (i, position) in attention.seen(position).enumerate() {
-            let stride = kv_heads * value_dim;
-            let values = &attention.values[position / PAGE][position % PAGE * stride..][..stride];
-            for (head, y) in y.chunks_exact_mut(value_dim).enumerate() {
-                let value = &values[attention.kv_head(head) * value_dim..][..value_dim];
-                axpy(s, weights[head * seen + i], value, y);
+    }
+}
+
+/// out_i = scale · q·k_i, eight keys at a time, whose sums are added up together.
+#[inline(always)]
+fn dots<S: Simd>(s: S, q: &[f32], keys: View, scale: f32, out: &mut [f32]) {
+    let whole = q.len() / LANES * LANES;
+    for (block, out) in out.chunks_mut(LANES).enumerate() {
+        // Beyond the last key it is read again, and left out.
+        let key: [&[f32]; LANES] =
+            std::array::from_fn(|i| &keys.data[(block * LANES + i.min(out.len() - 1)) * keys.stride..][..q.len()]);
+        let mut sums = [s.splat(0.0); LANES];
+        for d in (0..whole).step_by(LANES) {
+            let q = s.load(&q[d..]);
+            for (sum, key) in sums.iter_mut().zip(&key) {
+                *sum = s.fma(q, s.load(&key[d..]), *sum);
             }
         }
-        for (y, sum) in y.chunks_exact_mut(value_dim).zip(sums) {
-            y.iter_mut().for_each(|y| *y /= sum);
+        if whole < q.len() {
+            let q = s.load_some(&q[whole..]);
+            for (sum, key) in sums.iter_mut().zip(&key) {
+                *sum = s.fma(q, s.load_some(&key[whole..]), *sum);
+            }
         }
+        let [a, b, c, d, e, f, g, h] = s.transpose(sums);
+        let total = s.add(s.add(s.add(a, e), s.add(c, g)), s.add(s.add(b, f), s.add(d, h)));
+        s.store_some(s.mul(total, s.splat(scale)), out);
+    }
+}
+
+/// y += Σ_i w_i v_i.
+#[inline(always)]
+fn add_weighted<S: Simd>(s: S, weights: &[f32], values: View, y: &mut [f32]) {
+    let mut at = 0;
+    while y.len() - at >= 4 * LANES {
+        add_columns::<S, 4>(s, weights, values, at, y);
+        at += 4 * LANES;
+    }
+    while y.len() - at >= LANES {
+        add_columns::<S, 1>(s, weights, values, at, y);
+        at += LANES;
+    }
+    if at < y.len() {
+        let y = &mut y[at..];
+        for (i, &weight) in weights.iter().enumerate() {
+            axpy(s, weight, &values.data[i * values.stride + at..][..y.len()], y);
+        }
+    }
+}
+
+/// [`add_weighted`] for N vectors of y. Even and odd positions have sums of their own, so that more multiply-adds overlap.
+#[inline(always)]
+fn add_columns<S: Simd, const N: usize>(s: S, weights: &[f32], values: View, at: usize, y: &mut [f32]) {
+    let y = &mut y[at..][..N * LANES];
+    let mut sums: [[S::V; N]; 2] = [std::array::from_fn(|j| s.load(&y[j * LANES..])), [s.splat(0.0); N]];
+    let (pairs, last) = weights.as_chunks::<2>();
+    for (i, pair) in pairs.iter().enumerate() {
+        for (sums, (i, weight)) in sums.iter_mut().zip([(2 * i, pair[0]), (2 * i + 1, pair[1])]) {
+            add_row(s, weight, &values.data[i * values.stride + at..], sums);
+        }
+    }
+    if let [weight] = last {
+        add_row(s, *weight, &values.data[(weights.len() - 1) * values.stride + at..], &mut sums[0]);
+    }
+    let [even, odd] = sums;
+    for (j, (even, odd)) in even.into_iter().zip(odd).enumerate() {
+        s.store(s.add(even, odd), &mut y[j * LANES..]);
+    }
+}
+
+/// sums += weight · value.
+#[inline(always)]
+fn add_row<S: Simd, const N: usize>(s: S, weight: f32, value: &[f32], sums: &mut [S::V; N]) {
+    let (weight, value) = (s.splat(weight), &value[..N * LANES]);
+    for (j, sum) in sums.iter_mut().enumerate() {
+        *sum = s.fma(weight, s.load(&value[j * LANES..]), *sum);
     }
 }
 
@@ -196,7 +278,7 @@ impl Kernel for Tile<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Tile { attention, q, first, y, mut entropy_bits } = self;
-        let Attention { heads, kv_heads, head_dim, value_dim, scale, .. } = *attention;
+        let Attention { heads, head_dim, value_dim, scale, .. } = *attention;
         let (width, value_width) = (heads * head_dim, heads * value_dim);
         let queries = q.len() / width;
         // Positions that any query of the tile sees: sinks, and a window of all. Each has a row of weights, in that order.
@@ -204,14 +286,7 @@ impl Kernel for Tile<'_> {
         let sunk = attention.sunk(start);
         let mut columns = vec![0.0; head_dim * QUERIES];
         let mut weights = vec![0.0; (sunk + end - start) * QUERIES];
-        // By page: the first position in it, its row of weights, and how many there are.
-        let pieces = |seen: Range<usize>, row: usize| {
-            (seen.start / PAGE..seen.end.div_ceil(PAGE)).map(move |page| {
-                let (first, end) = (seen.start.max(page * PAGE), seen.end.min((page + 1) * PAGE));
-                (page, first % PAGE, (row + first - seen.start) * QUERIES, end - first)
-            })
-        };
-        let pages = pieces(0..sunk, 0).chain(pieces(start..end, sunk));
+        let pages = by_page(0..sunk, 0).chain(by_page(start..end, sunk));
         y.fill(0.0);
         for head in 0..heads {
             let kv_head = attention.kv_head(head);
@@ -221,9 +296,8 @@ impl Kernel for Tile<'_> {
             columns.iter_mut().for_each(|q| *q *= scale);
             weights.fill(0.0);
             for (page, at, row, length) in pages.clone() {
-                let stride = kv_heads * head_dim;
-                let keys = View { data: &attention.keys[page][at * stride + kv_head * head_dim..], stride };
-                let logits = &mut weights[row..];
+                let keys = vectors(attention, attention.keys[page], kv_head, head_dim, at);
+                let logits = &mut weights[row * QUERIES..];
                 add_product::<S, false>(
                     s,
                     keys,
@@ -256,9 +330,8 @@ impl Kernel for Tile<'_> {
 
             let y = &mut y[head * value_dim..];
             for (page, at, row, length) in pages.clone() {
-                let stride = kv_heads * value_dim;
-                let weights = View { data: &weights[row..], stride: QUERIES };
-                let values = View { data: &attention.values[page][at * stride + kv_head * value_dim..], stride };
+                let weights = View { data: &weights[row * QUERIES..], stride: QUERIES };
+                let values = vectors(attention, attention.values[page], kv_head, value_dim, at);
                 add_product::<S, true>(s, weights, values, (queries, value_dim, length), y, value_width);
             }
             let lanes = |halves: [S::V; 2]| {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{Attention, PAGE, Rope};
+use crate::{Attention, Layout, PAGE, Rope};
 
 pub(crate) fn pages(xs: &[f32], width: usize) -> Vec<&[f32]> {
     xs.chunks(PAGE * width).collect()
@@ -28,6 +28,7 @@ fn equals_the_reference() {
                         window: None,
                         keys: &keys,
                         values: &values,
+                        layout: Layout::ByToken,
                     };
                     let q = rng.vec(tokens * heads * head_dim);
                     let (mut y, mut entropy) = (nan(q.len()), nan(tokens * heads));
@@ -81,6 +82,7 @@ fn a_window_hides_what_lies_before_it() {
                     window,
                     keys: &keys,
                     values: &values,
+                    layout: Layout::ByToken,
                 };
                 let op = attention(Some(window));
                 let q = rng.vec(tokens * heads * head_dim);
@@ -106,6 +108,41 @@ fn a_window_hides_what_lies_before_it() {
                     assert_eq!(bits(&y), bits(&all), "{what}: a window that hides nothing");
                 }
             }
+        }
+    });
+}
+
+/// Pages in which each head has its own stream give the bits of those that hold token after token.
+#[test]
+fn layouts_agree() {
+    on_each_set(|| {
+        let mut rng = Rng::new(28);
+        let (heads, kv_heads, head_dim, value_dim) = (6, 3, 20, 12);
+        for (first, tokens) in [(0, 1), (63, 1), (130, 1), (100, 37)] {
+            let positions = usize::next_multiple_of(first + tokens, PAGE);
+            let [k, v] = [head_dim, value_dim].map(|dim| rng.vec(positions * kv_heads * dim));
+            let by_head = |xs: &[f32], dim: usize| {
+                let mut out = nan(xs.len());
+                for (i, vector) in xs.chunks_exact(dim).enumerate() {
+                    let (position, kv_head) = (i / kv_heads, i % kv_heads);
+                    let page = position / PAGE * PAGE * kv_heads * dim;
+                    let at = page + Layout::ByHead.at(position, kv_heads, kv_head, dim);
+                    out[at..at + dim].copy_from_slice(vector);
+                }
+                out
+            };
+            let (k2, v2) = (by_head(&k, head_dim), by_head(&v, value_dim));
+            let q = rng.vec(tokens * heads * head_dim);
+            let [one, other] = [(Layout::ByToken, &k, &v), (Layout::ByHead, &k2, &v2)].map(|(layout, k, v)| {
+                let (keys, values) = (pages(k, kv_heads * head_dim), pages(v, kv_heads * value_dim));
+                let (window, sinks, scale) = (Some(90), 3, 0.3);
+                let (keys, values) = (&keys[..], &values[..]);
+                let op = Attention { heads, kv_heads, head_dim, value_dim, scale, window, sinks, keys, values, layout };
+                let mut y = nan(tokens * heads * value_dim);
+                op.forward(&q, first, &mut y, None);
+                bits(&y)
+            });
+            assert_eq!(one, other, "at {first}+{tokens}");
         }
     });
 }
@@ -148,6 +185,7 @@ fn sinks_and_wide_values() {
                     sinks,
                     keys: &keys,
                     values: &values,
+                    layout: Layout::ByToken,
                 };
                 let (op, what) = (attention(sinks), format!("W={window:?} sinks={sinks} at {first}+{tokens}"));
                 let q = rng.vec(tokens * heads * head_dim);
@@ -198,6 +236,7 @@ fn bits_do_not_depend_on_the_cut() {
                 window,
                 keys: &keys,
                 values: &values,
+                layout: Layout::ByToken,
             };
             let run = |sizes: &[usize]| {
                 let (mut y, mut at) = (nan(q.len()), 0);
@@ -236,6 +275,7 @@ fn huge_logits_choose_one() {
         window: None,
         keys: &keys,
         values: &values,
+        layout: Layout::ByToken,
     };
     let (mut y, mut entropy) = (nan(1), nan(1));
     op.forward(&[1e15], 69, &mut y, Some(&mut entropy));

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    Attention, Decay, Lowered, Recurrent, Rope, SelectiveScan, Ssd, Strided, Toeplitz, causal_conv,
+    Attention, Decay, Layout, Lowered, Recurrent, Rope, SelectiveScan, Ssd, Strided, Toeplitz, causal_conv,
     gated_group_rms_norm, silu_slice, softplus_slice,
 };
 
@@ -133,6 +133,7 @@ fn attention() {
         window: None,
         keys: &[&k],
         values: &[&v],
+        layout: Layout::ByToken,
     };
     let mut y = nan(T * 4);
     op.forward(&q, 0, &mut y, None);

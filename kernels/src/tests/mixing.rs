@@ -5,7 +5,7 @@ use super::{
     recurrences::{ScanData, SsdData},
     *,
 };
-use crate::{Attention, Decay, Lowered, Recurrent, Strided, Toeplitz, apply_rows, extend_row_over_conv};
+use crate::{Attention, Decay, Layout, Lowered, Recurrent, Strided, Toeplitz, apply_rows, extend_row_over_conv};
 
 pub(crate) fn column(data: &[f32], stride: usize, offset: usize) -> Strided<'_> {
     Strided { data, stride, offset, width: 1 }
@@ -121,6 +121,7 @@ fn of_attention() {
             window,
             keys: &keys,
             values: &values,
+            layout: Layout::ByToken,
         };
         let q = rng.vec(tokens * heads * head_dim);
         let mut y = nan(q.len());

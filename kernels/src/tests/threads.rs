@@ -7,7 +7,7 @@ use super::{
     recurrences::{ScanData, SsdData},
     *,
 };
-use crate::{Attention, Dtype, Elements, Lowered, Matrix, Strided, linear, par, set_threads};
+use crate::{Attention, Dtype, Elements, Layout, Lowered, Matrix, Strided, linear, par, set_threads};
 
 /// Every op that can go over threads, at sizes at which it does.
 fn everything() -> Vec<Vec<f32>> {
@@ -60,6 +60,7 @@ fn everything() -> Vec<Vec<f32>> {
         window: None,
         keys: &keys,
         values: &values,
+        layout: Layout::ByToken,
     };
     let (mut y, mut m) = (nan(q.len()), nan(400 * 400));
     attention.forward(&q, 0, &mut y, None);

@@ -8,7 +8,7 @@ use crate::activation::{Activation, silu_reference};
 use crate::cuda::{
     At, AttentionStep, Convolved, DbcNorms, DeviceMatrix, Embed, GatedUnit, Input, Linear, ScanStep, SsdStep,
 };
-use crate::{Attention, Dtype, Elements, Matrix, PAGE, Rope};
+use crate::{Attention, Dtype, Elements, Layout, Matrix, PAGE, Rope};
 
 const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::Bf16, Dtype::F16];
 
@@ -408,6 +408,7 @@ fn cuda_attention_steps_agree() {
                 window,
                 keys: &key_pages,
                 values: &value_pages,
+                layout: Layout::ByToken,
             };
             let (expected, entropy64) = op.reference(&seen[0], position);
             assert_close(&get(&gpu, &q_out), &widened(&seen[0]), 3e-6, &what);

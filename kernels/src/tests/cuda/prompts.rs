@@ -8,7 +8,7 @@ use crate::cuda::{
     At, DeviceMatrix, ENTRY_WORDS, EmbedRows, Entry, GateFunction, GateRows, Gemm, PromptAttention, Taken, Written,
     record,
 };
-use crate::{Attention, Dtype, Elements, Matrix, PAGE, Rope};
+use crate::{Attention, Dtype, Elements, Layout, Matrix, PAGE, Rope};
 
 fn matrix(rng: &mut Rng, rows: usize, cols: usize, dtype: Dtype) -> Matrix {
     Matrix::new(rows, cols, Elements::F32(rng.vec(rows * cols))).unwrap().to_dtype(dtype)
@@ -141,6 +141,7 @@ fn cuda_prompt_attention_agrees() {
                 window,
                 keys: &key_pages,
                 values: &value_pages,
+                layout: Layout::ByToken,
             };
             let (expected, entropy64) = op.reference(&seen[0], first);
             assert_close(&get(&gpu, &q), &widened(&seen[0]), 3e-6, &what);
