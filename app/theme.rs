@@ -120,14 +120,18 @@ impl Theme {
     pub fn kind_colour(&self, kind: MixerKind) -> Color32 {
         let lightness = if self.is_dark() { 0.76 } else { 0.52 };
         match kind {
-            MixerKind::Mamba1 | MixerKind::Mamba2 | MixerKind::Mamba3 => oklch(lightness, 0.11, 190.0),
+            MixerKind::Mamba1 | MixerKind::Mamba2 | MixerKind::Mamba3 | MixerKind::Mamba3Mimo => {
+                oklch(lightness, 0.11, 190.0)
+            }
             MixerKind::S4 | MixerKind::S4d => oklch(lightness, 0.11, 210.0),
-            MixerKind::H3 | MixerKind::Hyena => oklch(lightness, 0.11, 225.0),
+            MixerKind::H3 | MixerKind::H3Heads | MixerKind::Hyena => oklch(lightness, 0.11, 225.0),
             MixerKind::DeltaRule => oklch(lightness, 0.11, 150.0),
             MixerKind::LinearAttention | MixerKind::Retention | MixerKind::Gla | MixerKind::Hgrn2 => {
                 oklch(lightness, 0.11, 120.0)
             }
-            MixerKind::Rwkv4 | MixerKind::Rwkv6 | MixerKind::Rwkv7 | MixerKind::RgLru => oklch(lightness, 0.11, 310.0),
+            MixerKind::Rwkv4 | MixerKind::Rwkv5 | MixerKind::Rwkv6 | MixerKind::Rwkv7 | MixerKind::RgLru => {
+                oklch(lightness, 0.11, 310.0)
+            }
             MixerKind::Mlstm | MixerKind::Slstm => oklch(lightness, 0.11, 340.0),
             MixerKind::ShortConv => oklch(lightness, 0.11, 250.0),
             MixerKind::Attention => oklch(lightness, 0.13, 75.0),
@@ -140,21 +144,21 @@ impl Theme {
         match kind {
             MixerKind::Mamba1 => "◇",
             MixerKind::Mamba2 => "◆",
-            MixerKind::Mamba3 => "◉",
+            MixerKind::Mamba3 | MixerKind::Mamba3Mimo => "◉",
             MixerKind::DeltaRule => "■",
             MixerKind::LinearAttention => "□",
             MixerKind::Retention => "▢",
             MixerKind::Gla => "▣",
             MixerKind::Hgrn2 => "▤",
             MixerKind::Rwkv4 => "○",
-            MixerKind::Rwkv6 => "◐",
+            MixerKind::Rwkv5 | MixerKind::Rwkv6 => "◐",
             MixerKind::Rwkv7 => "●",
             MixerKind::RgLru => "◎",
             MixerKind::Mlstm => "◈",
             MixerKind::Slstm => "◇",
             MixerKind::S4 => "△",
             MixerKind::S4d => "▽",
-            MixerKind::H3 => "◨",
+            MixerKind::H3 | MixerKind::H3Heads => "◨",
             MixerKind::Hyena => "▥",
             MixerKind::ShortConv => "◧",
             MixerKind::Attention => "▲",

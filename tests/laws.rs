@@ -290,6 +290,7 @@ fn long_texts_stay_finite() {
         "hgrn2_a",
         "gated_deltanet_a",
         "rwkv_a",
+        "rwkv5_a",
         "rwkv6_a",
         "rwkv7_a",
         "recurrent_gemma_a",
@@ -297,9 +298,13 @@ fn long_texts_stay_finite() {
         "s4_a",
         "s4d_a",
         "h3_a",
+        "h3_heads",
         "hyena_a",
+        "hyena_order",
         "slstm_a",
         "mamba3_a",
+        "mamba3_mimo",
+        "mamba3_mimo_norm",
         "hymba_a",
     ];
     for case in cases {

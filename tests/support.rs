@@ -34,7 +34,7 @@ pub fn open_case(case: &str) -> Opened {
 }
 
 /// The small checkpoints that the laws are tested on: every mixer in every variation, groups, biases, ties, windows, experts.
-pub const CASES: [&str; 56] = [
+pub const CASES: [&str; 62] = [
     "mamba_a",
     "mamba_b",
     "mamba_bf16",
@@ -80,6 +80,7 @@ pub const CASES: [&str; 56] = [
     "delta_net_gated",
     "gated_deltanet_a",
     "rwkv_a",
+    "rwkv5_a",
     "rwkv6_a",
     "rwkv7_a",
     "recurrent_gemma_a",
@@ -88,9 +89,14 @@ pub const CASES: [&str; 56] = [
     "s4_a",
     "s4d_a",
     "h3_a",
+    "h3_heads",
     "hyena_a",
+    "hyena_order",
     "slstm_a",
     "mamba3_a",
+    "mamba3_norm",
+    "mamba3_mimo",
+    "mamba3_mimo_norm",
 ];
 
 /// The longest text that a model can read, `length` at most.

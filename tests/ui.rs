@@ -247,7 +247,10 @@ fn a_folder_that_is_no_model_is_said() {
 /// A new folder is loaded in place of the old one and its values are its own.
 #[test]
 fn every_panel_draws_every_kind_of_model() {
-    for case in ["mamba_text", "mamba2_a", "llama_a", "bamba_a"] {
+    let ancestors = ["s4_a", "s4d_a", "h3_a", "h3_heads", "hyena_order", "slstm_a", "xlstm_a"];
+    let recurrences =
+        ["mamba3_a", "mamba3_mimo", "rwkv_a", "rwkv5_a", "rwkv6_a", "rwkv7_a", "gla_a", "hgrn2_a", "retnet_a"];
+    for case in ["mamba_text", "mamba2_a", "llama_a", "bamba_a"].into_iter().chain(ancestors).chain(recurrences) {
         let path = crate::support::goldens().join(case);
         let mut window = window(Handle::spawn(|| {}).unwrap(), path.to_str().unwrap());
         until(&mut window, "the model", |w| w.state().store.model.is_some());

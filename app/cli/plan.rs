@@ -25,13 +25,14 @@ pub fn pattern(layers: &[LayerInfo]) -> String {
 
 fn letter(kind: MixerKind, feed_forward: Option<&FeedForwardInfo>) -> char {
     match kind {
-        MixerKind::Mamba1 | MixerKind::Mamba2 | MixerKind::Mamba3 => 'M',
+        MixerKind::Mamba1 | MixerKind::Mamba2 | MixerKind::Mamba3 | MixerKind::Mamba3Mimo => 'M',
         MixerKind::S4 | MixerKind::S4d => 'S',
-        MixerKind::H3 | MixerKind::Hyena => 'H',
+        MixerKind::H3 | MixerKind::H3Heads | MixerKind::Hyena => 'H',
         MixerKind::Attention => 'A',
         MixerKind::DeltaRule => 'D',
         MixerKind::LinearAttention | MixerKind::Retention | MixerKind::Gla | MixerKind::Hgrn2 => 'L',
         MixerKind::Rwkv4
+        | MixerKind::Rwkv5
         | MixerKind::Rwkv6
         | MixerKind::Rwkv7
         | MixerKind::RgLru
@@ -162,6 +163,7 @@ mod tests {
             head_dim: 4,
             state_dim: 8,
             groups: 1,
+            rank: 1,
             decay_dim: 1,
             conv_taps: 4,
             gated: true,

@@ -36,7 +36,7 @@ const fn row(name: &'static str, point: Point, meaning: &'static str) -> Quantit
 }
 
 /// Everything that `--probe` knows.
-pub const QUANTITIES: [Quantity; 26] = [
+pub const QUANTITIES: [Quantity; 27] = [
     row("resid", Point::Resid, "residual stream after the layer"),
     row("conv_in", Point::ConvIn, "input of the short convolution, value channels"),
     row("conv", Point::Conv, "output of the short convolution before its SiLU, value channels"),
@@ -52,7 +52,7 @@ pub const QUANTITIES: [Quantity; 26] = [
     row(
         "bonus",
         Point::Bonus,
-        "what a token takes of its own value before it is written: RWKV-4 a share, RWKV-6 Σ r u k",
+        "what a token takes of its own value before it is written: RWKV-4 a share, RWKV-5 and RWKV-6 Σ r u k",
     ),
     row(
         "form",
@@ -75,6 +75,11 @@ pub const QUANTITIES: [Quantity; 26] = [
         Point::Query,
         "read direction: C, or the query after norm and RoPE; of a short convolution, H3 and Hyena the gate after it",
     ),
+    row(
+        "inner_gate",
+        Point::InnerGate,
+        "Hyena of order above 2: the gates between its filters, the one met first first",
+    ),
     row("value", Point::Value, "what is mixed: x after convolution and SiLU, or the value vector"),
     row(
         "write_norm",
@@ -85,7 +90,7 @@ pub const QUANTITIES: [Quantity; 26] = [
     row(
         "gate",
         Point::Gate,
-        "output gate z before its activation: SiLU; σ for attention, mLSTM and RWKV-4's receptance; GELU for RG-LRU; none for RWKV-7",
+        "output gate z before its activation: SiLU; σ for attention, mLSTM and RWKV-4's receptance; GELU for RG-LRU; none for RWKV-7; of Mamba-3 MIMO the factor of each of the r reads after it, in core already",
     ),
     row("core", Point::Core, "mixer output y before gate and norm, D·x included"),
     row("out", Point::Out, "what the mixer adds to the residual stream"),
@@ -180,7 +185,7 @@ impl Plan {
     }
 
     fn axes(&self, geometry: &Geometry, hidden_size: usize, tokens: usize) -> Vec<(&'static str, usize)> {
-        let Geometry { kind, heads, head_dim, state_dim, groups, decay_dim, .. } = *geometry;
+        let Geometry { kind, heads, head_dim, state_dim, groups, rank, decay_dim, .. } = *geometry;
         let (token, noun) = (("token", tokens), kind.head_noun());
         let (head, dim, state) = ((noun, heads), ("head_dim", head_dim), ("state", state_dim));
         let chosen = (noun, self.heads.len());
@@ -214,12 +219,14 @@ impl Plan {
                 // All channels share one key and one query; Zamba's fall into groups.
                 (MixerKind::Mamba1, _) if groups == 1 => vec![token, state],
                 (MixerKind::Mamba1 | MixerKind::Mamba2, _) => vec![token, ("group", groups), state],
+                (MixerKind::Mamba3Mimo, _) => vec![token, ("group", groups), ("rank", rank), state],
                 (MixerKind::DeltaRule, _) => vec![token, ("key_head", groups), ("key_dim", state_dim)],
                 (
                     MixerKind::LinearAttention
                     | MixerKind::Retention
                     | MixerKind::Gla
                     | MixerKind::Hgrn2
+                    | MixerKind::Rwkv5
                     | MixerKind::Rwkv6
                     | MixerKind::Rwkv7
                     | MixerKind::Mlstm
@@ -237,6 +244,8 @@ impl Plan {
                 _ => vec![token, head, dim],
             },
             What::Row(Point::Value) if kind == MixerKind::Attention => vec![token, ("kv_head", groups), dim],
+            What::Row(Point::InnerGate) => vec![token, head, ("inner_gate", rank - 1)],
+            What::Row(Point::Gate) if kind == MixerKind::Mamba3Mimo => vec![token, head, ("rank", rank)],
             What::Row(_) if channels => vec![token, head],
             What::Row(_) => vec![token, head, dim],
             What::State => {

@@ -67,3 +67,33 @@ pub fn install(ctx: &egui::Context, system: bool) {
     fonts.families.insert(strong(), chain(&["sans-strong", "sans", "mono", "more"], &sans));
     ctx.set_fonts(fonts);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All that the source of the app and the names of kinds write, tests left out, can be drawn with our own fonts.
+    #[test]
+    fn nothing_that_we_write_is_a_box() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let (mut folders, mut written) = (vec![root.join("app")], vec![root.join("engine/src/protocol/kind.rs")]);
+        while let Some(folder) = folders.pop() {
+            for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+                if path.is_dir() { folders.push(path) } else { written.push(path) }
+            }
+        }
+        let ctx = egui::Context::default();
+        install(&ctx, false);
+        ctx.run_ui(egui::RawInput::default(), |_| {}).textures_delta.clear();
+        for path in written.iter().filter(|path| path.extension().is_some_and(|end| end == "rs")) {
+            let text = std::fs::read_to_string(path).unwrap();
+            let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+            for line in code.lines().filter(|line| !line.trim_start().starts_with("//")) {
+                for c in line.chars().filter(|c| !c.is_ascii()) {
+                    let drawn = ctx.fonts_mut(|fonts| fonts.has_glyph(&egui::FontId::default(), c));
+                    assert!(drawn, "{}: no glyph for {c:?}, U+{:04X}", path.display(), u32::from(c));
+                }
+            }
+        }
+    }
+}

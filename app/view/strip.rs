@@ -264,6 +264,7 @@ mod tests {
             head_dim: 8,
             state_dim: 8,
             groups: 2,
+            rank: 1,
             decay_dim: 0,
             conv_taps: 0,
             gated: false,

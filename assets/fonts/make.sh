@@ -30,6 +30,6 @@ PY
 done
 python3 -m fontTools.subset /usr/share/fonts/truetype/jetbrains-mono/JetBrainsMono-Regular.ttf --unicodes="$unicodes" \
   --layout-features=mark,mkmk,ccmp,locl --no-hinting --output-file=JetBrainsMono-Regular.ttf
-# What the other two lack: modifier letters, a few mathematical signs, and common scripts (fonts-dejavu-core 2.37).
+# What the other two lack: modifier letters, a few mathematical signs and shapes, and common scripts (fonts-dejavu-core 2.37).
 python3 -m fontTools.subset /usr/share/fonts/truetype/dejavu/DejaVuSans.ttf --layout-features=mark,mkmk,ccmp,locl --no-hinting \
-  --unicodes="U+0530-058F,U+0590-05FF,U+0600-06FF,U+10A0-10FF,U+1D00-1DBF,U+2C60-2C7F,U+221D,U+27E8-27EB" --output-file=DejaVuSans-more.ttf
+  --unicodes="U+0530-058F,U+0590-05FF,U+0600-06FF,U+10A0-10FF,U+1D00-1DBF,U+2C60-2C7F,U+2217,U+221D,U+25A3-25A5,U+25C8,U+25C9,U+25D0,U+27E8-27EB" --output-file=DejaVuSans-more.ttf

@@ -8,7 +8,7 @@ use statescope_kernels::reduce::{abs_max, l2_norm, mean, min_max};
 
 use crate::mixer::Mixer;
 use crate::protocol::{
-    Fold, MixerKind, MixingView, Point, Probe, REACH_HEADS, Reach, Reduction, Scale, Select, Span, Stage,
+    Fold, Geometry, MixerKind, MixingView, Point, Probe, REACH_HEADS, Reach, Reduction, Scale, Select, Span, Stage,
 };
 use crate::tape::LayerTape;
 
@@ -29,7 +29,8 @@ pub fn exists(mixer: &dyn Mixer, point: Point) -> bool {
         Point::InputGate => kind.has_input_gate(),
         Point::RecurrenceGate => kind == MixerKind::RgLru,
         Point::ForgetGate | Point::Normaliser => matches!(kind, MixerKind::Mlstm | MixerKind::Slstm),
-        Point::Bonus => matches!(kind, MixerKind::Rwkv4 | MixerKind::Rwkv6),
+        Point::Bonus => matches!(kind, MixerKind::Rwkv4 | MixerKind::Rwkv5 | MixerKind::Rwkv6),
+        Point::InnerGate => kind == MixerKind::Hyena && geometry.rank > 1,
         Point::Query => kind.has_query(),
         Point::Key => kind.has_key(),
         Point::Form => kind.is_time_invariant(),
@@ -90,10 +91,19 @@ fn parts(mixer: &dyn Mixer, point: Point) -> usize {
     }
 }
 
+/// The gates of a head of Mamba-3 MIMO are those of all its channels: `[G]` recorded, `[H]` told.
+fn spread_gates(mixer: &dyn Mixer, point: Point, row: &[f32]) -> Option<Vec<f32>> {
+    let Geometry { kind, heads, groups, .. } = mixer.geometry();
+    let shared = kind == MixerKind::Mamba3Mimo && matches!(point, Point::Delta | Point::LogDecay | Point::InputGate);
+    shared.then(|| row.iter().flat_map(|&gate| std::iter::repeat_n(gate, heads / groups)).collect())
+}
+
 /// Appends the reduced row of the token at `position`; false if it is not known. Not for states and matrices.
 pub fn series_row(mixer: &dyn Mixer, tape: &LayerTape, probe: &Probe, position: usize, out: &mut Vec<f32>) -> bool {
     let (point, heads) = (probe.site.point, mixer.geometry().heads);
     if let Some(row) = tape.row(point, position) {
+        let spread = spread_gates(mixer, point, row);
+        let row = spread.as_deref().unwrap_or(row);
         reduce_row(row, heads, parts(mixer, point), &probe.select, probe.reduction, out);
         return true;
     }

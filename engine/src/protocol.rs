@@ -50,15 +50,17 @@ impl fmt::Display for ModelSource {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     pub kind: MixerKind,
-    /// Independent mixing matrices H (Mamba-1: channels E, short convolution: channels d; 1 without a mixer).
+    /// Independent mixing matrices H (Mamba-1, Mamba-3 MIMO: channels E, short convolution: channels d; 1 without a mixer).
     pub heads: usize,
-    /// Values each head mixes, P (Mamba-1 and short convolution: 1).
+    /// Values each head mixes, P (where a channel is a head: 1).
     pub head_dim: usize,
-    /// State entries per value, N; for attention the width of a key.
+    /// State entries per value, N (H3 with heads: P times those of its system); for attention the width of a key.
     pub state_dim: usize,
     /// Heads that share one key and one query (B and C groups; attention: KV heads own the keys).
     pub groups: usize,
-    /// Decay factors per head: 1, or N for Mamba-1, GLA, HGRN2, RWKV-6 and RWKV-7, N/2 for S4, S4D and H3; 0 where nothing fades by a factor.
+    /// Keys and queries that such a group has at once, r (Mamba-3 MIMO), or filters that its values meet one after the other (Hyena); 1 elsewhere.
+    pub rank: usize,
+    /// Decay factors per head: 1, or N for Mamba-1, GLA, HGRN2, RWKV-5, RWKV-6 and RWKV-7, N/2 for S4, S4D and H3; 0 where nothing fades by a factor.
     pub decay_dim: usize,
     /// Taps of the short convolution in front of the mixer, 0 without one.
     pub conv_taps: usize,
@@ -182,19 +184,21 @@ pub enum Point {
     RecurrenceGate,
     /// mLSTM, sLSTM: forget gate σ(f̃) ∈ (0, 1), `[H]`.
     ForgetGate,
-    /// Where a token reads before it writes: what it takes of its own value, `[H]`. RWKV-4: a share in (0, 1); RWKV-6: Σ r u k.
+    /// Where a token reads before it writes: what it takes of its own value, `[H]`. RWKV-4: a share in (0, 1); RWKV-5 and RWKV-6: Σ r u k.
     Bonus,
     /// Which form of a time-invariant state space ran: 1 a convolution of the tokens read together, 0 a step of the recurrence, `[1]`.
     Form,
     /// What the read is divided by, relative to the stabiliser, `[H]`: mLSTM, sLSTM, normalised linear attention.
     Normaliser,
-    /// Factor by which the state is kept, exp(ΔA), `[H]` (Mamba-1, GLA, HGRN2, RWKV-6, RWKV-7 `[H, N]`); of S4, S4D and H3 the size of that
+    /// Factor by which the state is kept, exp(ΔA), `[H]` (Mamba-1, GLA, HGRN2, RWKV-5, RWKV-6, RWKV-7 `[H, N]`); of S4, S4D and H3 the size of that
     /// of every complex state, `[H, N/2]`.
     Decay,
-    /// Write direction: B, or the key, `[G, N]`; of a short convolution, H3 or Hyena the gate before it, of an RG-LRU the factor √(1 − a²) i, `[H]`.
+    /// Write direction: B, or the key, `[G, N]` (Mamba-3 MIMO `[G, r, N]`, H3 with heads `[H, P]`); of a short convolution, H3 or Hyena the gate before it, of an RG-LRU the factor √(1 − a²) i, `[H]`.
     Key,
-    /// Read direction: C, or the query, `[G, N]` (attention `[H, N]`); of a short convolution, H3 or Hyena the gate after it, `[H]`.
+    /// Read direction: C, or the query, `[G, N]` (attention `[H, N]`, Mamba-3 MIMO `[G, r, N]`, H3 with heads `[H, P]`); of a short convolution, H3 or Hyena the gate after it, `[H]`.
     Query,
+    /// Hyena of order O above 2: the gates between its filters, the one that is met first first, `[H, O − 2]`.
+    InnerGate,
     /// What is mixed: x after convolution and SiLU, or the value vector, `[H, P]` (attention `[G, P]`).
     Value,
     /// Write strength ‖Δ B xᵀ‖_F, for the delta rule β‖k‖‖v‖, for attention ‖k‖‖v‖, with an input gate i‖k‖‖v‖, `[H]`.
@@ -207,7 +211,8 @@ pub enum Point {
     Mixing(MixingView),
     /// max |M·v − y| of the row, relative to the largest |y| of the head so far, `[1]`: how true the picture is.
     MixingError,
-    /// Output gate z before its activation (SiLU; σ for gated attention, mLSTM, sLSTM (where it is in y already) and RWKV-4's receptance; GELU for RG-LRU; none for RWKV-7), `[H, P]`.
+    /// Output gate z before its activation (SiLU; σ for gated attention, mLSTM, sLSTM (where it is in y already) and RWKV-4's receptance; GELU for RG-LRU; none for RWKV-7), `[H, P]`;
+    /// of Mamba-3 MIMO the factors after all that, norm included, with which a channel takes the r reads, `[H, r]`, which are in y already.
     Gate,
     /// Mixer output y before gate and norm, D·x included, `[H, P]`.
     Core,

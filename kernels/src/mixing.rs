@@ -76,17 +76,17 @@ impl<'a> Recurrent<'a> {
     }
 }
 
-/// A convolution between two gates, short (LFM2) or as long as the text (S4, H3, Hyena), of one channel:
-/// M[t, s] = post_t · taps[K−1−(t−s)] · pre_s for 0 ≤ t−s < K, else 0.
+/// A convolution between two gates, short (LFM2) or as long as the text (S4, H3, Hyena), of one channel; or of a head whose gates are
+/// vectors that meet (H3 with heads): M[t, s] = (post_t · pre_s) taps[K−1−(t−s)] for 0 ≤ t−s < K, else 0.
 #[derive(Clone, Copy, Debug)]
 pub struct Toeplitz<'a> {
     /// T.
     pub tokens: usize,
     /// [K], the last for the current token.
     pub taps: &'a [f32],
-    /// [T] rows of 1: B.
+    /// [T] rows of N: B.
     pub pre: Strided<'a>,
-    /// [T] rows of 1: C.
+    /// [T] rows of N: C.
     pub post: Strided<'a>,
 }
 
@@ -101,6 +101,8 @@ pub enum Lowered<'a> {
         head: usize,
     },
     Toeplitz(Toeplitz<'a>),
+    /// A product of convolutions with gates of width 1, the one that the values meet first last (Hyena of order above 2).
+    Product(&'a [Toeplitz<'a>]),
 }
 
 impl Recurrent<'_> {
@@ -136,6 +138,10 @@ impl Lowered<'_> {
         let tokens = match self {
             Lowered::Recurrent(r) => r.check(),
             Lowered::Toeplitz(band) => band.check(),
+            Lowered::Product(bands) => {
+                assert!(bands.iter().all(|band| band.pre.width == 1), "mixing: gates of a product are not of width 1");
+                bands.iter().map(Toeplitz::check).min().expect("a product of one convolution at least")
+            }
             Lowered::Softmax { .. } => return,
         };
         assert!(end <= tokens, "mixing: row {} of {tokens}", end - 1);
@@ -163,6 +169,18 @@ impl Lowered<'_> {
             Lowered::Recurrent(r) => r,
             Lowered::Softmax { attention, query, head } => return attention.reference_row(query.row(t), *head, t),
             Lowered::Toeplitz(band) => return band.reference_row(t),
+            Lowered::Product(bands) => {
+                let mut row = vec![0.0; t + 1];
+                row[t] = 1.0;
+                for band in *bands {
+                    let mut next = vec![0.0; t + 1];
+                    for (i, weight) in row.iter().enumerate() {
+                        next.iter_mut().zip(band.reference_row(i)).for_each(|(next, m)| *next += weight * m);
+                    }
+                    row = next;
+                }
+                return row;
+            }
         };
         let mut u: Vec<f64> = r.query.row(t).iter().map(|&q| q.into()).collect();
         let mut out = vec![0.0; t + 1];
@@ -208,13 +226,16 @@ impl Lowered<'_> {
 impl Toeplitz<'_> {
     /// Its tokens.
     fn check(&self) -> usize {
-        assert!(self.pre.width == 1 && self.post.width == 1, "mixing: gates are not of width 1");
+        assert_eq!(self.pre.width, self.post.width, "mixing: gates differ in width");
         self.tokens
     }
 
     fn reference_row(&self, t: usize) -> Vec<f64> {
         let tap = |age: usize| self.taps.len().checked_sub(age + 1).map_or(0.0, |i| f64::from(self.taps[i]));
-        (0..=t).map(|s| f64::from(self.post.at(t)) * tap(t - s) * f64::from(self.pre.at(s))).collect()
+        let gates = |s: usize| -> f64 {
+            self.post.row(t).iter().zip(self.pre.row(s)).map(|(&c, &b)| f64::from(c) * f64::from(b)).sum()
+        };
+        (0..=t).map(|s| gates(s) * tap(t - s)).collect()
     }
 }
 

@@ -42,9 +42,11 @@ fn size(axis: &str, part: &Value, info: &Value) -> Option<u64> {
         "head" | "channel" => of("heads"),
         "kv_head" | "key_head" | "group" => of("groups"),
         "state" | "key_dim" => of("state_dim"),
-        // Half of them stand for all with their conjugates.
-        "complex_state" => of("state_dim").map(|states| states / 2),
+        // Half of them stand for all with their conjugates; H3 with heads has as many for each channel of the key.
+        "complex_state" => of("state_dim").map(|states| states / 2 / of("head_dim").unwrap()),
         "head_dim" => of("head_dim"),
+        "rank" => of("rank"),
+        "inner_gate" => of("rank").map(|filters| filters - 1),
         "figure" => Some(3),
         other => panic!("unknown axis {other}"),
     }
@@ -98,7 +100,7 @@ fn every_quantity_of_every_model_is_traced() {
                 let kind = part["kind"].as_str().unwrap();
                 let mixes = kind != "feed_forward";
                 let keeps_all = ["linear_attention", "short_conv", "attention", "hyena"].contains(&kind);
-                let time_invariant = ["s4", "s4d", "h3"].contains(&kind);
+                let time_invariant = ["s4", "s4d", "h3", "h3_heads"].contains(&kind);
                 let keyless = ["s4", "s4d", "slstm"].contains(&kind);
                 let expected = [
                     ("out", true),
@@ -111,10 +113,11 @@ fn every_quantity_of_every_model_is_traced() {
                     ("beta", kind == "delta_rule" || kind == "rwkv7"),
                     ("decay", mixes && !keeps_all),
                     ("query", mixes && !keyless && !["rwkv4", "rg_lru"].contains(&kind)),
-                    ("input_gate", ["rwkv4", "rg_lru", "mlstm", "slstm", "mamba3"].contains(&kind)),
-                    ("bonus", ["rwkv4", "rwkv6"].contains(&kind)),
+                    ("input_gate", ["rwkv4", "rg_lru", "mlstm", "slstm", "mamba3", "mamba3_mimo"].contains(&kind)),
+                    ("bonus", ["rwkv4", "rwkv5", "rwkv6"].contains(&kind)),
                     ("entropy", kind == "attention"),
                     ("gate", part["gated"] == true),
+                    ("inner_gate", kind == "hyena" && part["rank"].as_u64() > Some(1)),
                 ];
                 for (point, expected) in expected {
                     assert_eq!(has(point), expected, "{name}: {point} of layer {place}, {kind}");

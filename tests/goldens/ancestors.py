@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 HERE = Path(__file__).parent
 COMMON = dict(vocab_size=32, hidden_size=12, num_hidden_layers=2, intermediate_size=10, layer_norm_epsilon=1e-5, tie_word_embeddings=False)
+SMALL = COMMON | dict(hidden_size=8, num_hidden_layers=1, intermediate_size=6)
 CASES = {
     "s4_a": COMMON | dict(model_type="s4", state_size=10, discretization="bilinear"),
     "s4d_a": COMMON | dict(model_type="s4d", state_size=12, discretization="zoh"),
@@ -25,6 +26,9 @@ CASES = {
         model_type="hyena", filter_length=40, filter_features=5, filter_width=6, filter_inner_layers=2, filter_shift=0.1,
         short_filter_length=3),
     "slstm_a": COMMON | dict(model_type="slstm", num_heads=4, conv_kernel=4),
+    "h3_heads": SMALL | dict(model_type="h3", head_dim=4, state_size=6, shift_size=3, discretization="zoh"),
+    "hyena_order": SMALL | dict(
+        model_type="hyena", order=4, filter_length=16, filter_shift=0.0, filter_features=3, filter_width=4, filter_inner_layers=1, short_filter_length=2),
 }  # fmt: skip
 TOKENS, PROMPT, CONTINUATION = 20, 6, 10
 
@@ -194,7 +198,25 @@ def h3(config, w, u):
         register[:, 0] = 0
         register += w["shift.B"] * k[t][:, None]
         shifted[t] = (w["shift.C"] * register).sum(1) + w["shift.D"] * k[t]
-    return linear(w, "output_linear", q * state_space(config, w, shifted * v))
+    p = config.get("head_dim", 1)
+    q, k, v = (x.reshape(len(x), -1, p) for x in (q, shifted, v))
+    # One system for all products of a head: [T, H, value, key].
+    products = v[..., None] * k[:, :, None]
+    held = np.empty_like(products)
+    for i in range(p):
+        for j in range(p):
+            held[:, :, i, j] = state_space(config, w, products[:, :, i, j])
+    y = np.einsum("thvk,thk->thv", held, q)
+    for head in range(y.shape[1]):
+        one = {name: value[head : head + 1] for name, value in w.items() if name == "D" or name.startswith("kernel.")}
+        impulse = np.zeros((len(u), 1))
+        impulse[0] = 1
+        kernel = state_space(config, one, impulse)[:, 0]
+        age = np.arange(len(u))[:, None] - np.arange(len(u))
+        m = np.where(age >= 0, (q[:, head] @ k[:, head].T) * kernel[np.maximum(age, 0)], 0)
+        same(m @ v[:, head], y[:, head], "H3")
+    # As published, the channels of the heads stand before the heads.
+    return linear(w, "output_linear", y.transpose(0, 2, 1).reshape(len(u), -1))
 
 
 # ---------------------------------------------------------------- Hyena
@@ -204,7 +226,7 @@ def hyena(config, w, u):
     p, taps = linear(w, "in_proj", u), w["short_filter.weight"][:, 0]
     padded = np.concatenate([np.zeros((taps.shape[1] - 1, p.shape[1])), p])
     p = sum(taps[:, j] * padded[j : j + len(p)] for j in range(taps.shape[1])) + w["short_filter.bias"]
-    q, k, v = np.split(p, 3, axis=1)
+    *gates, v = np.split(p, config.get("order", 2) + 1, axis=1)
     length, bands = config["filter_length"], (config["filter_features"] - 1) // 2
     time = np.linspace(0, 1, length)[:, None]
     phase = 2 * np.pi * np.arange(length)[:, None] / length * np.linspace(1e-4, bands - 1, bands)
@@ -214,13 +236,24 @@ def hyena(config, w, u):
         h = np.sin(function["implicit_filter.1.freq"] * linear(function, f"implicit_filter.{i}", h))
     h = linear(function, f"implicit_filter.{last}", h)
     h = h * (np.exp(-time * np.abs(function["modulation.deltas"][0, 0])) + config["filter_shift"])
-    z, y = k * v, np.zeros_like(v)
-    for t in range(len(z)):
-        for s in range(t + 1):
-            y[t] += h[t - s] * z[s]
-    spectrum = np.fft.irfft(np.fft.rfft(h[: len(z)], 2 * length, axis=0) * np.fft.rfft(z, 2 * length, axis=0), axis=0)
-    same(spectrum[: len(z)], y, "hyena")
-    return linear(w, "out_proj", q * (y + function["bias"] * z))
+    # A channel's filters stand one beside the other.
+    filters, skips = h.reshape(length, v.shape[1], -1), function["bias"].reshape(v.shape[1], -1)
+    T, matrix, values = len(v), np.eye(len(v))[None], v
+    age = np.arange(T)[:, None] - np.arange(T)
+    for o, gate in enumerate(reversed(gates[1:])):
+        z, k = gate * v, filters[: min(T, length), :, o]
+        v = skips[:, o] * z
+        for t in range(T):
+            for s in range(max(0, t + 1 - length), t + 1):
+                v[t] += k[t - s] * z[s]
+        size = 2 * max(T, length)
+        spectrum = np.fft.irfft(np.fft.rfft(k, size, axis=0) * np.fft.rfft(z, size, axis=0), axis=0)
+        same(spectrum[:T] + skips[:, o] * z, v, "hyena")
+        band = np.where((age >= 0) & (age < length), k[np.clip(age, 0, len(k) - 1)].transpose(2, 0, 1), 0) + skips[:, o, None, None] * np.eye(T)
+        matrix = band * gate.T[:, None] @ matrix
+    y = gates[0] * v
+    same(np.einsum("cts,sc->tc", gates[0].T[:, :, None] * matrix, values), y, "the matrix of Hyena")
+    return linear(w, "out_proj", y)
 
 
 # ---------------------------------------------------------------- sLSTM
@@ -310,7 +343,7 @@ def build(config, rng):
 
 def build_system(config, w, mixer, rng, normal):
     """Near the initialisations of the papers: S4D-Lin, and HiPPO-LegS for a DPLR system."""
-    d, half = config["hidden_size"], config["state_size"] // 2
+    d, half = config["hidden_size"] // config.get("head_dim", 1), config["state_size"] // 2
     w[mixer + "kernel.log_dt"] = rng.uniform(math.log(0.02), math.log(0.7), d)
     w[mixer + "D"] = normal(d)
     w[mixer + "kernel.C"] = normal(d, half, 2) * 0.7
@@ -338,13 +371,14 @@ def legs(n):
 
 
 def build_hyena(config, w, mixer, affine, normal):
-    d, width, features = config["hidden_size"], config["filter_width"], config["filter_features"]
-    affine(mixer + "in_proj", 3 * d, d)
+    d, width, features, order = config["hidden_size"], config["filter_width"], config["filter_features"], config.get("order", 2)
+    affine(mixer + "in_proj", (order + 1) * d, d)
     affine(mixer + "out_proj", d, d)
-    w[mixer + "short_filter.weight"], w[mixer + "short_filter.bias"] = 0.5 * normal(3 * d, 1, config["short_filter_length"]), 0.1 * normal(3 * d)
+    w[mixer + "short_filter.weight"], w[mixer + "short_filter.bias"] = 0.5 * normal((order + 1) * d, 1, config["short_filter_length"]), 0.1 * normal((order + 1) * d)
     function, last = mixer + "filter_fn.", 2 * config["filter_inner_layers"] + 2
     for i in range(0, last, 2):
         affine(f"{function}implicit_filter.{i}", width, features if i == 0 else width)
+    d *= order - 1
     w[f"{function}implicit_filter.{last}.weight"] = normal(d, width) / math.sqrt(width)
     w[f"{function}implicit_filter.1.freq"] = 2 + 0.5 * normal(1, width)
     w[f"{function}modulation.deltas"] = -np.linspace(math.log(100) / 1.5, math.log(100) / 0.3, d)[None, None]

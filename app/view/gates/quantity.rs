@@ -19,6 +19,8 @@ pub enum Gate {
     Input,
     /// C of a short convolution.
     Output,
+    /// Gates between the filters of a Hyena.
+    Inner,
     /// z of gated attention.
     Shutter,
     /// What weighs the write: of RWKV-4, RG-LRU and mLSTM.
@@ -38,7 +40,7 @@ pub enum Gate {
 }
 
 impl Gate {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Delta,
         Self::Decay,
         Self::Write,
@@ -47,6 +49,7 @@ impl Gate {
         Self::Beta,
         Self::Input,
         Self::Output,
+        Self::Inner,
         Self::Shutter,
         Self::Weight,
         Self::Recurrence,
@@ -61,20 +64,23 @@ impl Gate {
     pub fn of(mixer: &Geometry) -> &'static [Self] {
         match mixer.kind {
             MixerKind::Mamba1 | MixerKind::Mamba2 => &[Self::Delta, Self::Decay, Self::Write, Self::Read],
-            MixerKind::Mamba3 => &[Self::Delta, Self::Weight, Self::Decay, Self::Write, Self::Read],
+            MixerKind::Mamba3 | MixerKind::Mamba3Mimo => {
+                &[Self::Delta, Self::Weight, Self::Decay, Self::Write, Self::Read]
+            }
             MixerKind::DeltaRule => &[Self::Decay, Self::Beta, Self::Write, Self::Read],
             MixerKind::LinearAttention => &[Self::Write, Self::Read],
             MixerKind::Retention | MixerKind::Gla | MixerKind::Hgrn2 => &[Self::Decay, Self::Write, Self::Read],
             MixerKind::Rwkv4 => &[Self::Weight, Self::Decay, Self::Bonus, Self::Receptance, Self::Write, Self::Read],
-            MixerKind::Rwkv6 => &[Self::Decay, Self::Bonus, Self::Write, Self::Read],
+            MixerKind::Rwkv5 | MixerKind::Rwkv6 => &[Self::Decay, Self::Bonus, Self::Write, Self::Read],
             MixerKind::Rwkv7 => &[Self::Decay, Self::Rate, Self::Write, Self::Read],
             MixerKind::RgLru => &[Self::Weight, Self::Recurrence, Self::Decay, Self::Write, Self::Read],
             MixerKind::Mlstm => &[Self::Weight, Self::Forget, Self::Decay, Self::Normaliser, Self::Write, Self::Read],
             MixerKind::Slstm => {
                 &[Self::Weight, Self::Forget, Self::Decay, Self::Receptance, Self::Normaliser, Self::Write, Self::Read]
             }
-            MixerKind::S4 | MixerKind::S4d => &[Self::Delta, Self::Decay, Self::Write, Self::Read],
+            MixerKind::S4 | MixerKind::S4d | MixerKind::H3Heads => &[Self::Delta, Self::Decay, Self::Write, Self::Read],
             MixerKind::H3 => &[Self::Input, Self::Output, Self::Delta, Self::Decay, Self::Write, Self::Read],
+            MixerKind::Hyena if mixer.rank > 1 => &[Self::Input, Self::Inner, Self::Output, Self::Write, Self::Read],
             MixerKind::Hyena => &[Self::Input, Self::Output, Self::Write, Self::Read],
             MixerKind::ShortConv => &[Self::Input, Self::Output, Self::Write, Self::Read],
             MixerKind::Attention if mixer.gated => &[Self::Write, Self::Read, Self::Shutter, Self::Entropy],
@@ -92,9 +98,9 @@ impl Gate {
             (Self::Delta, _) => "Δ",
             (Self::Decay, MixerKind::DeltaRule | MixerKind::Gla | MixerKind::Hgrn2) => "α decay",
             (Self::Decay, MixerKind::Retention) => "γ decay",
-            (Self::Decay, MixerKind::Rwkv6 | MixerKind::Rwkv7) => "w decay",
+            (Self::Decay, MixerKind::Rwkv5 | MixerKind::Rwkv6 | MixerKind::Rwkv7) => "w decay",
             (Self::Decay, MixerKind::RgLru) => "a decay",
-            (Self::Decay, MixerKind::S4 | MixerKind::S4d | MixerKind::H3) => "|Ā| decay",
+            (Self::Decay, MixerKind::S4 | MixerKind::S4d | MixerKind::H3 | MixerKind::H3Heads) => "|Ā| decay",
             (Self::Decay, _) => "decay",
             (Self::Write, _) => "write",
             (Self::Read, _) => "read",
@@ -105,9 +111,10 @@ impl Gate {
             (Self::Output, MixerKind::H3 | MixerKind::Hyena) => "gate q",
             (Self::Input, _) => "B",
             (Self::Output, _) => "C",
+            (Self::Inner, _) => "gates x",
             (Self::Shutter, _) => "gate",
             (Self::Weight, MixerKind::Rwkv4) => "input g",
-            (Self::Weight, MixerKind::Mamba3) => "share λ",
+            (Self::Weight, MixerKind::Mamba3 | MixerKind::Mamba3Mimo) => "share λ",
             (Self::Weight, _) => "input i",
             (Self::Recurrence, _) => "recurrence r",
             (Self::Forget, _) => "forget σ(f̃)",
@@ -123,12 +130,13 @@ impl Gate {
     /// The name with formula, as far as it depends on the mixer.
     pub fn caption(self, kind: MixerKind) -> &'static str {
         match (self, kind) {
-            (Self::Delta, MixerKind::S4 | MixerKind::S4d | MixerKind::H3) => "step size Δ, the same at every token",
+            (Self::Delta, kind) if kind.is_time_invariant() => "step size Δ, the same at every token",
             (Self::Delta, _) => "step size Δ",
             (Self::Decay, MixerKind::Mamba1) => "retention exp(ΔA), mean over n",
             (Self::Decay, MixerKind::DeltaRule) => "retention α",
             (Self::Decay, MixerKind::Retention) => "retention γ, the same at every token",
             (Self::Decay, MixerKind::Gla | MixerKind::Hgrn2) => "retention α, mean over the key dims",
+            (Self::Decay, MixerKind::Rwkv5) => "retention w in (0, 1), mean over the key dims, the same at every token",
             (Self::Decay, MixerKind::Rwkv6) => "retention w in (0, 1), mean over the key dims",
             (Self::Decay, MixerKind::Rwkv7) => "retention w in (0.545, 1), mean over the key dims",
             (Self::Decay, MixerKind::RgLru) => "retention a = exp(−8 r softplus(Λ))",
@@ -137,18 +145,22 @@ impl Gate {
                 "retention σ(f̃) e^{m before − m} of the state as it is kept"
             }
             (Self::Decay, MixerKind::S4) => "retention |Ā| of the diagonal part, mean over n, the same at every token",
-            (Self::Decay, MixerKind::S4d | MixerKind::H3) => "retention |Ā|, mean over n, the same at every token",
+            (Self::Decay, MixerKind::S4d | MixerKind::H3 | MixerKind::H3Heads) => {
+                "retention |Ā|, mean over n, the same at every token"
+            }
             (Self::Decay, _) => "retention exp(ΔA)",
             (Self::Write, MixerKind::Mamba3) => "write ‖λ Δ B xᵀ‖",
+            (Self::Write, MixerKind::Mamba3Mimo) => "write ‖λ Δ Σ X^ρ B^ρ x‖",
             (Self::Write, MixerKind::Attention) => "write ‖k‖‖v‖",
             (Self::Write, MixerKind::DeltaRule) => "write β‖k‖‖v‖",
             (Self::Write, MixerKind::ShortConv) => "write |B x|",
             (Self::Write, MixerKind::S4 | MixerKind::S4d) => "write ‖B̄‖|u|",
             (Self::Write, MixerKind::H3) => "write ‖B̄‖|k̄ v|",
+            (Self::Write, MixerKind::H3Heads) => "write ‖B̄‖‖k̄‖‖v‖",
             (Self::Write, MixerKind::Hyena) => "write |k v|",
             (Self::Write, MixerKind::Rwkv4) => "write |g v|",
             (Self::Write, MixerKind::RgLru) => "write √(1 − a²) i |x|",
-            (Self::Write, MixerKind::Rwkv6 | MixerKind::Rwkv7) => "write ‖k‖‖v‖",
+            (Self::Write, MixerKind::Rwkv5 | MixerKind::Rwkv6 | MixerKind::Rwkv7) => "write ‖k‖‖v‖",
             (Self::Write, MixerKind::Slstm) => "write i |tanh z̃|",
             (Self::Write, MixerKind::Mlstm) => "write i‖k‖‖v‖",
             (Self::Write, MixerKind::LinearAttention | MixerKind::Retention | MixerKind::Gla | MixerKind::Hgrn2) => {
@@ -160,9 +172,11 @@ impl Gate {
             (Self::Read, MixerKind::ShortConv | MixerKind::RgLru) => "read |y|",
             (Self::Read, MixerKind::S4 | MixerKind::S4d) => "read |2 Re C x|",
             (Self::Read, MixerKind::H3) => "read |q 2 Re C x|",
+            (Self::Read, MixerKind::H3Heads) => "read ‖2 Re C x q‖",
             (Self::Read, MixerKind::Slstm) => "read |h|",
-            (Self::Read, MixerKind::Hyena) => "read |q (K ∗ kv)|",
+            (Self::Read, MixerKind::Hyena) => "read |q (K ∗ …)|",
             (Self::Read, MixerKind::Rwkv4) => "read (1 − c) |h|",
+            (Self::Read, MixerKind::Mamba3Mimo) => "read |Σ g^ρ S C^ρ|",
             (Self::Read, MixerKind::Mamba1 | MixerKind::Mamba2 | MixerKind::Mamba3) => "read ‖S C‖",
             (Self::Read, _) => "read ‖S q‖",
             (Self::Entropy, _) => "entropy of the softmax row",
@@ -172,16 +186,19 @@ impl Gate {
             (Self::Output, MixerKind::H3 | MixerKind::Hyena) => "output gate q",
             (Self::Input, _) => "input gate B",
             (Self::Output, _) => "output gate C",
+            (Self::Inner, _) => "gates x between the filters, their mean",
             (Self::Shutter, _) => "output gate z before its σ, mean over the head",
             (Self::Weight, MixerKind::Rwkv4) => "input gate g in (0, 1]: the token's share of the mean",
             (Self::Weight, MixerKind::Mlstm | MixerKind::Slstm) => "input gate exp(ĩ − m) in (0, 1]",
-            (Self::Weight, MixerKind::Mamba3) => {
+            (Self::Weight, MixerKind::Mamba3 | MixerKind::Mamba3Mimo) => {
                 "share λ in (0, 1) that is written at once, the rest with the next token"
             }
             (Self::Weight, _) => "input gate i in (0, 1)",
             (Self::Recurrence, _) => "recurrence gate r in (0, 1)",
             (Self::Forget, _) => "forget gate σ(f̃) in (0, 1)",
-            (Self::Bonus, MixerKind::Rwkv6) => "bonus Σ r u k: what the token reads of its own value",
+            (Self::Bonus, MixerKind::Rwkv5 | MixerKind::Rwkv6) => {
+                "bonus Σ r u k: what the token reads of its own value"
+            }
             (Self::Bonus, _) => "bonus c in (0, 1): the share of its own value that the token reads",
             (Self::Normaliser, MixerKind::Slstm) => "normaliser n: the sum of the weights",
             (Self::Normaliser, _) => "normaliser max(|n·q|, e^−m)",
@@ -198,7 +215,9 @@ impl Gate {
     /// Signed or not.
     pub fn map(self) -> ColourMap {
         match self {
-            Self::Input | Self::Output | Self::Shutter | Self::Receptance | Self::Bonus => ColourMap::Diverging,
+            Self::Input | Self::Output | Self::Inner | Self::Shutter | Self::Receptance | Self::Bonus => {
+                ColourMap::Diverging
+            }
             _ => ColourMap::Sequential,
         }
     }
@@ -220,6 +239,7 @@ impl Gate {
             Self::Beta => subject.series(Point::Beta, Reduction::Full),
             Self::Input => subject.series(Point::Key, Reduction::Full),
             Self::Output => subject.series(Point::Query, Reduction::Full),
+            Self::Inner => subject.series(Point::InnerGate, Reduction::Head(Fold::Mean)),
             Self::Shutter => subject.series(Point::Gate, Reduction::Head(Fold::Mean)),
             Self::Weight => subject.series(Point::InputGate, Reduction::Full),
             Self::Recurrence => subject.series(Point::RecurrenceGate, Reduction::Full),
@@ -242,6 +262,7 @@ impl Gate {
             Self::Beta => format!("{who} replaces {} of what it holds under this key", percent(value)),
             Self::Input => format!("{who} takes its input in times {}", short(value)),
             Self::Output => format!("{who} lets its sum out times {}", short(value)),
+            Self::Inner => format!("{who} lets from one filter to the next times {}", short(value)),
             Self::Weight => format!("{who} lets {} of this token in", percent(value)),
             Self::Recurrence => {
                 format!("{who} has its recurrence gate at {}: the higher, the faster it forgets", short(value))
@@ -302,6 +323,7 @@ mod tests {
             head_dim: 4,
             state_dim: 4,
             groups: 1,
+            rank: 1,
             decay_dim: 0,
             conv_taps: 0,
             gated,
@@ -318,12 +340,14 @@ mod tests {
             Mamba1,
             Mamba2,
             Mamba3,
+            Mamba3Mimo,
             DeltaRule,
             LinearAttention,
             Retention,
             Gla,
             Hgrn2,
             Rwkv4,
+            Rwkv5,
             Rwkv6,
             Rwkv7,
             RgLru,
@@ -332,6 +356,7 @@ mod tests {
             S4,
             S4d,
             H3,
+            H3Heads,
             Hyena,
             ShortConv,
             Attention,

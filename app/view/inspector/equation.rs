@@ -1,12 +1,16 @@
 //! The update equation of one mixer with one step's numbers filled in, as lines of text.
 
+mod mamba;
+mod rwkv;
 mod time_invariant;
 
 use statescope_engine::protocol::{FeedForwardInfo, MixerKind};
 
 use crate::view::quantity::{half_life, percent, short, spread_of, tokens_words};
 use crate::widget::format;
-use time_invariant::{h3, hyena, s4};
+use mamba::{mamba1, mamba2, mamba3, mamba3_mimo};
+use rwkv::{rwkv4, rwkv567};
+use time_invariant::{h3, h3_heads, hyena, s4};
 
 /// What one head did at one token; what is not known yet is None.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -44,6 +48,8 @@ pub struct Step {
     pub entropy: Option<f32>,
     /// Width of a key, for 1/√d.
     pub key_width: usize,
+    /// Filters of a Hyena.
+    pub filters: usize,
     /// Tokens in sight.
     pub window: Option<usize>,
     pub feed_forward: Option<FeedForwardInfo>,
@@ -77,87 +83,24 @@ pub fn lines(step: &Step) -> Vec<String> {
         Some(MixerKind::Mamba2) => mamba2(step),
         Some(MixerKind::Mamba1) => mamba1(step),
         Some(MixerKind::Mamba3) => mamba3(step),
+        Some(MixerKind::Mamba3Mimo) => mamba3_mimo(step),
         Some(MixerKind::DeltaRule) => delta_rule(step),
         Some(MixerKind::LinearAttention | MixerKind::Retention | MixerKind::Gla | MixerKind::Hgrn2) => {
             linear_attention(step)
         }
         Some(MixerKind::Rwkv4) => rwkv4(step),
-        Some(MixerKind::Rwkv6 | MixerKind::Rwkv7) => rwkv67(step),
+        Some(MixerKind::Rwkv5 | MixerKind::Rwkv6 | MixerKind::Rwkv7) => rwkv567(step),
         Some(MixerKind::RgLru) => rg_lru(step),
         Some(MixerKind::Mlstm) => mlstm(step),
         Some(MixerKind::Slstm) => slstm(step),
         Some(MixerKind::S4 | MixerKind::S4d) => s4(step),
         Some(MixerKind::H3) => h3(step),
+        Some(MixerKind::H3Heads) => h3_heads(step),
         Some(MixerKind::Hyena) => hyena(step),
         Some(MixerKind::ShortConv) => short_conv(step),
         Some(MixerKind::Attention) => attention(step),
         Some(MixerKind::FeedForward) => feed_forward(step),
     }
-}
-
-fn mamba2(step: &Step) -> Vec<String> {
-    let at = sub(step.token);
-    let before = before(step.token);
-    let decay = step.decay.first().copied();
-    let mut lines = vec![
-        "decay = exp(ΔA)".to_owned(),
-        format!("  = exp({} · {}) = {}", show(step.delta), show(step.a()), show(decay)),
-    ];
-    lines.extend(write_lines(step, "‖x‖"));
-    lines.push(format!("S{at} = {}·S{before} + {}·x{at}B{at}ᵀ", show(decay), show(step.delta)));
-    lines.push(format!("  ‖S‖ {} → {}", show(step.state_before), show(step.state_after)));
-    lines.push(format!("y{at} = S{at}C{at} + D x{at}"));
-    lines.push(format!("  ‖S C‖ = {}, ‖y‖ = {}", show(step.read), show(step.core)));
-    if let Some(tokens) = decay.and_then(half_life) {
-        lines.push("half-life = ln 2 / −ln decay".into());
-        lines.push(format!("  = {}", tokens_words(tokens)));
-    }
-    lines
-}
-
-fn mamba1(step: &Step) -> Vec<String> {
-    let at = sub(step.token);
-    let before = before(step.token);
-    let mut lines = vec![format!("decay[n] = exp(Δ A[n]), Δ = {}", show(step.delta))];
-    if let Some([low, middle, high]) = spread_of(&step.decay) {
-        let life = |retention: f32| half_life(retention).map_or_else(|| "?".into(), tokens_words);
-        lines.push(format!("  slowest {}, {}", short(high), life(high)));
-        lines.push(format!("  median  {}, {}", short(middle), life(middle)));
-        lines.push(format!("  fastest {}, {}", short(low), life(low)));
-    }
-    lines.extend(write_lines(step, "|x|"));
-    lines.push(format!("S{at}[n] = decay[n]·S{before}[n]"));
-    lines.push(format!("  + {}·x{at}B{at}[n]", show(step.delta)));
-    lines.push(format!("  ‖S‖ {} → {}", show(step.state_before), show(step.state_after)));
-    lines.push(format!("y{at} = Σₙ C{at}[n]S{at}[n] + D x{at}"));
-    lines.push(format!("  |S·C| = {}, |y| = {}", show(step.read), show(step.core)));
-    lines
-}
-
-fn mamba3(step: &Step) -> Vec<String> {
-    let (at, before) = (sub(step.token), before(step.token));
-    let alpha = step.decay.first().copied();
-    let mut lines = vec![
-        format!("α = exp(ΔA) = {},  Δ = {}", show(alpha), show(step.delta)),
-        format!("λ = σ(trap) = {}", show(step.input)),
-        format!("S{at} = α (S{before} + (1−λ)Δ x{before}B{before}ᵀ)"),
-        format!("  + λΔ x{at}B{at}ᵀ, at once {}", show(step.write)),
-        format!("  ‖S‖ {} → {}", show(step.state_before), show(step.state_after)),
-        format!("y{at} = S{at}C{at} + D x{at}"),
-        format!("  ‖S C‖ = {}, ‖y‖ = {}", show(step.read), show(step.core)),
-        "B and C turned by Σ Δ π tanh(angle)".to_owned(),
-    ];
-    if let Some(tokens) = alpha.and_then(half_life) {
-        lines.push(format!("half-life {}", tokens_words(tokens)));
-    }
-    lines
-}
-
-fn write_lines(step: &Step, value: &str) -> [String; 2] {
-    [
-        format!("write = Δ‖B‖{value}"),
-        format!("  = {} · {} · {} = {}", show(step.delta), show(step.key), show(step.value), show(step.write)),
-    ]
 }
 
 fn attention(step: &Step) -> Vec<String> {
@@ -231,47 +174,6 @@ fn linear_attention(step: &Step) -> Vec<String> {
     lines.push(format!("  = {} · {} = {}", show(step.key), show(step.value), show(step.write)));
     lines.push(format!("  ‖S‖ {} → {}", show(step.state_before), show(step.state_after)));
     lines.push(format!("y{at} = S{at}q{at},  ‖y‖ = {}", show(step.core.or(step.read))));
-    lines
-}
-
-fn rwkv4(step: &Step) -> Vec<String> {
-    let (at, before) = (sub(step.token), before(step.token));
-    vec![
-        "y = Σ eᵏ v / Σ eᵏ, faded by eʷ a token".to_owned(),
-        format!("h{at} = (1 − g)h{before} + g v{at}"),
-        format!("  g = {}, |v| = {}", show(step.input), show(step.value)),
-        format!("  |h| {} → {}", show(step.state_before), show(step.state_after)),
-        format!("y{at} = (1 − c)h{before} + c v{at}"),
-        format!("  c = {}", show(step.own.first().copied().flatten())),
-        format!("  |y| = {}", show(step.core)),
-        format!("out = W (σ(r{at}) ⊙ y{at})"),
-    ]
-}
-
-/// RWKV-6 reads before it writes, RWKV-7 corrects what it holds.
-fn rwkv67(step: &Step) -> Vec<String> {
-    let (at, before) = (sub(step.token), before(step.token));
-    let corrects = step.kind == Some(MixerKind::Rwkv7);
-    let mut lines = vec![format!("S{at} = S{before} diag(w) + v{at}k{at}ᵀ")];
-    if corrects {
-        lines.push(format!("  − (S{before}κ)(a ⊙ κ)ᵀ"));
-    }
-    lines.extend([
-        "write = ‖k‖‖v‖".to_owned(),
-        format!("  = {} · {} = {}", show(step.key), show(step.value), show(step.write)),
-        format!("  ‖S‖ {} → {}", show(step.state_before), show(step.state_after)),
-    ]);
-    if corrects {
-        lines.push(format!("y{at} = S{at}r{at},  ‖y‖ = {}", show(step.core.or(step.read))));
-    } else {
-        lines.push(format!("y{at} = S{before}r{at} + (Σ r u k) v{at}"));
-        lines.push(format!("  Σ r u k = {}", show(step.own.first().copied().flatten())));
-        lines.push(format!("  ‖y‖ = {}", show(step.core)));
-    }
-    if let Some([low, middle, high]) = spread_of(&step.decay) {
-        lines.push(format!("w from {} to {}", short(low), short(high)));
-        lines.push(format!("  median {}", short(middle)));
-    }
     lines
 }
 
@@ -417,6 +319,7 @@ mod tests {
             Gla,
             Hgrn2,
             Rwkv4,
+            Rwkv5,
             Rwkv6,
             Rwkv7,
             RgLru,
@@ -425,8 +328,10 @@ mod tests {
             S4,
             S4d,
             H3,
+            H3Heads,
             Hyena,
             Mamba3,
+            Mamba3Mimo,
         ] {
             let own = vec![Some(0.5), Some(2.0)];
             let lines = lines(&Step { input: Some(0.75), own, decay: vec![0.9, 0.5], ..step(kind) });

@@ -99,8 +99,10 @@ pub fn probes(subject: &Subject<'_>, probes: &mut Vec<Probe>) {
 fn own_points(kind: MixerKind) -> &'static [(Point, &'static str, &'static str)] {
     match kind {
         MixerKind::Rwkv4 => &[(Point::Bonus, "c", "bonus: the share of its own value that the token reads")],
-        MixerKind::Rwkv6 => &[(Point::Bonus, "Σ r u k", "bonus: what the token reads of its own value")],
-        MixerKind::S4 | MixerKind::S4d | MixerKind::H3 => &[(
+        MixerKind::Rwkv5 | MixerKind::Rwkv6 => {
+            &[(Point::Bonus, "Σ r u k", "bonus: what the token reads of its own value")]
+        }
+        MixerKind::S4 | MixerKind::S4d | MixerKind::H3 | MixerKind::H3Heads => &[(
             Point::Form,
             "form",
             "1: read together with others, by the convolution; 0: alone, by a step of the recurrence",
@@ -165,6 +167,7 @@ pub fn step(store: &Store, subject: &Subject<'_>, token: usize) -> Step {
         core: one(of_head(subject, Point::Core)),
         entropy: if_has(kind == MixerKind::Attention, Point::Entropy, Reduction::Full),
         key_width: subject.mixer.state_dim,
+        filters: subject.mixer.rank,
         window: subject.mixer.window.filter(|_| kind == MixerKind::Attention),
         feed_forward: subject.info().feed_forward,
     }
@@ -256,7 +259,9 @@ pub fn head_facts(cx: &ViewContext<'_>, subject: &Subject<'_>, step: &Step) -> V
         }
         if kind.has_input_gate() {
             let (name, meaning) = match kind {
-                MixerKind::Mamba3 => ("λ", "share in (0, 1) that is written at once, the rest with the next token"),
+                MixerKind::Mamba3 | MixerKind::Mamba3Mimo => {
+                    ("λ", "share in (0, 1) that is written at once, the rest with the next token")
+                }
                 MixerKind::Rwkv4 => ("g", "input gate in (0, 1]: the token's share of the mean"),
                 MixerKind::Mlstm | MixerKind::Slstm => ("i", "input gate exp(ĩ − m) in (0, 1]"),
                 _ => ("i", "input gate in (0, 1)"),
@@ -268,7 +273,14 @@ pub fn head_facts(cx: &ViewContext<'_>, subject: &Subject<'_>, step: &Step) -> V
         }
         strength_facts(kind, step, &mut facts);
         memory_facts(kind, step, &mut facts);
-        if subject.mixer.gated {
+        if kind == MixerKind::Mamba3Mimo {
+            facts.push(Fact::number(
+                "‖g‖",
+                step.gate,
+                "",
+                "factors with which the channel takes the r reads: mimo_o ⊙ silu(z ⊙ mimo_z), and the norm",
+            ));
+        } else if subject.mixer.gated {
             let activation = match kind {
                 MixerKind::Attention | MixerKind::Rwkv4 | MixerKind::Mlstm | MixerKind::Slstm => "σ",
                 MixerKind::RgLru => "GELU",
@@ -279,6 +291,8 @@ pub fn head_facts(cx: &ViewContext<'_>, subject: &Subject<'_>, step: &Step) -> V
         }
         let (name, meaning) = match kind {
             MixerKind::H3 | MixerKind::Hyena => ("y", "mixer output of the channel, both gates included"),
+            MixerKind::H3Heads => ("‖y‖", "mixer output of the head"),
+            MixerKind::Mamba3Mimo => ("|y|", "mixer output of the channel, gates and D·x included"),
             MixerKind::Slstm => ("h", "mixer output before its norm, output gate included"),
             MixerKind::S4 | MixerKind::S4d => ("|y|", "mixer output before GELU and GLU, D·u included"),
             MixerKind::ShortConv => ("y", "mixer output of the channel, both gates included"),
@@ -325,7 +339,9 @@ fn decay_facts(kind: MixerKind, step: &Step, facts: &mut Vec<Fact>) {
                     MixerKind::S4 => {
                         format!("|Ā[{n}]| of the diagonal part: the share of complex state {n} that is kept")
                     }
-                    MixerKind::S4d | MixerKind::H3 => format!("|Ā[{n}]|: the share of complex state {n} that is kept"),
+                    MixerKind::S4d | MixerKind::H3 | MixerKind::H3Heads => {
+                        format!("|Ā[{n}]|: the share of complex state {n} that is kept")
+                    }
                     _ => format!("α[{n}]: the share that is kept under key dim {n}"),
                 },
             )
@@ -346,8 +362,10 @@ fn strength_facts(kind: MixerKind, step: &Step, facts: &mut Vec<Fact>) {
         MixerKind::Slstm => ("", "", "|tanh z̃|"),
         MixerKind::S4 | MixerKind::S4d => ("", "", "|u|"),
         MixerKind::H3 => ("k̄", "q", "v"),
+        MixerKind::H3Heads => ("‖k̄‖", "‖q‖", "‖v‖"),
         MixerKind::Hyena => ("k", "q", "v"),
         MixerKind::Mamba1 => ("‖B‖", "‖C‖", "|x|"),
+        MixerKind::Mamba3Mimo => ("‖B‖", "‖C‖", "|x|"),
         MixerKind::Mamba2 | MixerKind::Mamba3 => ("‖B‖", "‖C‖", "‖x‖"),
         _ => ("‖k‖", "‖q‖", "‖v‖"),
     };
@@ -375,8 +393,14 @@ fn strength_facts(kind: MixerKind, step: &Step, facts: &mut Vec<Fact>) {
             ("‖B̄‖|u|: what is added to the state", "|2 Re C x|: what is read, skip D·u left out")
         }
         MixerKind::H3 => ("‖B̄‖|k̄ v|: what is added to the state", "|q 2 Re C x|: what is read, skip left out"),
-        MixerKind::Hyena => ("|k v|: what the filter weighs", "|q (K ∗ kv)|: what is read, skip left out"),
+        MixerKind::H3Heads => ("‖B̄‖‖k̄‖‖v‖: what is added to the state", "norm of what is read, skip left out"),
+        MixerKind::Hyena => {
+            ("|k v|: what the filter weighs", "|q (K ∗ …)|: what is read; of one filter its skip left out")
+        }
         MixerKind::Mamba3 => ("‖λ Δ B xᵀ‖_F: what is added at once", "norm of what is read, skip D·x left out"),
+        MixerKind::Mamba3Mimo => {
+            ("‖λ Δ Σ X^ρ B^ρ x‖: what is added at once", "|Σ g^ρ S C^ρ|: what is read, gated, skip D·x left out")
+        }
         MixerKind::Rwkv4 => ("|g v|: what enters the mean", "(1 − c) |h|: what is read of the mean before"),
         MixerKind::RgLru => ("√(1 − a²) i |x|: what is added to the state", "|h|: what is read"),
         MixerKind::Mlstm => ("i‖k‖‖v‖: what is added to the state", "norm of what is read, normalised"),

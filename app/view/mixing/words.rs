@@ -20,16 +20,18 @@ pub fn stage_words(mixer: &Geometry, stage: Stage) -> String {
         (MixerKind::FeedForward, _) => "",
         (MixerKind::DeltaRule, Stage::Core) => "exact equivalent of the delta rule",
         (MixerKind::Mamba3, _) => "exact: both parts of every write, and D, included",
+        (MixerKind::Mamba3Mimo, _) => "exact: all ranks, the gates of this run and D included",
         (MixerKind::Rwkv7, _) => "exact equivalent of the corrections, without the bonus after the norm",
         (MixerKind::DeltaRule, Stage::Conv) => "exact equivalent of the delta rule, conv included",
         (MixerKind::DeltaRule, Stage::Gate) => "exact equivalent of the delta rule, conv, gate included",
-        (MixerKind::Rwkv6, _) => "decays included, the bonus on the diagonal",
+        (MixerKind::Rwkv5 | MixerKind::Rwkv6, _) => "decays included, the bonus on the diagonal",
         (MixerKind::Rwkv4, _) => "exact: rows are shares of a mean",
         (MixerKind::Mlstm, _) => "exact for this text: the normaliser of each row is in it",
         (MixerKind::Slstm, _) => "exact equivalent, given the gates of this run, which see what was read before",
         (MixerKind::S4 | MixerKind::S4d, _) => "exact, the same at every token: a band for each distance, D included",
         (MixerKind::H3, _) => "exact: the kernel between the gates k̄ and q, D included",
-        (MixerKind::Hyena, _) => "exact: the filter between the gates k and q, its skip included",
+        (MixerKind::H3Heads, _) => "exact: the kernel times q·k̄, D included; one matrix for all channels of the head",
+        (MixerKind::Hyena, _) => "exact: the filters between the gates from k to q, their skips included",
         (MixerKind::RgLru, Stage::Core) => "input gate included",
         (MixerKind::RgLru, Stage::Conv) => "input gate, conv included",
         (MixerKind::RgLru, Stage::Gate) => "input gate, conv, gate included",
@@ -60,6 +62,9 @@ pub fn formula(kind: MixerKind, stage: Stage) -> &'static str {
         (MixerKind::Mamba3, _) => {
             "M_ij = C_iᵀB_j Π_{s=j+1..i} α_s (λ_j Δ_j + (1 − λ_{j+1}) Δ_{j+1}), and C_iᵀB_i λ_i Δ_i + D on the diagonal; B and C turned"
         }
+        (MixerKind::Mamba3Mimo, _) => {
+            "M_ij = q_iᵀk_j Π_{s=j+1..i} α_s (λ_j Δ_j + (1 − λ_{j+1}) Δ_{j+1}), and q_iᵀk_i λ_i Δ_i + D Σ_ρ g^ρ_i X^ρ on the diagonal, with k = Σ_ρ X^ρ B^ρ and q = Σ_ρ g^ρ C^ρ of the channel: the gates g stand between the r reads and their sum, so they are in it"
+        }
         (MixerKind::Mamba1, Stage::Core) => {
             "M_ij = Σ_n C_i[n] exp(A[n] Σ_{k=j+1..i} Δ_k) Δ_j B_j[n], plus D on the diagonal"
         }
@@ -73,13 +78,17 @@ pub fn formula(kind: MixerKind, stage: Stage) -> &'static str {
         (MixerKind::S4, _) => "M_ij = 2 Re C Ā^{i−j} B̄, Ā diagonal less rank one; plus D on the diagonal",
         (MixerKind::S4d, _) => "M_ij = 2 Re Σ_n C[n] Ā[n]^{i−j} B̄[n], plus D on the diagonal",
         (MixerKind::H3, _) => "M_ij = q_i (2 Re Σ_n C[n] Ā[n]^{i−j} B̄[n]) k̄_j, plus q_i D k̄_i on the diagonal",
-        (MixerKind::Hyena, _) => "M_ij = q_i K[i−j] k_j, K the filter; plus q_i β k_i on the diagonal",
+        (MixerKind::H3Heads, _) => "M_ij = q_iᵀk̄_j (2 Re Σ_n C[n] Ā[n]^{i−j} B̄[n]), plus D q_iᵀk̄_i on the diagonal",
+        (MixerKind::Hyena, _) => {
+            "M_ij = q_i K[i−j] k_j, K the filter with its skip β in K[0]; of an order above 2 the product diag(q) T_{O−1} diag(x) … T_1 diag(k) of such bands, drawn row by row"
+        }
         (MixerKind::LinearAttention, Stage::Core) => "M_ij = q_iᵀk_j, over Σ_j of it where the model normalises",
         (MixerKind::Retention, Stage::Core) => "M_ij = γ^{i−j} q_iᵀk_j",
         (MixerKind::Gla | MixerKind::Hgrn2, Stage::Core) => "M_ij = Σ_n q_i[n] k_j[n] Π_{s=j+1..i} α_s[n]",
         (MixerKind::Rwkv4, _) => {
             "M_ij = softmax_j of k_j + (i−1−j) w, and of u + k_i on the diagonal: (1 − c_i) g_j Π_{s=j+1..i−1} (1 − g_s), c_i on the diagonal"
         }
+        (MixerKind::Rwkv5, _) => "M_ij = Σ_n r_i[n] k_j[n] w[n]^{i−1−j}, Σ_n r_i u k_i on the diagonal",
         (MixerKind::Rwkv6, _) => "M_ij = Σ_n r_i[n] k_j[n] Π_{s=j+1..i−1} w_s[n], Σ_n r_i u k_i on the diagonal",
         (MixerKind::Rwkv7, _) => {
             "M_ij = r_iᵀ [Π_{s=j+1..i} (diag(w_s) − (a_s ⊙ κ_s) κ_sᵀ)] k_j, the exact equivalent of the corrections: a product over all tokens between, for which there is no plain kernel of i and j"

@@ -149,16 +149,18 @@ impl LayerQuantity {
 mod tests {
     use super::*;
 
-    const KINDS: [MixerKind; 21] = [
+    const KINDS: [MixerKind; 24] = [
         MixerKind::Mamba1,
         MixerKind::Mamba2,
         MixerKind::Mamba3,
+        MixerKind::Mamba3Mimo,
         MixerKind::DeltaRule,
         MixerKind::LinearAttention,
         MixerKind::Retention,
         MixerKind::Gla,
         MixerKind::Hgrn2,
         MixerKind::Rwkv4,
+        MixerKind::Rwkv5,
         MixerKind::Rwkv6,
         MixerKind::Rwkv7,
         MixerKind::RgLru,
@@ -167,6 +169,7 @@ mod tests {
         MixerKind::S4,
         MixerKind::S4d,
         MixerKind::H3,
+        MixerKind::H3Heads,
         MixerKind::Hyena,
         MixerKind::ShortConv,
         MixerKind::Attention,

@@ -30,7 +30,8 @@ pub(super) fn ui(
     actions: &mut Vec<Action>,
 ) {
     let m = subject.mixer;
-    let held = m.window.map_or(cx.store.position, |window| window.min(cx.store.position));
+    // Filters one after the other see further together than each, and hold what each needs.
+    let held = m.window.map_or(cx.store.position, |window| (window / m.rank).min(cx.store.position));
     let bytes = held * m.kv_bytes_per_token;
     ui.horizontal(|ui| {
         let text = format!(

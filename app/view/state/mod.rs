@@ -68,7 +68,7 @@ impl View for StateView {
             MixerKind::Attention => {
                 format!("KV cache · {} · keys and values of KV head {}", subject.layer_name(), subject.group())
             }
-            MixerKind::Mamba1 => {
+            MixerKind::Mamba1 | MixerKind::Mamba3Mimo => {
                 let rank = if self.settings.rank == Rank::HalfLife { "half-life" } else { "write" };
                 format!("State · {} · {} × {} by {rank}{at}", subject.layer_name(), m.heads, m.state_dim)
             }
@@ -89,6 +89,8 @@ impl View for StateView {
             | MixerKind::Retention
             | MixerKind::Gla
             | MixerKind::Hgrn2
+            | MixerKind::H3Heads
+            | MixerKind::Rwkv5
             | MixerKind::Rwkv6
             | MixerKind::Rwkv7
             | MixerKind::Mlstm => {
@@ -118,8 +120,12 @@ impl View for StateView {
                 "Each channel is a diagonal linear system of N/2 complex numbers that is the same at every token, x_t = Ā x_{t−1} + B̄ (k̄_t v_t), read as y_t = q_t (2 Re C x_t + D k̄_t v_t): k̄, the key after its shift, decides what enters, q what leaves. \
                  Real parts come first, imaginary parts after; colours are signed, zero is neutral."
             }
+            Some(MixerKind::H3Heads) => {
+                "Each head has a diagonal linear system of complex numbers that is the same at every token, for every product of a channel of v and one of k̄: X_t = Ā X_{t−1} + B̄ (v_t k̄_tᵀ), read as y_t = (2 Re C X_t + D v_t k̄_tᵀ) q_t. \
+                 The selected head is large, rows are the channels of v; along a row stand the systems of the channels of k̄ one after the other, real parts first, imaginary parts after; colours are signed, zero is neutral."
+            }
             Some(MixerKind::Hyena) => {
-                "Hyena has no state of fixed size: its filter is as long as the text, so it keeps k and v of every token in sight, as attention does. \
+                "Hyena has no state of fixed size: its filter is as long as the text, so it keeps k and v of every token in sight, as attention does, and of an order above 2 what enters each further filter. \
                  Each column is a token; the filter weighs k_s v_s of a token by how long ago it was, whatever it says."
             }
             Some(MixerKind::Mamba1) => {
@@ -131,6 +137,11 @@ impl View for StateView {
                 "Each head has a matrix of P × N numbers, S_t = α_t (S_{t−1} + (1 − λ_t) Δ_t x_{t−1} B_{t−1}ᵀ) + λ_t Δ_t x_t B_tᵀ, read as y_t = S_t C_t + D x_t: a token is written in two parts, the second with the token after it. \
                  B and C are turned by an angle that grows with Δ, so that entries can swing. \
                  The selected head is large, rows are the P values and columns the N state entries; colours are signed, zero is neutral."
+            }
+            Some(MixerKind::Mamba3Mimo) => {
+                "Each channel has a state of N numbers, S_t = α_t (S_{t−1} + (1 − λ_t) Δ_t x_{t−1} k_{t−1}) + λ_t Δ_t x_t k_t with the key k = Σ_ρ X^ρ B^ρ of r ranks, and is read r times: y_t = Σ_ρ g^ρ_t (S_t·C^ρ_t + D X^ρ x_t). The channels of a head share α, λ, Δ, B and C. \
+                 Channels run from left to right in the order named in the title, entries n from top to bottom; colours are signed, zero is neutral. \
+                 Beneath, the norm of the selected channel's state and of all channels' over time."
             }
             Some(MixerKind::ShortConv) => {
                 "A short convolution of K taps holds the last K − 1 inputs of every channel, B_t ⊙ x_t, and nothing else: after K − 1 tokens an input is gone whole. \
@@ -150,6 +161,10 @@ impl View for StateView {
             Some(MixerKind::RgLru) => {
                 "Each channel keeps one number, h_t = a_t h_{t−1} + √(1 − a_t²) i_t x_t, with a recurrence gate in a and an input gate i. \
                  Channels run from left to right; colours are signed, zero is neutral. Beneath, the selected channel's number and all channels' norm over time."
+            }
+            Some(MixerKind::Rwkv5) => {
+                "Each head has a matrix of D_v × D_k numbers, S_t = S_{t−1} diag(w) + v_t k_tᵀ, read before it is written: y_t = S_{t−1} r_t + (Σ r u k) v_t. Each key entry fades by a w of its own, the same at every token. \
+                 The selected head is large, rows are the values V and columns the key entries K; colours are signed, zero is neutral."
             }
             Some(MixerKind::Rwkv6) => {
                 "Each head has a matrix of D_v × D_k numbers, S_t = S_{t−1} diag(w_t) + v_t k_tᵀ, read before it is written: y_t = S_{t−1} r_t + (Σ r u k) v_t. \

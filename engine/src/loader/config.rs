@@ -35,7 +35,7 @@ use crate::protocol::TokenId;
 type Parser = fn(Keys) -> Result<ModelSpec, ConfigError>;
 
 /// What `model_type` may say, and who reads the rest.
-const FAMILIES: [(&str, Parser); 37] = [
+const FAMILIES: [(&str, Parser); 38] = [
     ("mamba", mamba::mamba1),
     ("mamba2", mamba::mamba2),
     ("falcon_mamba", mamba::falcon_mamba),
@@ -57,6 +57,7 @@ const FAMILIES: [(&str, Parser); 37] = [
     ("delta_net", fla::delta_net),
     ("gated_deltanet", fla::gated_deltanet),
     ("rwkv", rwkv::rwkv),
+    ("rwkv5", rwkv::rwkv5),
     ("rwkv6", rwkv::rwkv6),
     ("rwkv7", rwkv::rwkv7),
     ("recurrent_gemma", recurrent_gemma::recurrent_gemma),

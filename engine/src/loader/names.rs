@@ -67,6 +67,7 @@ impl Names {
             MixerSpec::ShortConv(_) => self.short_conv,
             MixerSpec::LinearAttention(_)
             | MixerSpec::Rwkv4(_)
+            | MixerSpec::Rwkv5(_)
             | MixerSpec::Rwkv6(_)
             | MixerSpec::Rwkv7(_)
             | MixerSpec::RgLru(_)
@@ -106,7 +107,7 @@ impl Names {
             "lfm2" => Ok(&LFM2),
             "samba" => Ok(&SAMBA),
             "retnet" | "gla" | "linear_attn" | "hgrn2" | "delta_net" | "gated_deltanet" => Ok(&FLA),
-            "rwkv" => Ok(&RWKV),
+            "rwkv" | "rwkv5" => Ok(&RWKV),
             "rwkv6" | "rwkv7" => Ok(&RWKV7),
             "rwkv6_official" => Ok(&RWKV6),
             "recurrent_gemma" => Ok(&RECURRENT_GEMMA),
@@ -335,8 +336,11 @@ const GPT2: Names = Names {
     ..LLAMA
 };
 
-/// Other spellings of the same tensor: original state-spaces files, Codestral's consolidated file, GPT-NeoX's head.
+/// Other spellings of the same tensor: original state-spaces files, Codestral's consolidated file, GPT-NeoX's head, RWKV's authors.
 pub fn canonical(stored: &str) -> String {
+    if let Some(name) = of_rwkv_authors(stored) {
+        return name;
+    }
     let name = match stored.strip_prefix("model.") {
         Some(rest) if rest.starts_with("backbone.") || rest.starts_with("lm_head.") => rest,
         _ => stored,
@@ -348,6 +352,32 @@ pub fn canonical(stored: &str) -> String {
         Some(rest) => format!("backbone.embeddings.{rest}"),
         None => name.to_owned(),
     }
+}
+
+/// What the Hugging Face files of RWKV-4, -5 and -6 call a tensor of their authors' files; none of any other.
+fn of_rwkv_authors(stored: &str) -> Option<String> {
+    if let Some(rest) = stored.strip_prefix("emb.") {
+        return Some(format!("rwkv.embeddings.{rest}"));
+    }
+    if stored.starts_with("ln_out.") {
+        return Some(format!("rwkv.{stored}"));
+    }
+    let (layer, name) = stored.strip_prefix("blocks.")?.split_once('.')?;
+    let (part, rest) = name.split_once('.')?;
+    let part = match part {
+        "att" => "attention",
+        "ffn" => "feed_forward",
+        "ln0" => "pre_ln",
+        other => other,
+    };
+    let rest = match rest {
+        "time_mix_k" => "time_mix_key",
+        "time_mix_v" => "time_mix_value",
+        "time_mix_r" => "time_mix_receptance",
+        "time_mix_g" => "time_mix_gate",
+        other => other,
+    };
+    Some(format!("rwkv.blocks.{layer}.{part}.{rest}"))
 }
 
 /// Whether a tensor is a buffer that old files carry along and no model reads.
@@ -376,5 +406,9 @@ mod tests {
         assert_eq!(canonical("backbone.embedding.weight"), "backbone.embeddings.weight");
         assert_eq!(canonical("model.lm_head.weight"), "lm_head.weight");
         assert_eq!(canonical("model.embed_tokens.weight"), "model.embed_tokens.weight");
+        assert_eq!(canonical("emb.weight"), "rwkv.embeddings.weight");
+        assert_eq!(canonical("blocks.0.ln0.bias"), "rwkv.blocks.0.pre_ln.bias");
+        assert_eq!(canonical("blocks.7.att.time_mix_g"), "rwkv.blocks.7.attention.time_mix_gate");
+        assert_eq!(canonical("blocks.7.ffn.key.weight"), "rwkv.blocks.7.feed_forward.key.weight");
     }
 }

@@ -439,6 +439,11 @@ impl<'a> Scope<'a> {
         self.weights.has(&self.name(name))
     }
 
+    /// As [`Weights::shape`].
+    pub fn shape(&self, name: &str) -> Option<&'a [usize]> {
+        self.weights.shape(&self.name(name))
+    }
+
     /// As [`Weights::matrix`].
     pub fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix, LoadError> {
         if self.names.is_some_and(|names| names.transposed) {

@@ -240,6 +240,7 @@ impl Mixer for SoftmaxAttention {
             head_dim: spec.value_dim,
             state_dim: spec.head_dim,
             groups: spec.kv_heads,
+            rank: 1,
             decay_dim: 0,
             conv_taps: 0,
             gated: spec.gated,

@@ -165,6 +165,7 @@ impl Mixer for GatedDeltaRule {
             head_dim: spec.head_dim,
             state_dim: spec.key_dim,
             groups: spec.key_heads,
+            rank: 1,
             decay_dim: 1,
             conv_taps: spec.conv_taps,
             gated: spec.gated,

@@ -350,6 +350,7 @@ impl Mixer for LinearAttention {
             head_dim: spec.head_dim,
             state_dim: spec.key_dim,
             groups: spec.heads,
+            rank: 1,
             decay_dim: match spec.decay {
                 LinearDecay::None => 0,
                 LinearDecay::Retention => 1,

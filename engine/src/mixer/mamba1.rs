@@ -265,6 +265,7 @@ impl Mixer for Mamba1 {
             head_dim: 1,
             state_dim: spec.state_dim,
             groups: self.heads.len(),
+            rank: 1,
             decay_dim: spec.state_dim,
             conv_taps: spec.conv_taps,
             gated: true,

@@ -134,6 +134,7 @@ impl Mixer for Mamba2 {
             head_dim: spec.head_dim,
             state_dim: spec.state_dim,
             groups: spec.groups,
+            rank: 1,
             decay_dim: 1,
             conv_taps: spec.conv_taps,
             gated: true,

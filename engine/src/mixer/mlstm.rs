@@ -101,6 +101,7 @@ impl Mixer for Mlstm {
             head_dim: spec.head_dim,
             state_dim: spec.key_dim,
             groups: spec.heads,
+            rank: 1,
             decay_dim: 1,
             conv_taps: 0,
             gated: true,

@@ -12,16 +12,19 @@ pub mod linear_attention;
 pub mod mamba1;
 pub mod mamba2;
 pub mod mamba3;
+pub mod mamba3_mimo;
 pub mod mlstm;
 pub mod none;
 pub mod rg_lru;
 pub mod rwkv4;
+pub mod rwkv5;
 pub mod rwkv6;
 pub mod rwkv7;
 pub mod s4;
 pub mod short_conv;
 pub mod slot;
 pub mod slstm;
+mod trapezoid;
 
 use std::ops::Range;
 
@@ -164,6 +167,9 @@ pub fn load(spec: &MixerSpec, hidden_size: usize, scope: &Scope<'_>) -> Result<B
     Ok(match spec {
         MixerSpec::Mamba1(spec) => Box::new(mamba1::Mamba1::load(spec, hidden_size, scope)?),
         MixerSpec::Mamba2(spec) => Box::new(mamba2::Mamba2::load(spec, hidden_size, scope)?),
+        MixerSpec::Mamba3(spec) if spec.ranks.is_some() => {
+            Box::new(mamba3_mimo::Mamba3Mimo::load(spec, hidden_size, scope)?)
+        }
         MixerSpec::Mamba3(spec) => Box::new(mamba3::Mamba3::load(spec, hidden_size, scope)?),
         MixerSpec::Attention(spec) => {
             Box::new(attention::SoftmaxAttention::load(spec, hidden_size, hidden_size, scope)?)
@@ -173,6 +179,7 @@ pub fn load(spec: &MixerSpec, hidden_size: usize, scope: &Scope<'_>) -> Result<B
             Box::new(linear_attention::LinearAttention::load(spec, hidden_size, scope)?)
         }
         MixerSpec::Rwkv4(spec) => Box::new(rwkv4::Rwkv4::load(spec, hidden_size, scope)?),
+        MixerSpec::Rwkv5(spec) => Box::new(rwkv5::Rwkv5::load(spec, hidden_size, scope)?),
         MixerSpec::Rwkv6(spec) => Box::new(rwkv6::Rwkv6::load(spec, hidden_size, scope)?),
         MixerSpec::Rwkv7(spec) => Box::new(rwkv7::Rwkv7::load(spec, hidden_size, scope)?),
         MixerSpec::RgLru(spec) => Box::new(rg_lru::RgLru::load(spec, hidden_size, scope)?),

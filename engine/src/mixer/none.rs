@@ -22,6 +22,7 @@ impl Mixer for NoMixer {
             head_dim: self.hidden_size,
             state_dim: 0,
             groups: 1,
+            rank: 1,
             decay_dim: 0,
             conv_taps: 0,
             gated: false,

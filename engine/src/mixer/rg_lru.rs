@@ -130,6 +130,7 @@ impl Mixer for RgLru {
             head_dim: 1,
             state_dim: 1,
             groups: channels,
+            rank: 1,
             decay_dim: 1,
             conv_taps: self.spec.conv_taps,
             gated: true,

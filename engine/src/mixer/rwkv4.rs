@@ -93,6 +93,7 @@ impl Mixer for Rwkv4 {
             head_dim: 1,
             state_dim: 1,
             groups: channels,
+            rank: 1,
             decay_dim: 1,
             conv_taps: 0,
             gated: true,

@@ -103,6 +103,31 @@ impl Mixes {
     }
 }
 
+/// What tokens read of their own value, Σ_n r u k: r, k `[T, H, N]` and u `[H, N]` → `[T, H]`.
+pub(super) fn own_reads(r: &[f32], k: &[f32], u: &[f32], key_dim: usize) -> Vec<f32> {
+    let heads = r.chunks_exact(key_dim).zip(k.chunks_exact(key_dim)).zip(u.chunks_exact(key_dim).cycle());
+    heads.map(|((r, k), u)| r.iter().zip(k).zip(u).map(|((r, k), u)| r * k * u).sum()).collect()
+}
+
+/// Appends ‖y − (Σ r u k) v‖ of each of `heads`; false if the token is not recorded.
+pub(super) fn read_without_bonus(
+    tape: &LayerTape,
+    position: usize,
+    heads: Range<usize>,
+    head_dim: usize,
+    out: &mut Vec<f32>,
+) -> bool {
+    let row = |point| tape.row(point, position);
+    let (Some(y), Some(bonus), Some(v)) = (row(Point::Core), row(Point::Bonus), row(Point::Value)) else {
+        return false;
+    };
+    out.extend(heads.map(|h| {
+        let at = h * head_dim..(h + 1) * head_dim;
+        y[at.clone()].iter().zip(&v[at]).map(|(y, v)| (y - bonus[h] * v).powi(2)).sum::<f32>().sqrt()
+    }));
+    true
+}
+
 /// The `j`-th of several matrices of so many rows.
 fn part(matrix: &Matrix, j: usize, rows: usize) -> Matrix {
     matrix.pick_rows(std::slice::from_ref(&(j * rows..(j + 1) * rows)))
@@ -164,6 +189,7 @@ impl Mixer for Rwkv6 {
             head_dim: spec.head_dim,
             state_dim: spec.key_dim,
             groups: spec.heads,
+            rank: 1,
             decay_dim: spec.key_dim,
             conv_taps: 0,
             gated: true,
@@ -197,10 +223,7 @@ impl Mixer for Rwkv6 {
         hooks.pass(Point::Value, &mut v);
         hooks.pass(Point::Gate, &mut gate);
         hooks.pass(Point::LogDecay, &mut log);
-        let pairs = r.chunks_exact(spec.key_dim).zip(k.chunks_exact(spec.key_dim));
-        let heads = pairs.zip(self.bonus.chunks_exact(spec.key_dim).cycle());
-        let own = |((r, k), u): ((&[f32], &[f32]), &[f32])| r.iter().zip(k).zip(u).map(|((r, k), u)| r * k * u).sum();
-        let mut bonus: Vec<f32> = heads.map(own).collect();
+        let mut bonus = own_reads(&r, &k, &self.bonus, spec.key_dim);
         hooks.pass(Point::Bonus, &mut bonus);
 
         let mut y = vec![0.0; v.len()];
@@ -223,20 +246,10 @@ impl Mixer for Rwkv6 {
 
     fn derive(&self, point: Point, tape: &LayerTape, position: usize, heads: Range<usize>, out: &mut Vec<f32>) -> bool {
         let (p, n) = (self.spec.head_dim, self.spec.key_dim);
-        let row = |point| tape.row(point, position);
         match point {
-            Point::Read => {
-                let (Some(y), Some(bonus), Some(v)) = (row(Point::Core), row(Point::Bonus), row(Point::Value)) else {
-                    return false;
-                };
-                out.extend(heads.map(|h| {
-                    let at = h * p..(h + 1) * p;
-                    y[at.clone()].iter().zip(&v[at]).map(|(y, v)| (y - bonus[h] * v).powi(2)).sum::<f32>().sqrt()
-                }));
-            }
-            _ => return derive_of_keys(point, tape, position, heads, [p, n], out),
+            Point::Read => read_without_bonus(tape, position, heads, p, out),
+            _ => derive_of_keys(point, tape, position, heads, [p, n], out),
         }
-        true
     }
 
     fn fold(&self, tape: &LayerTape, positions: Range<usize>, state: &mut [f32]) {

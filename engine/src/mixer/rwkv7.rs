@@ -125,6 +125,7 @@ impl Mixer for Rwkv7 {
             head_dim: spec.head_dim,
             state_dim: spec.head_dim,
             groups: spec.heads,
+            rank: 1,
             decay_dim: spec.head_dim,
             conv_taps: 0,
             gated: true,

@@ -73,6 +73,20 @@ impl Systems {
         Ok(Self { channels, discrete: all, skip: scope.vector("D", channels)?, steps })
     }
 
+    /// The same with every channel there so many times, one beside the other.
+    pub(super) fn repeated(&self, times: usize) -> Self {
+        let width = self.width();
+        let rows = |xs: &[f32], width: usize| xs.chunks_exact(width).flat_map(|row| row.repeat(times)).collect();
+        let Discrete { decay, input, output, look, take } = &self.discrete;
+        let [decay, input, output, look, take] = [decay, input, output, look, take].map(|xs| rows(xs, width));
+        Self {
+            channels: self.channels * times,
+            discrete: Discrete { decay, input, output, look, take },
+            skip: rows(&self.skip, 1),
+            steps: rows(&self.steps, 1),
+        }
+    }
+
     fn space(&self) -> StateSpace<'_> {
         let Discrete { decay, input, output, look, take } = &self.discrete;
         StateSpace { channels: self.channels, decay, input, output, look, take, skip: &self.skip }
@@ -159,6 +173,7 @@ impl Mixer for S4 {
             head_dim: 1,
             state_dim,
             groups: channels,
+            rank: 1,
             decay_dim: state_dim / 2,
             conv_taps: 0,
             gated: false,

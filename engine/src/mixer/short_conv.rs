@@ -59,6 +59,7 @@ impl Mixer for ShortConv {
             head_dim: 1,
             state_dim: history,
             groups: d,
+            rank: 1,
             decay_dim: 0,
             conv_taps: 0,
             gated: false,

@@ -77,6 +77,7 @@ impl Mixer for Slstm {
             head_dim: 1,
             state_dim: 1,
             groups: channels,
+            rank: 1,
             decay_dim: 1,
             // The convolution is in front of the gates, not of the values.
             conv_taps: 0,

@@ -265,6 +265,7 @@ pub enum MixerSpec {
     DeltaRule(DeltaRuleSpec),
     LinearAttention(LinearAttentionSpec),
     Rwkv4(Rwkv4Spec),
+    Rwkv5(Rwkv5Spec),
     Rwkv6(Rwkv6Spec),
     Rwkv7(Rwkv7Spec),
     RgLru(RgLruSpec),
@@ -333,7 +334,7 @@ pub struct Mamba2Spec {
     pub multipliers: [f32; 5],
 }
 
-/// Mamba-3 with one input and one output (Lahoti et al. 2026).
+/// Mamba-3 (Lahoti et al. 2026).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Mamba3Spec {
     /// H.
@@ -348,8 +349,19 @@ pub struct Mamba3Spec {
     pub angles: usize,
     /// The least rate −A of forgetting.
     pub floor: f32,
-    /// Epsilon of the norms of B and C.
+    /// r, with several inputs and outputs (MIMO); none with one of each.
+    pub ranks: Option<usize>,
+    /// Whether y is normed inside each head before the gate.
+    pub output_norm: bool,
+    /// Epsilon of all norms inside.
     pub norm_eps: f32,
+}
+
+impl Mamba3Spec {
+    /// Inputs and outputs of a head.
+    pub fn rank(&self) -> usize {
+        self.ranks.unwrap_or(1)
+    }
 }
 
 /// Order of output gate and group norm.

@@ -9,6 +9,8 @@ pub enum MixerKind {
     Mamba2,
     /// State space with a turning state, written by the trapezoid rule (Mamba-3).
     Mamba3,
+    /// The same with several inputs and outputs a head, which makes a matrix for each channel (Mamba-3 MIMO).
+    Mamba3Mimo,
     /// Gated delta rule: a state that corrects what it holds under a key.
     DeltaRule,
     /// Linear attention: a state that forgets nothing.
@@ -21,7 +23,9 @@ pub enum MixerKind {
     Hgrn2,
     /// Exponentially weighted mean of the values, one number a channel (RWKV-4).
     Rwkv4,
-    /// Gated linear attention that reads before it writes, with a bonus for the token itself (RWKV-6).
+    /// Linear attention with a fixed decay for each key dimension that reads before it writes, with a bonus for the token itself (RWKV-5).
+    Rwkv5,
+    /// The same with a decay of the token (RWKV-6).
     Rwkv6,
     /// Linear attention that corrects what it holds: decay by key and a rank-one correction (RWKV-7).
     Rwkv7,
@@ -37,6 +41,8 @@ pub enum MixerKind {
     S4d,
     /// A shift and a diagonal state space between two gates (H3).
     H3,
+    /// The same with several channels a head: outer products in the state (H3 with heads).
+    H3Heads,
     /// A filter as long as the text between two gates (Hyena).
     Hyena,
     /// Double-gated short convolution: the last few tokens and nothing else.
@@ -54,12 +60,14 @@ impl MixerKind {
             Self::Mamba1 => "Mamba-1",
             Self::Mamba2 => "Mamba-2",
             Self::Mamba3 => "Mamba-3",
+            Self::Mamba3Mimo => "Mamba-3 MIMO",
             Self::DeltaRule => "gated delta rule",
             Self::LinearAttention => "linear attention",
             Self::Retention => "retention",
             Self::Gla => "gated linear attention",
             Self::Hgrn2 => "HGRN2",
             Self::Rwkv4 => "RWKV-4",
+            Self::Rwkv5 => "RWKV-5",
             Self::Rwkv6 => "RWKV-6",
             Self::Rwkv7 => "RWKV-7",
             Self::RgLru => "RG-LRU",
@@ -68,6 +76,7 @@ impl MixerKind {
             Self::S4 => "S4",
             Self::S4d => "S4D",
             Self::H3 => "H3",
+            Self::H3Heads => "H3 with heads",
             Self::Hyena => "Hyena",
             Self::ShortConv => "short convolution",
             Self::Attention => "attention",
@@ -92,7 +101,8 @@ impl MixerKind {
 
     /// Whether the logarithm of the decay is part of the run, [`Point::LogDecay`].
     pub fn has_log_decay(self) -> bool {
-        self.decays() && !self.is_time_invariant() && !matches!(self, Self::Mamba1 | Self::Mamba2 | Self::Retention)
+        let given = matches!(self, Self::Mamba1 | Self::Mamba2 | Self::Retention | Self::Rwkv5);
+        self.decays() && !self.is_time_invariant() && !given
     }
 
     /// Whether a token asks with a query or a read vector of its own, [`Point::Query`].
@@ -107,23 +117,24 @@ impl MixerKind {
 
     /// Whether there is a state space that is the same at every token, with two forms to run it in, [`Point::Form`].
     pub fn is_time_invariant(self) -> bool {
-        matches!(self, Self::S4 | Self::S4d | Self::H3)
+        matches!(self, Self::S4 | Self::S4d | Self::H3 | Self::H3Heads)
     }
 
     /// Whether an input gate weighs what is written, [`Point::InputGate`].
     pub fn has_input_gate(self) -> bool {
-        matches!(self, Self::Rwkv4 | Self::RgLru | Self::Mlstm | Self::Slstm | Self::Mamba3)
+        matches!(self, Self::Rwkv4 | Self::RgLru | Self::Mlstm | Self::Slstm | Self::Mamba3 | Self::Mamba3Mimo)
     }
 
     /// Whether a step size is selected, [`Point::Delta`].
     pub fn has_delta(self) -> bool {
-        matches!(self, Self::Mamba1 | Self::Mamba2 | Self::Mamba3) || self.is_time_invariant()
+        matches!(self, Self::Mamba1 | Self::Mamba2 | Self::Mamba3 | Self::Mamba3Mimo) || self.is_time_invariant()
     }
 
     /// What one row of `Geometry::heads` is called.
     pub fn head_noun(self) -> &'static str {
         match self {
             Self::Mamba1
+            | Self::Mamba3Mimo
             | Self::S4
             | Self::S4d
             | Self::H3

@@ -42,19 +42,69 @@ pub(crate) fn rows(lowered: &Lowered, range: Range<usize>, out: &mut [f32]) {
                 out[t + 1..].fill(0.0);
             });
         }
+        Lowered::Product(bands) => {
+            // The newest tap first, as each token meets those before it.
+            let forward: Vec<Vec<f32>> = bands.iter().map(|band| band.taps.iter().rev().copied().collect()).collect();
+            let work = out.len() * width.div_ceil(LANES) / 2 * bands.len();
+            par::for_each_chunk(out, width, work, |i, out| {
+                dispatch(Product { bands, forward: &forward, row: range.start + i, out });
+            });
+        }
         Lowered::Toeplitz(band) => {
-            let work = out.len() / LANES;
-            par::for_each_chunk(out, width, work, |i, out| toeplitz(band, range.start + i, out));
+            let work = out.len() * band.pre.width.div_ceil(LANES) / 2;
+            par::for_each_chunk(out, width, work, |i, out| dispatch(Band { band, row: range.start + i, out }));
         }
     }
 }
 
-/// Row `t` and what lies above the diagonal.
-fn toeplitz(band: &Toeplitz, t: usize, out: &mut [f32]) {
-    let Toeplitz { taps, pre, post, .. } = *band;
-    out.fill(0.0);
-    for (age, tap) in taps.iter().rev().enumerate().take(t + 1) {
-        out[t - age] = post.at(t) * tap * pre.at(t - age);
+/// Row `row` of a band and what lies above the diagonal.
+struct Band<'a> {
+    band: &'a Toeplitz<'a>,
+    row: usize,
+    out: &'a mut [f32],
+}
+
+impl Kernel for Band<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Band { band: Toeplitz { taps, pre, post, .. }, row, out } = self;
+        out.fill(0.0);
+        for (age, tap) in taps.iter().rev().enumerate().take(row + 1) {
+            let at = row - age;
+            out[at] = match pre.width {
+                1 => post.at(row) * tap * pre.at(at),
+                _ => dot(s, post.row(row), pre.row(at)) * tap,
+            };
+        }
+    }
+}
+
+/// Row `row` of a product of bands: a row of the first, which then goes through the others, uᵀ(M₂ M₃ …). It needs a row's room.
+struct Product<'a> {
+    bands: &'a [Toeplitz<'a>],
+    /// The taps of each, the first for the token itself.
+    forward: &'a [Vec<f32>],
+    row: usize,
+    out: &'a mut [f32],
+}
+
+impl Kernel for Product<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Product { bands, forward, row, out } = self;
+        Band { band: &bands[0], row, out }.run(s);
+        let mut weights = vec![0.0; row + 1];
+        for (Toeplitz { pre, post, .. }, taps) in bands.iter().zip(forward).skip(1) {
+            for (at, (weight, out)) in weights.iter_mut().zip(&*out).enumerate() {
+                *weight = out * post.at(at);
+            }
+            for (at, out) in out[..=row].iter_mut().enumerate() {
+                let reach = taps.len().min(row + 1 - at);
+                *out = dot(s, &weights[at..at + reach], &taps[..reach]) * pre.at(at);
+            }
+        }
     }
 }
 

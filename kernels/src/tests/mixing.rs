@@ -182,6 +182,51 @@ fn of_a_short_convolution() {
     }
 }
 
+/// Gates that are vectors: linear attention that fades as a filter does.
+#[test]
+fn of_a_band_between_vectors() {
+    on_each_set(|| {
+        let mut rng = Rng::new(25);
+        for (tokens, width) in LENGTHS.into_iter().zip([2, 3, 8, 13, 20].into_iter().cycle()) {
+            let (pre, post, taps) = (rng.vec(tokens * width), rng.vec(tokens * (width + 1)), rng.vec(tokens));
+            let pre = Strided { data: &pre, stride: width, offset: 0, width };
+            let post = Strided { data: &post, stride: width + 1, offset: 1, width };
+            let band = Toeplitz { tokens, taps: &taps, pre, post };
+            check_rows_to(&Lowered::Toeplitz(band), tokens, 1.0, &format!("band N={width} T={tokens}"));
+        }
+    });
+}
+
+#[test]
+fn of_convolutions_one_after_the_other() {
+    on_each_set(|| {
+        let mut rng = Rng::new(26);
+        for (tokens, reach) in LENGTHS.into_iter().zip([1, 40, 7, 300].into_iter().cycle()) {
+            let gates = rng.vec(tokens * 4);
+            let taps: Vec<Vec<f32>> = (0..3).map(|_| rng.vec(reach)).collect();
+            let one = Strided { data: &[1.0], stride: 0, offset: 0, width: 1 };
+            let band = |index: usize| Toeplitz {
+                tokens,
+                taps: &taps[index],
+                pre: column(&gates, 4, index),
+                post: if index == 0 { column(&gates, 4, 3) } else { one },
+            };
+            let bands = [band(0), band(1), band(2)];
+            // Their size, far above what is left of them where signs differ.
+            let size = (tokens.min(reach) as f64).powi(2);
+            let m = check_rows_to(&Lowered::Product(&bands), tokens, size, &format!("product K={reach} T={tokens}"));
+            let v = rng.vec(tokens);
+            let mut y = v.clone();
+            for band in bands.iter().rev() {
+                let gated: Vec<f32> = y.iter().enumerate().map(|(t, y)| y * band.pre.at(t)).collect();
+                crate::causal_conv(&gated, band.taps, None, &mut vec![0.0; reach - 1], &mut y);
+                y.iter_mut().enumerate().for_each(|(t, y)| *y *= band.post.at(t));
+            }
+            assert_close_to(&y, &product(&m, |s| v[s]), 1e-5, size, "M·x = y");
+        }
+    });
+}
+
 #[test]
 fn a_row_applied_to_the_values() {
     on_each_set(|| {

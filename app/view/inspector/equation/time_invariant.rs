@@ -64,14 +64,39 @@ pub(super) fn h3(step: &Step) -> Vec<String> {
     lines
 }
 
+pub(super) fn h3_heads(step: &Step) -> Vec<String> {
+    let (at, before) = (sub(step.token), before(step.token));
+    let mut lines = vec![
+        "k̄ = shift(k),  Z = v k̄ᵀ of the head".to_owned(),
+        format!("  ‖k̄‖ = {}, ‖v‖ = {}", show(step.key), show(step.value)),
+        format!("X{at} = Ā X{before} + B̄ Z{at},  Δ = {}", show(step.delta)),
+    ];
+    lines.extend(fading(step));
+    lines.extend([
+        format!("  write {}, ‖X‖ {} → {}", show(step.write), show(step.state_before), show(step.state_after)),
+        format!("y{at} = (2 Re C X{at} + D Z{at}) q{at}"),
+        format!("  ‖q‖ = {}, ‖y‖ = {}", show(step.query), show(step.core)),
+        "y = Σⱼ (q·k̄ⱼ) K[i−j] vⱼ".to_owned(),
+        form(step),
+    ]);
+    lines
+}
+
 pub(super) fn hyena(step: &Step) -> Vec<String> {
     let at = sub(step.token);
-    vec![
+    let mut lines = vec![
         "z = k ⊙ v".to_owned(),
         format!("  z{at} = {} · {} = {}", show(step.key), show(step.value), show(product(step.key, step.value))),
+    ];
+    if step.filters > 1 {
+        lines.push(format!("z ← x ⊙ (K ∗ z + β z), {} times", step.filters - 1));
+        lines.push("  K, β and the gate x of each its own".to_owned());
+    }
+    lines.extend([
         format!("y{at} = q{at} (Σₗ K[l] zₜ₋ₗ + β z{at})"),
         format!("  q = {}, y = {}", show(step.query), show(step.core)),
         "K: a network of the distance l".to_owned(),
         "runs as: convolution, there is no other".to_owned(),
-    ]
+    ]);
+    lines
 }

@@ -11,27 +11,43 @@ use crate::model::spec::{
 };
 use statescope_kernels::activation::Activation;
 
+/// Taps of a Hyena's filter: they are all made when a model is opened, and no tensor says how many.
+const MAX_FILTER: usize = 1 << 20;
+
 /// Diagonal plus low rank.
 pub fn s4(keys: Keys) -> Result<ModelSpec, ConfigError> {
-    let system = system(keys, true)?;
+    let system = system(keys, true, hidden_size(keys)?)?;
     model(keys, "s4", MixerSpec::S4(system))
 }
 
 /// Diagonal.
 pub fn s4d(keys: Keys) -> Result<ModelSpec, ConfigError> {
-    let system = system(keys, false)?;
+    let system = system(keys, false, hidden_size(keys)?)?;
     model(keys, "s4d", MixerSpec::S4(system))
 }
 
 pub fn h3(keys: Keys) -> Result<ModelSpec, ConfigError> {
-    let spec = H3Spec { system: system(keys, false)?, shift_dim: keys.size("shift_size", 64)? };
-    elements("the shift", &[spec.system.channels, spec.shift_dim])?;
+    let (hidden_size, head_dim) = (hidden_size(keys)?, keys.size("head_dim", 1)?);
+    if !hidden_size.is_multiple_of(head_dim) {
+        return Err(ConfigError::Inconsistent(format!(
+            "`hidden_size` is {hidden_size}, which must be a multiple of `head_dim`, {head_dim}"
+        )));
+    }
+    let system = system(keys, false, hidden_size / head_dim)?;
+    elements("a state", &[hidden_size, head_dim, system.state_dim])?;
+    let spec = H3Spec { system, head_dim, shift_dim: keys.size("shift_size", 64)? };
+    elements("the shift", &[hidden_size, spec.shift_dim])?;
     model(keys, "h3", MixerSpec::H3(spec))
 }
 
 pub fn hyena(keys: Keys) -> Result<ModelSpec, ConfigError> {
+    let order = keys.size("order", 2)?;
+    if order < 2 {
+        return Err(keys.invalid("order", &order.into(), "2 or more: gates, with a filter between any two"));
+    }
     let spec = HyenaSpec {
         channels: hidden_size(keys)?,
+        order,
         length: keys.size("filter_length", 1024)?,
         short_taps: keys.size("short_filter_length", 3)?,
         features: keys.size("filter_features", 3)?,
@@ -47,8 +63,13 @@ pub fn hyena(keys: Keys) -> Result<ModelSpec, ConfigError> {
             "an odd number from 3: a position, and sines and cosines of it",
         ));
     }
-    elements("the filter", &[spec.length, spec.channels.max(spec.width).max(spec.features)])?;
-    elements("the network of the filter", &[spec.width, spec.width.max(spec.channels), spec.inner_layers])?;
+    if spec.length > MAX_FILTER {
+        return Err(keys.invalid("filter_length", &spec.length.into(), &format!("at most {MAX_FILTER}")));
+    }
+    let all = elements("the filters of a distance", &[spec.channels, order + 1])?;
+    elements("the projections", &[spec.channels, all])?;
+    elements("the filters", &[spec.length, all.max(spec.width).max(spec.features)])?;
+    elements("the network of the filters", &[spec.width, spec.width.max(all), spec.inner_layers])?;
     let length = spec.length;
     let model = model(keys, "hyena", MixerSpec::Hyena(spec))?;
     Ok(ModelSpec { trained_context: Some(model.trained_context.unwrap_or(length)), ..model })
@@ -58,7 +79,7 @@ fn hidden_size(keys: Keys) -> Result<usize, ConfigError> {
     keys.size("hidden_size", 256)
 }
 
-fn system(keys: Keys, low_rank: bool) -> Result<S4Spec, ConfigError> {
+fn system(keys: Keys, low_rank: bool, channels: usize) -> Result<S4Spec, ConfigError> {
     let key = "discretization";
     let discretisation = match (keys.text(key)?, low_rank) {
         (Some("zoh"), false) | (None, false) => Discretisation::ZeroOrderHold,
@@ -66,8 +87,7 @@ fn system(keys: Keys, low_rank: bool) -> Result<S4Spec, ConfigError> {
         (Some(other), true) => return Err(keys.unsupported(key, &other.into(), "\"bilinear\"")),
         (Some(other), false) => return Err(keys.unsupported(key, &other.into(), "\"zoh\" or \"bilinear\"")),
     };
-    let spec =
-        S4Spec { channels: hidden_size(keys)?, state_dim: keys.size("state_size", 64)?, discretisation, low_rank };
+    let spec = S4Spec { channels, state_dim: keys.size("state_size", 64)?, discretisation, low_rank };
     if !spec.state_dim.is_multiple_of(2) {
         return Err(keys.invalid(
             "state_size",

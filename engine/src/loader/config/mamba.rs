@@ -70,10 +70,8 @@ pub fn mamba2(keys: Keys) -> Result<ModelSpec, ConfigError> {
 
 /// As flash-linear-attention's `Mamba3Config` reads it.
 pub fn mamba3(keys: Keys) -> Result<ModelSpec, ConfigError> {
-    for key in ["is_mimo", "is_outproj_norm"] {
-        if keys.flag(key, false)? {
-            return Err(keys.unsupported(key, &true.into(), "false"));
-        }
+    if keys.flag("use_bias", false)? {
+        return Err(keys.unsupported("use_bias", &true.into(), "false"));
     }
     let (hidden_size, head_dim) = (keys.size("hidden_size", 2048)?, keys.size("head_dim", 64)?);
     let inner = inner_width(keys, "expand", hidden_size)?;
@@ -88,6 +86,12 @@ pub fn mamba3(keys: Keys) -> Result<ModelSpec, ConfigError> {
     if !(share <= 1.0 && turned >= 2.0) {
         return Err(keys.invalid("rope_fraction", &share.into(), "at most 1, and at least two of the state's entries"));
     }
+    let mimo = keys.flag("is_mimo", false)?;
+    let ranks = keys.size("mimo_rank", 4)?;
+    if mimo && !state_dim.is_multiple_of(2) {
+        return Err(keys.invalid("state_size", &state_dim.into(), "an even number: halves of it are turned together"));
+    }
+    let norm_eps = keys.epsilon("norm_eps", 1e-5)?;
     let spec = Mamba3Spec {
         heads: inner / head_dim,
         head_dim,
@@ -95,12 +99,19 @@ pub fn mamba3(keys: Keys) -> Result<ModelSpec, ConfigError> {
         groups,
         angles: turned as usize / 2,
         floor: keys.epsilon("A_floor", 1e-4)?,
-        norm_eps: 1e-5,
+        ranks: mimo.then_some(ranks),
+        output_norm: keys.flag("is_outproj_norm", false)?,
+        norm_eps,
     };
-    elements("in_proj", &[hidden_size, 2 * inner + 2 * groups * state_dim + 3 * spec.heads + spec.angles])?;
+    elements("B and C", &[spec.rank(), groups, state_dim])?;
+    elements(
+        "in_proj",
+        &[hidden_size, 2 * inner + 2 * spec.rank() * groups * state_dim + 3 * spec.heads + spec.angles],
+    )?;
     elements("a state", &[inner, state_dim])?;
+    elements("the keys of a token", &[spec.heads, 3 * spec.rank(), state_dim])?;
     let layers = layer_count(keys, "num_hidden_layers", 48)?;
-    let norm = NormSpec::rms(keys.epsilon("norm_eps", 1e-5)?);
+    let norm = NormSpec::rms(norm_eps);
     let layers = vec![LayerSpec::new(MixerSpec::Mamba3(spec), None); layers];
     let vocab_size = keys.size("vocab_size", 32_000)?;
     finish(ModelSpec::new("mamba3", vocab_size, hidden_size, norm, layers), keys, false, Some(2))

@@ -1,4 +1,4 @@
-//! `rwkv` (RWKV-4), `rwkv6` and `rwkv7` (as flash-linear-attention stores them): time mixing and channel mixing in every layer, the embedding
+//! `rwkv` (RWKV-4), `rwkv5`, `rwkv6` (as their authors or flash-linear-attention store it) and `rwkv7` (as the latter does): time mixing and channel mixing in every layer, the embedding
 //! normed.
 
 use super::fla::Sizes;
@@ -8,7 +8,7 @@ use crate::loader::error::ConfigError;
 use crate::loader::keys::Keys;
 use crate::model::spec::{
     ChannelMixLayout, ChannelMixSpec, FeedForwardSpec, LayerSpec, MixerSpec, ModelSpec, NormKind, NormSpec, Rwkv4Spec,
-    Rwkv6Layout, Rwkv6Spec, Rwkv7Spec,
+    Rwkv5Spec, Rwkv6Layout, Rwkv6Spec, Rwkv7Spec,
 };
 
 /// As `RwkvConfig` reads it. `rescale_every` halves the residual stream and all that is added to it, against overflow in f16: nothing
@@ -31,17 +31,63 @@ pub fn rwkv(keys: Keys) -> Result<ModelSpec, ConfigError> {
     Ok(ModelSpec { trained_context: Some(keys.size("context_length", 1024)?), ..spec })
 }
 
-/// As the `Rwkv6Config` of the official files reads it. `rescale_every`: as in [`rwkv`].
-fn official_rwkv6(keys: Keys) -> Result<ModelSpec, ConfigError> {
-    let hidden_size = keys.size("hidden_size", 768)?;
-    let head_dim = keys.size("head_size", 64)?;
-    if !hidden_size.is_multiple_of(head_dim) || keys.size("attention_hidden_size", hidden_size)? != hidden_size {
-        return Err(ConfigError::Inconsistent(format!(
-            "`hidden_size` is {hidden_size}, which must be a multiple of `head_size`, {head_dim}, and `attention_hidden_size` the same"
-        )));
+/// What the configs of the official files of RWKV-5 and -6 have in common. `rescale_every`: as in [`rwkv`].
+struct Official {
+    hidden_size: usize,
+    head_dim: usize,
+    /// Of the norm inside each head.
+    norm_eps: f32,
+}
+
+impl Official {
+    fn read(keys: Keys) -> Result<Self, ConfigError> {
+        let hidden_size = keys.size("hidden_size", 768)?;
+        let head_dim = keys.size("head_size", 64)?;
+        if !hidden_size.is_multiple_of(head_dim) || keys.size("attention_hidden_size", hidden_size)? != hidden_size {
+            return Err(ConfigError::Inconsistent(format!(
+                "`hidden_size` is {hidden_size}, which must be a multiple of `head_size`, {head_dim}, and `attention_hidden_size` the same"
+            )));
+        }
+        elements("a state", &[hidden_size, head_dim])?;
+        // What is read is divided by it before the norm.
+        let divisor = keys.factor("head_size_divisor", 8.0)?;
+        Ok(Self { hidden_size, head_dim, norm_eps: 1e-5 * divisor * divisor })
     }
-    let eps = keys.epsilon("layer_norm_epsilon", 1e-5)?;
-    let divisor = keys.factor("head_size_divisor", 8.0)?;
+
+    fn model(
+        self,
+        keys: Keys,
+        name: &str,
+        mixer: MixerSpec,
+        layout: ChannelMixLayout,
+    ) -> Result<ModelSpec, ConfigError> {
+        let hidden_size = self.hidden_size;
+        let inner = keys.size("intermediate_size", (hidden_size * 7 / 2 / 32 * 32).max(1))?;
+        elements("the channel mixing", &[hidden_size, inner])?;
+        let layer = LayerSpec::new(mixer, Some(channel_mix(inner, layout)));
+        let layers = vec![layer; layer_count(keys, "num_hidden_layers", 24)?];
+        let norm = NormSpec { kind: NormKind::Layer, eps: keys.epsilon("layer_norm_epsilon", 1e-5)? };
+        let vocab_size = keys.size("vocab_size", 65_536)?;
+        let model = ModelSpec { embedding_norm: true, ..ModelSpec::new(name, vocab_size, hidden_size, norm, layers) };
+        finish(model, keys, false, Some(0))
+    }
+}
+
+/// As the `Rwkv5Config` of the official files reads it; version 5.2.
+pub fn rwkv5(keys: Keys) -> Result<ModelSpec, ConfigError> {
+    if let Some(version) = keys.text("model_version")?.filter(|version| !["5_2", "5.2"].contains(version)) {
+        return Err(keys.unsupported("model_version", &version.into(), "\"5_2\""));
+    }
+    let official = Official::read(keys)?;
+    let Official { hidden_size, head_dim, norm_eps } = official;
+    let spec = Rwkv5Spec { heads: hidden_size / head_dim, head_dim, norm_eps };
+    official.model(keys, "rwkv5", MixerSpec::Rwkv5(spec), ChannelMixLayout::Rwkv4)
+}
+
+/// As the `Rwkv6Config` of the official files reads it.
+fn official_rwkv6(keys: Keys) -> Result<ModelSpec, ConfigError> {
+    let official = Official::read(keys)?;
+    let Official { hidden_size, head_dim, norm_eps } = official;
     let wide = hidden_size == 4096;
     let spec = Rwkv6Spec {
         heads: hidden_size / head_dim,
@@ -50,19 +96,10 @@ fn official_rwkv6(keys: Keys) -> Result<ModelSpec, ConfigError> {
         // Which no key says.
         mix_rank: if wide { 64 } else { 32 },
         decay_rank: if wide { 128 } else { 64 },
-        norm_eps: 1e-5 * divisor * divisor,
+        norm_eps,
         layout: Rwkv6Layout::Official,
     };
-    elements("a state", &[hidden_size, head_dim])?;
-    let inner = keys.size("intermediate_size", (hidden_size * 7 / 2 / 32 * 32).max(1))?;
-    elements("the channel mixing", &[hidden_size, inner])?;
-    let layer = LayerSpec::new(MixerSpec::Rwkv6(spec), Some(channel_mix(inner, ChannelMixLayout::Rwkv6Official)));
-    let layers = vec![layer; layer_count(keys, "num_hidden_layers", 24)?];
-    let norm = NormSpec { kind: NormKind::Layer, eps };
-    let vocab_size = keys.size("vocab_size", 65_536)?;
-    let model =
-        ModelSpec { embedding_norm: true, ..ModelSpec::new("rwkv6_official", vocab_size, hidden_size, norm, layers) };
-    finish(model, keys, false, Some(0))
+    official.model(keys, "rwkv6_official", MixerSpec::Rwkv6(spec), ChannelMixLayout::Rwkv6Official)
 }
 
 /// As fla's `RWKV6Config` reads it, or the official files' with their `head_size`.

@@ -99,6 +99,16 @@ pub struct Rwkv4Spec {
     pub channels: usize,
 }
 
+/// The time mixing of RWKV-5.2 (Peng et al. 2024).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rwkv5Spec {
+    /// H.
+    pub heads: usize,
+    /// N, of keys and values.
+    pub head_dim: usize,
+    pub norm_eps: f32,
+}
+
 /// The time mixing of RWKV-6 (Peng et al. 2024).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rwkv6Spec {

@@ -17,17 +17,21 @@ pub struct S4Spec {
 /// H3 (Fu et al. 2023): a shift and a diagonal state space between two gates.
 #[derive(Clone, Debug, PartialEq)]
 pub struct H3Spec {
-    /// The diagonal system.
+    /// The diagonal system of every head.
     pub system: S4Spec,
+    /// P: channels of a head, which share its system.
+    pub head_dim: usize,
     /// Inputs that the shift holds.
     pub shift_dim: usize,
 }
 
-/// Hyena of order 2 (Poli et al. 2023): a filter as long as the text, made by a small network, between two gates.
+/// Hyena (Poli et al. 2023): filters as long as the text, made by a small network, between gates.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HyenaSpec {
     pub channels: usize,
-    /// Taps of the filter: what is older is out of sight.
+    /// O, from 2: gates, one more than filters.
+    pub order: usize,
+    /// Taps of a filter: what is older is out of its sight.
     pub length: usize,
     /// K of the short convolution before it.
     pub short_taps: usize,
@@ -39,4 +43,11 @@ pub struct HyenaSpec {
     pub inner_layers: usize,
     /// Added to the window that the filter fades by.
     pub shift: f32,
+}
+
+impl HyenaSpec {
+    /// Filters of a channel.
+    pub fn filters(&self) -> usize {
+        self.order - 1
+    }
 }
