@@ -1,5 +1,7 @@
 //! The laws of the design, for every mixer (through whole tiny models, so that nothing between them escapes), at odd lengths.
 
+use std::sync::Arc;
+
 use proptest::prelude::*;
 use statescope_engine::hooks::{Editor, Hooks};
 use statescope_engine::mixer::Surroundings;
@@ -10,7 +12,7 @@ use statescope_engine::sampler::Sampling;
 use statescope_engine::session::{Budgets, Session};
 
 use crate::parity::read;
-use crate::support::{CASES, Capture, deviation, ids, longest, open_case};
+use crate::support::{CASES, Capture, deviation, ids, longest, open_case, open_q8};
 
 const LENGTHS: [usize; 5] = [1, 2, 63, 100, 257];
 const TOLERANCE: f32 = 1e-5;
@@ -27,22 +29,35 @@ fn prefill_is_folded_steps() {
     for case in CASES {
         let model = open_case(case).model;
         for length in LENGTHS.map(|length| longest(&model, length)) {
-            let tokens = ids(length, model.spec().vocab_size);
-            let (whole, slots) = read(&model, &tokens, &[], &mut Capture::default());
-            let cuts: Vec<usize> = (1..length).collect();
-            let (steps, stepped) = read(&model, &tokens, &cuts, &mut Capture::default());
-            let error = deviation(&steps, &whole);
-            assert!(error <= tolerance(case), "{case}, {length} tokens: logits deviate by {error:e}");
-            for (layer, (a, b)) in slots.iter().zip(&stepped).enumerate() {
-                let pairs = [(&b.state, &a.state), (&b.conv, &a.conv), (&b.carried, &a.carried), (&b.shift, &a.shift)];
-                let error = pairs.map(|(b, a)| deviation(b, a)).into_iter().fold(0.0, f32::max);
-                assert!(
-                    error <= tolerance(case),
-                    "{case}, {length} tokens: memory of layer {layer} deviates by {error:e}"
-                );
-                assert_eq!(a.kv.len(), b.kv.len());
-            }
+            folds(case, &model, length);
         }
+    }
+}
+
+fn folds(case: &str, model: &Model, length: usize) {
+    let tokens = ids(length, model.spec().vocab_size);
+    let (whole, slots) = read(model, &tokens, &[], &mut Capture::default());
+    let cuts: Vec<usize> = (1..length).collect();
+    let (steps, stepped) = read(model, &tokens, &cuts, &mut Capture::default());
+    let error = deviation(&steps, &whole);
+    assert!(error <= tolerance(case), "{case}, {length} tokens: logits deviate by {error:e}");
+    for (layer, (a, b)) in slots.iter().zip(&stepped).enumerate() {
+        let pairs = [(&b.state, &a.state), (&b.conv, &a.conv), (&b.carried, &a.carried), (&b.shift, &a.shift)];
+        let error = pairs.map(|(b, a)| deviation(b, a)).into_iter().fold(0.0, f32::max);
+        assert!(error <= tolerance(case), "{case}, {length} tokens: memory of layer {layer} deviates by {error:e}");
+        assert_eq!(a.kv.len(), b.kv.len());
+    }
+}
+
+/// Laws 1, 2, 4 and 5 where weights have eight bits.
+#[test]
+fn eight_bits_keep_the_laws() {
+    for case in CASES {
+        let model = open_q8(case).model;
+        let length = longest(&model, 63);
+        folds(case, &model, length);
+        mixes(case, &model, length);
+        looks(case, &model, length);
     }
 }
 
@@ -137,20 +152,24 @@ fn the_matrix_is_the_mixer() {
     for case in CASES {
         let model = open_case(case).model;
         for length in LENGTHS.map(|length| longest(&model, length)) {
-            let mut session = Session::new(model.clone(), None, Budgets::default());
-            session.start(&ids(length, model.spec().vocab_size)).unwrap();
-            session.read_all();
-            for (layer, part) in mixers(&model) {
-                let (mixer, tape) = (model.mixer(layer, part), session.tape().part(layer, part));
-                for head in (0..mixer.geometry().heads).step_by(3) {
-                    let rows = (0..length).map(|t| mixing_error(mixer, tape, head, t));
-                    let (error, peak) = rows.fold((0.0f32, 0.0f32), |a, b| (a.0.max(b.0), a.1.max(b.1)));
-                    assert!(
-                        error <= TOLERANCE * peak,
-                        "{case}, {length} tokens, layer {layer}.{part}, head {head}: {error:e} of {peak:e}"
-                    );
-                }
-            }
+            mixes(case, &model, length);
+        }
+    }
+}
+
+fn mixes(case: &str, model: &Arc<Model>, length: usize) {
+    let mut session = Session::new(model.clone(), None, Budgets::default());
+    session.start(&ids(length, model.spec().vocab_size)).unwrap();
+    session.read_all();
+    for (layer, part) in mixers(model) {
+        let (mixer, tape) = (model.mixer(layer, part), session.tape().part(layer, part));
+        for head in (0..mixer.geometry().heads).step_by(3) {
+            let rows = (0..length).map(|t| mixing_error(mixer, tape, head, t));
+            let (error, peak) = rows.fold((0.0f32, 0.0f32), |a, b| (a.0.max(b.0), a.1.max(b.1)));
+            assert!(
+                error <= TOLERANCE * peak,
+                "{case}, {length} tokens, layer {layer}.{part}, head {head}: {error:e} of {peak:e}"
+            );
         }
     }
 }
@@ -228,19 +247,22 @@ fn the_extended_matrices_are_the_mixer() {
 fn observing_changes_nothing() {
     for case in CASES {
         let model = open_case(case).model;
-        let length = longest(&model, 130);
-        let tokens = ids(length, model.spec().vocab_size);
-        let cut = length - 30;
-        let (seen, seen_slots) = read(&model, &tokens, &[cut, cut + 1], &mut Capture::default());
-        let (mut unseen, mut slots) = (Vec::new(), model.slots());
-        for range in [0..cut, cut..cut + 1, cut + 1..length] {
-            let mut piece = Vec::new();
-            model.forward(&tokens[range.clone()], range.start, &mut slots, &mut Hooks::none(), Logits::All(&mut piece));
-            unseen.extend(piece);
-        }
-        assert_eq!(seen, unseen, "{case}");
-        assert_eq!(seen_slots, slots, "{case}");
+        looks(case, &model, longest(&model, 130));
     }
+}
+
+fn looks(case: &str, model: &Model, length: usize) {
+    let tokens = ids(length, model.spec().vocab_size);
+    let cut = length - 30;
+    let (seen, seen_slots) = read(model, &tokens, &[cut, cut + 1], &mut Capture::default());
+    let (mut unseen, mut slots) = (Vec::new(), model.slots());
+    for range in [0..cut, cut..cut + 1, cut + 1..length] {
+        let mut piece = Vec::new();
+        model.forward(&tokens[range.clone()], range.start, &mut slots, &mut Hooks::none(), Logits::All(&mut piece));
+        unseen.extend(piece);
+    }
+    assert_eq!(seen, unseen, "{case}");
+    assert_eq!(seen_slots, slots, "{case}");
 }
 
 /// The place for interventions works: an edit reaches the logits, an edit that does nothing changes nothing.

@@ -8,7 +8,7 @@ use safetensors::{Dtype, SafeTensors};
 use statescope_engine::hooks::Observer;
 use statescope_engine::model::Model;
 use statescope_engine::open::open_model;
-use statescope_engine::protocol::{ModelInfo, ModelSource, Point, TokenId};
+use statescope_engine::protocol::{Dtype as Weights, ModelInfo, ModelSource, Point, TokenId};
 
 pub fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -25,8 +25,17 @@ pub struct Opened {
 }
 
 pub fn open(source: &ModelSource) -> Opened {
-    let (model, _, info) = open_model(source, None, |_| true).unwrap_or_else(|e| panic!("{source}: {e}"));
+    open_as(source, None)
+}
+
+fn open_as(source: &ModelSource, dtype: Option<Weights>) -> Opened {
+    let (model, _, info) = open_model(source, dtype, |_| true).unwrap_or_else(|e| panic!("{source}: {e}"));
     Opened { model: Arc::new(model), info }
+}
+
+/// With weights of eight bits.
+pub fn open_q8(case: &str) -> Opened {
+    open_as(&ModelSource::Path(goldens().join(case)), Some(Weights::Q8))
 }
 
 pub fn open_case(case: &str) -> Opened {

@@ -17,6 +17,10 @@ use statescope_engine::sampler::Sampling;
 use statescope_engine::session::{Budgets, Session};
 use statescope_kernels::{limits, set_threads};
 
+/// The app's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The value that follows `name` on the command line.
 fn option(name: &str) -> Option<String> {
     std::env::args().skip_while(|a| a != name).nth(1)
