@@ -16,7 +16,7 @@ use crate::mixer::{Handed, StateSlot};
 use crate::model::block::Pass;
 use crate::model::{Logits, Model};
 use crate::protocol::{Device, DeviceInfo, Dtype, ModelInfo, TokenId};
-use crate::runner::Outlook;
+use crate::runner::{Outlook, Ranked};
 
 /// From this size on weights in bf16 meet activations in bf16, when many tokens are read.
 const LARGE: usize = 1 << 30;
@@ -43,12 +43,10 @@ pub(super) enum Layer {
 pub(super) enum Asked<'a> {
     Last(&'a mut Vec<f32>),
     All(&'a mut Vec<f32>),
-    /// `next`: the tokens after all but the last.
+    /// Outlooks; the logits of the last token stay here.
     Ranked {
-        candidates: usize,
-        next: &'a [TokenId],
+        ranked: Ranked,
         outlooks: &'a mut Vec<Outlook>,
-        last: &'a mut Vec<f32>,
     },
 }
 
@@ -253,12 +251,24 @@ impl Executor {
         Ok(())
     }
 
-    /// Whether the GPU ranks so many candidates: a cap on the logits it does not know, nor tokens outside the vocabulary.
-    pub fn ranks(&self, candidates: usize) -> bool {
-        candidates <= MOST_CANDIDATES && self.model.spec().logits_cap.is_none() && self.model.meta.is_none()
+    /// How many candidates of `wanted` the GPU ranks: none under a cap on the logits, which it does not know, nor with tokens outside the
+    /// vocabulary.
+    pub fn ranks(&self, wanted: usize) -> usize {
+        let known = self.model.spec().logits_cap.is_none() && self.model.meta.is_none();
+        if known { wanted.min(MOST_CANDIDATES) } else { 0 }
     }
 
-    /// As [`Executor::forward`]; returns the outlook after every token and the logits `[V]` of the last.
+    /// Logits of the last token of the last pass.
+    ///
+    /// # Errors
+    /// The GPU fails.
+    pub fn read_logits(&self, from: usize, count: usize) -> Result<Vec<f32>> {
+        let mut logits = vec![0.0; count];
+        self.gpu.read(&self.logits, from, &mut logits)?;
+        Ok(logits)
+    }
+
+    /// As [`Executor::forward`]; returns the outlook after every token, or after the last. Its logits stay here.
     ///
     /// # Errors
     /// As [`Executor::forward`].
@@ -268,12 +278,12 @@ impl Executor {
         first: usize,
         memory: &mut Memory,
         hooks: &mut Hooks<'_>,
-        candidates: usize,
-    ) -> Result<(Vec<Outlook>, Vec<f32>)> {
-        let (mut outlooks, mut last) = (Vec::new(), Vec::new());
-        let asked = Asked::Ranked { candidates, next: &tokens[1..], outlooks: &mut outlooks, last: &mut last };
+        ranked: Ranked,
+    ) -> Result<Vec<Outlook>> {
+        let mut outlooks = Vec::new();
+        let asked = Asked::Ranked { ranked, outlooks: &mut outlooks };
         self.run(tokens, first, memory, hooks, asked)?;
-        Ok((outlooks, last))
+        Ok(outlooks)
     }
 
     /// Whether the embedding is normed, or of two types.
@@ -306,6 +316,11 @@ impl Executor {
         pass.handed = std::mem::take(&mut carried.handed);
         self.model.blocks[layer].forward(x, layer, slots, hooks, &mut pass);
         carried.handed = pass.handed;
+    }
+
+    /// d.
+    pub(super) fn width(&self) -> usize {
+        self.model.spec().hidden_size
     }
 
     pub(super) fn cap(&self, logits: &mut [f32]) {

@@ -11,7 +11,7 @@ use super::record::Taken;
 use super::{Token, all};
 use crate::hooks::{Depth, Hooks};
 use crate::protocol::{Point, TokenId};
-use crate::runner::Outlook;
+use crate::runner::{Outlook, Ranked};
 
 /// Memories whose graphs are kept: the text's, and that of a replay beside it.
 const GRAPHS: usize = 2;
@@ -73,30 +73,35 @@ impl Executor {
             }
         }
         self.token_recorder.start(&self.gpu)?;
-        if let Asked::Ranked { candidates, .. } = asked {
-            self.rank(candidates)?;
-            self.gpu.copy_out(&self.ranked, 0, &mut self.ranked_host, 0, rank_width(candidates))?;
+        match &asked {
+            Asked::Ranked { ranked: Ranked { candidates, .. }, .. } => {
+                self.rank(*candidates)?;
+                self.gpu.copy_out(&self.ranked, 0, &mut self.ranked_host, 0, rank_width(*candidates))?;
+            }
+            Asked::Last(_) | Asked::All(_) => {
+                self.gpu.copy_out(&self.logits, 0, &mut self.logits_host, 0, self.logits.len())?;
+            }
         }
         self.gpu.wait()?;
         let copied = Instant::now();
         self.token_recorder.show(hooks);
         self.copy_seconds = copied.elapsed().as_secs_f32();
-        let out = match asked {
-            Asked::Last(out) | Asked::All(out) => out,
-            Asked::Ranked { candidates, outlooks, last, .. } => {
-                outlooks.push(outlook(&self.ranked_host.as_slice()[..rank_width(candidates)], false));
-                last
+        match asked {
+            Asked::Last(out) | Asked::All(out) => {
+                out.clear();
+                out.extend_from_slice(self.logits_host.as_slice());
+                self.cap(out);
             }
-        };
-        out.clear();
-        out.extend_from_slice(self.logits_host.as_slice());
-        self.cap(out);
+            Asked::Ranked { ranked: Ranked { candidates, .. }, outlooks } => {
+                outlooks.push(outlook(&self.ranked_host.as_slice()[..rank_width(candidates)], false));
+            }
+        }
         Ok(())
     }
 
     /// Ranks the logits of one token.
     pub(super) fn rank(&self, candidates: usize) -> Result<()> {
-        rank(&self.gpu, all(&self.logits), 1, self.logits.len(), &self.next, candidates, &self.ranked)
+        rank(&self.gpu, all(&self.logits), 1, self.logits.len(), At(&self.next, 0), candidates, all(&self.ranked))
     }
 
     /// Runs a piece of one token: by its graph, or launch by launch.
@@ -139,7 +144,7 @@ impl Executor {
     }
 
     /// The launches of a piece of one token.
-    fn launches(&mut self, piece: &Piece, memory: &Memory) -> Result<()> {
+    fn launches(&self, piece: &Piece, memory: &Memory) -> Result<()> {
         let Piece::Gpu { embed, layers, head } = piece else { return Ok(()) };
         let gpu = &self.gpu;
         if *embed && !self.embeds_on_cpu() {
@@ -162,7 +167,6 @@ impl Executor {
         }
         if *head {
             self.head(At(&self.residual(self.layers.len()), 0))?;
-            gpu.copy_out(&self.logits, 0, &mut self.logits_host, 0, self.logits.len())?;
         }
         Ok(())
     }

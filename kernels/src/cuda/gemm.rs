@@ -1,6 +1,6 @@
 //! Many tokens through a linear map.
 
-use super::launch::{Ptr, Shape};
+use super::launch::{Ptr, Shape, TensorMap};
 use super::{At, Buffer, DeviceMatrix, Element, Gpu, Result, activation_code, number, optional};
 use crate::Activation;
 use crate::matrix::Dtype;
@@ -9,7 +9,7 @@ use crate::matrix::Dtype;
 /// tokens.
 ///
 /// f32 inputs are multiplied in f32 whatever W is stored in. bf16 inputs meet a bf16 W on tensor cores, with f32 sums, where K and the
-/// strides are multiples of eight.
+/// strides are multiples of eight; on Hopper by its own instructions, where N is one, too, and there is no f.
 #[derive(Clone, Copy, Debug)]
 pub struct Gemm<'a, T: Element> {
     pub tokens: usize,
@@ -50,6 +50,38 @@ struct Params {
     pad: u32,
     output_scale: f32,
     residual_scale: f32,
+}
+
+/// See `struct HopperParams` in gemm_hopper.cu.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct HopperParams {
+    x: TensorMap,
+    w: TensorMap,
+    of: Params,
+    pad: [u32; 8],
+}
+
+impl Params {
+    /// Two blocks make a tile of 256 tokens; as many pairs as fit walk over all tiles.
+    fn run_on_hopper(&self, gpu: &Gpu) -> Result<()> {
+        let (width, stages) = match self.rows {
+            0..=64 => (64, 6),
+            65..=128 => (128, 6),
+            129..=192 => (192, 5),
+            _ => (256, 4),
+        };
+        let params = HopperParams {
+            x: TensorMap::new(self.x, [self.tokens, self.cols], self.x_stride, 128)?,
+            w: TensorMap::new(self.weight, [self.rows, self.cols], self.cols, width / 2)?,
+            of: *self,
+            pad: [0; 8],
+        };
+        let tiles = self.tokens.div_ceil(256) * self.rows.div_ceil(width);
+        let grid = (2 * tiles.min(gpu.processors() / 2), 1);
+        let shape = Shape { grid, threads: 384, shared: stages * (128 + width) * 64 * 2 + 1024, early: false };
+        gpu.launch("gemm_hopper", &format!("gemm_hopper_{width}"), shape, &params)
+    }
 }
 
 impl<'a, T: Element> Gemm<'a, T> {
@@ -97,7 +129,11 @@ impl<'a, T: Element> Gemm<'a, T> {
             residual_scale: self.residual_scale,
         };
         let eights = [cols, self.x_stride, self.x.1].iter().all(|n| n.is_multiple_of(8));
-        if T::NAME == "bf16" && self.weight.dtype() == Dtype::Bf16 && eights {
+        let halves = T::NAME == "bf16" && self.weight.dtype() == Dtype::Bf16 && eights;
+        if halves && gpu.is_hopper() && rows.is_multiple_of(8) && self.activation.is_none() {
+            return params.run_on_hopper(gpu);
+        }
+        if halves {
             let grid = (number(tokens).div_ceil(128), number(rows).div_ceil(256));
             let shape = Shape { grid, threads: 256, shared: 3 * (128 + 256) * 64 * 2, early: false };
             return gpu.launch("gemm", "gemm_tensor_bf16", shape, &params);

@@ -1,7 +1,7 @@
 //! What softmax over logits comes to, and the most likely tokens.
 
 use super::launch::{Ptr, Shape};
-use super::{At, Buffer, Gpu, Result, number};
+use super::{At, Gpu, Result, number};
 
 /// Numbers of a row of [`rank`] with `count` candidates.
 pub fn rank_width(count: usize) -> usize {
@@ -19,24 +19,25 @@ struct Params {
 }
 
 /// Of each row of `logits` [T, V], to `out` [T, [`rank_width`]]: ln Σ eˣ, the entropy in bits, the logit of token `next` [T] (0 where it is
-/// beyond V), then for each of `count` ranks the id as the bits of a float and its logit, largest first, equals by id; an id of
+/// beyond V), then for each of `count` ranks, 128 at most, the id as the bits of a float and its logit, largest first, equals by id; an id of
 /// `u32::MAX` is none. See [`crate::reduce::summarise_softmax`] and [`crate::reduce::top_k`].
 pub fn rank(
     gpu: &Gpu,
     logits: At<'_>,
     tokens: usize,
     vocab: usize,
-    next: &Buffer<u32>,
+    next: At<'_, u32>,
     count: usize,
-    out: &Buffer<f32>,
+    out: At<'_>,
 ) -> Result<()> {
     if tokens == 0 {
         return Ok(());
     }
+    assert!(count <= 128, "rank: {count} candidates");
     let params = Params {
         logits: logits.ptr(tokens * vocab, "rank: logits"),
-        next: At::from(next).ptr(tokens, "rank: next"),
-        out: At::from(out).ptr(tokens * rank_width(count), "rank: out"),
+        next: next.ptr(tokens, "rank: next"),
+        out: out.ptr(tokens * rank_width(count), "rank: out"),
         vocab: number(vocab),
         count: number(count),
     };
