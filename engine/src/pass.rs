@@ -7,7 +7,7 @@ use statescope_kernels::reduce::log_sum_exp;
 use crate::hooks::Hooks;
 use crate::model::Logits;
 use crate::protocol::{Candidate, Prediction, TokenId};
-use crate::runner::{DeviceError, Memory, Outlook, Ranked, Runner};
+use crate::runner::{DeviceError, Draw, Memory, Outlook, Ranked, Runner};
 
 /// A candidate as the session knows it: (id, probability).
 pub type RankedToken = (TokenId, f32);
@@ -28,6 +28,8 @@ pub(crate) struct Latest {
     normaliser: Option<f32>,
     /// The most likely tokens with their logits, where they were ranked.
     pub ranked: Vec<(TokenId, f32)>,
+    /// The token after it, where the device has drawn one as it was told.
+    pub drawn: Option<TokenId>,
 }
 
 impl Default for Latest {
@@ -38,7 +40,7 @@ impl Default for Latest {
 
 impl Latest {
     pub fn known(logits: Vec<f32>) -> Self {
-        Self { logits: OnceCell::from(logits), normaliser: None, ranked: Vec::new() }
+        Self { logits: OnceCell::from(logits), normaliser: None, ranked: Vec::new(), drawn: None }
     }
 
     /// All of them, copied from the device if they are still there. It must be called before `runner` reads anything else.
@@ -67,6 +69,8 @@ pub(crate) struct Pass<'a> {
     pub candidates: usize,
     /// Likely tokens that choosing the next one will take, as far as is known.
     pub choice: usize,
+    /// How the next one will be drawn, as far as is known.
+    pub draw: Option<Draw>,
 }
 
 impl Pass<'_> {
@@ -78,16 +82,17 @@ impl Pass<'_> {
         mut hooks: Hooks<'_>,
         latest: &mut Latest,
     ) -> Result<Vec<Expectation>, DeviceError> {
-        let Pass { tokens, first, candidates, choice } = *self;
+        let Pass { tokens, first, candidates, choice, draw } = *self;
         let foretold = candidates > 0 && first > runner.model().spec().meta_tokens;
         // Before the pass, which may put its logits where the old ones are.
         let mut surprisal_bits = if foretold { latest.surprisal(tokens[0], runner) } else { None };
         let there = runner.ranks(candidates.max(choice));
         let outlooks = if there >= candidates.max(1) {
-            let ranked = Ranked { candidates: there, every: candidates > 0 };
-            let outlooks = runner.forward_there(tokens, first, memory, &mut hooks, ranked)?;
+            let ranked = Ranked { candidates: there, every: candidates > 0, draw };
+            let (outlooks, drawn) = runner.forward_there(tokens, first, memory, &mut hooks, ranked)?;
             let last = outlooks.last().cloned().unwrap_or_default();
-            *latest = Latest { logits: OnceCell::new(), normaliser: Some(last.log_sum_exp), ranked: last.candidates };
+            *latest =
+                Latest { logits: OnceCell::new(), normaliser: Some(last.log_sum_exp), ranked: last.candidates, drawn };
             outlooks
         } else if candidates > 0 {
             let (outlooks, logits) = runner.forward_ranked(tokens, first, memory, &mut hooks, candidates)?;

@@ -65,6 +65,16 @@ pub struct Outlook {
 pub struct Ranked {
     pub candidates: usize,
     pub every: bool,
+    pub draw: Option<Draw>,
+}
+
+/// How a device should draw the token after the last from all of the first `limit` logits: see [`crate::sampler::Sampling::sample`].
+#[derive(Clone, Copy, Debug)]
+pub struct Draw {
+    pub temperature: f32,
+    /// In [0, 1).
+    pub uniform: f64,
+    pub limit: usize,
 }
 
 /// The GPU that `Device::Cuda` means, by name.
@@ -169,7 +179,8 @@ impl Runner {
     }
 
     /// As [`Runner::forward`], on a device that [`ranks`](Runner::ranks); the logits of the last token stay there, for [`Runner::logits`] and
-    /// [`Runner::logit`]. Returns the outlook after every token, or after the last alone.
+    /// [`Runner::logit`]. Returns the outlook after every token, or after the last alone, and the token drawn, where the device draws as the
+    /// CPU does.
     ///
     /// # Errors
     /// As [`Runner::forward`]; this one ranks nothing.
@@ -180,7 +191,7 @@ impl Runner {
         memory: &mut Memory,
         hooks: &mut Hooks<'_>,
         ranked: Ranked,
-    ) -> Result<Vec<Outlook>, DeviceError> {
+    ) -> Result<(Vec<Outlook>, Option<TokenId>), DeviceError> {
         #[cfg(feature = "cuda")]
         if let (Memory::Device(memory), Some(gpu)) = (&mut *memory, &mut self.gpu) {
             return Ok(gpu.forward_ranked(tokens, first, memory, hooks, ranked)?);

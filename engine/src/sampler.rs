@@ -62,6 +62,12 @@ impl Sampling {
         if self.is_greedy() { Some(1) } else { self.top_k }
     }
 
+    /// Temperature and random number in [0, 1) of a draw from all tokens at `position`; none where fewer decide.
+    pub fn plain(&self, position: usize) -> Option<(f32, f64)> {
+        let all = !self.is_greedy() && self.top_k.is_none() && self.top_p.is_none();
+        all.then(|| (self.temperature, uniform(self.seed, position)))
+    }
+
     /// The token that [`Sampling::sample`] draws from logits `[..limit]`, if the most likely ones tell: `ranked` is as [`top_k`] makes them of
     /// all logits.
     pub fn choose(&self, ranked: &[(TokenId, f32)], limit: usize, position: usize) -> Option<TokenId> {

@@ -10,7 +10,7 @@ use crate::model::{Logits, Model};
 use crate::pass::{Expectation, Latest, Pass};
 use crate::probes::MATRIX_TOKENS;
 use crate::protocol::{TokenId, TokenSource};
-use crate::runner::{DeviceError, Memory, Runner};
+use crate::runner::{DeviceError, Draw, Memory, Runner};
 use crate::sampler::Sampling;
 use crate::tape::{Refill, Tape};
 
@@ -63,8 +63,8 @@ pub struct Session {
     /// Tokens that should be processed before anything is sampled.
     goal: usize,
     latest: Latest,
-    /// Likely tokens that the last choice took: the next one will take as many.
-    choice: usize,
+    /// How the last token was chosen: the next one probably will, too.
+    foreseen: Option<Sampling>,
     /// By position; none where not computed.
     expectations: Vec<Option<Expectation>>,
     /// Candidates per expectation; 0 computes none.
@@ -109,7 +109,7 @@ impl Session {
             position: 0,
             goal: 0,
             latest: Latest::default(),
-            choice: 1,
+            foreseen: None,
             expectations: Vec::new(),
             candidates: 0,
             sampling_limit,
@@ -279,7 +279,8 @@ impl Session {
         }
         let range = segment.start..segment.end.min(self.goal);
         let tokens = self.history.ids(range.clone());
-        let pass = Pass { tokens: &tokens, first: range.start, candidates: self.candidates, choice: self.choice };
+        let (candidates, (choice, draw)) = (self.candidates, self.foresee(range.end));
+        let pass = Pass { tokens: &tokens, first: range.start, candidates, choice, draw };
         let hooks = Hooks::observing(&mut self.tape);
         match pass.run(&mut self.runner, &mut self.memory, hooks, &mut self.latest) {
             Ok(expectations) => self.store(range.start, expectations),
@@ -333,7 +334,10 @@ impl Session {
         let Some(last) = self.position.checked_sub(1) else { return Err(SessionError::EmptyPrompt) };
         self.check_length(self.position + 1)?;
         let limit = self.sampling_limit;
-        let token = match sampling.choose(&self.latest.ranked, limit, self.position) {
+        // Token 0 is also what comes of logits that cannot be drawn from.
+        let drawn = self.latest.drawn.filter(|token| self.foreseen == Some(*sampling) && *token > 0);
+        let chosen = drawn.or_else(|| sampling.choose(&self.latest.ranked, limit, self.position));
+        let token = match chosen {
             Some(token) => token,
             None => {
                 let logits = self.logits().get(..limit).unwrap_or_default();
@@ -343,10 +347,18 @@ impl Session {
                 sampling.sample(logits, self.position)
             }
         };
-        self.choice = sampling.decisive().unwrap_or(1);
+        self.foreseen = Some(*sampling);
         self.history.push(token, TokenSource::Sampled);
         self.goal = self.history.len();
         Ok(token)
+    }
+
+    /// What choosing the token at `position` will take, if it is chosen as the last one was: so many likely tokens, or a draw.
+    fn foresee(&self, position: usize) -> (usize, Option<Draw>) {
+        let Some(sampling) = self.foreseen else { return (1, None) };
+        let limit = self.sampling_limit;
+        let draw = sampling.plain(position).map(|(temperature, uniform)| Draw { temperature, uniform, limit });
+        (sampling.decisive().unwrap_or(1), draw)
     }
 
     /// Makes `position` tokens the processed ones. `advance` does the work; later tokens stay known.
@@ -404,7 +416,7 @@ impl Session {
             let segment = self.history.segment(replay.position);
             let range = replay.position..segment.end.min(self.position);
             let tokens = self.history.ids(range.clone());
-            let pass = Pass { tokens: &tokens, first: range.start, candidates: self.candidates, choice: self.choice };
+            let pass = Pass { tokens: &tokens, first: range.start, candidates: self.candidates, choice: 1, draw: None };
             let mut refill = Refill { tape: &mut self.tape, layers: &replay.layers };
             let hooks = Hooks::observing(&mut refill);
             match pass.run(&mut self.runner, &mut replay.memory, hooks, &mut replay.latest) {

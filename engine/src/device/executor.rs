@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use half::bf16;
-use statescope_kernels::cuda::{Buffer, CudaError, DeviceMatrix, Gpu, Pinned, Result, rank_width};
+use statescope_kernels::cuda::{
+    Buffer, CudaError, DeviceMatrix, Gpu, Pinned, RankRow, Result, draws_as_the_cpu, rank_width,
+};
 
 use super::Scratch;
 use super::block::{Block, Uploaded, supported};
@@ -31,6 +33,8 @@ const CHUNK: usize = 2048;
 const RECORDED: usize = 1024;
 /// Candidates that the GPU ranks.
 const MOST_CANDIDATES: usize = 64;
+/// Logits from which it draws.
+const MOST_DRAWN: usize = 1 << 19;
 
 /// Where a layer runs.
 pub(super) enum Layer {
@@ -76,10 +80,13 @@ pub struct Executor {
     pub(super) logits_host: Pinned<f32>,
     /// The one used last at the end.
     pub(super) graphs: Vec<Graphs>,
-    /// What logits come to, of one token; `next` is no token.
-    pub(super) ranked: Buffer<f32>,
-    pub(super) ranked_host: Pinned<f32>,
+    /// What logits come to, of one token, and one drawn from them; `next` is no token.
+    pub(super) ranks: RankRow,
+    pub(super) ranked: Pinned<f32>,
     pub(super) next: Buffer<u32>,
+    pub(super) drawn: Pinned<u32>,
+    /// Whether tokens are drawn here.
+    pub(super) draws: bool,
     pub(super) scratch: Scratch<f32>,
     pub(super) scratch_halves: Scratch<bf16>,
     pub(super) recorder: Recorder,
@@ -142,8 +149,10 @@ impl Executor {
             logits: to.room(spec.vocab_size)?,
             logits_host: gpu.pinned(spec.vocab_size)?,
             graphs: Vec::new(),
-            ranked: gpu.zeros(rank_width(MOST_CANDIDATES))?,
-            ranked_host: gpu.pinned(rank_width(MOST_CANDIDATES))?,
+            ranks: RankRow::new(&gpu)?,
+            ranked: gpu.pinned(rank_width(MOST_CANDIDATES))?,
+            drawn: gpu.pinned(1)?,
+            draws: draws_as_the_cpu() && spec.vocab_size <= MOST_DRAWN,
             next: gpu.upload(&[TokenId::MAX])?,
             scratch: Scratch::default(),
             scratch_halves: Scratch::default(),
@@ -268,7 +277,8 @@ impl Executor {
         Ok(logits)
     }
 
-    /// As [`Executor::forward`]; returns the outlook after every token, or after the last. Its logits stay here.
+    /// As [`Executor::forward`]; returns the outlook after every token, or after the last, and the token drawn, if it was. The logits of the
+    /// last token stay here.
     ///
     /// # Errors
     /// As [`Executor::forward`].
@@ -279,11 +289,11 @@ impl Executor {
         memory: &mut Memory,
         hooks: &mut Hooks<'_>,
         ranked: Ranked,
-    ) -> Result<Vec<Outlook>> {
+    ) -> Result<(Vec<Outlook>, Option<TokenId>)> {
         let mut outlooks = Vec::new();
         let asked = Asked::Ranked { ranked, outlooks: &mut outlooks };
         self.run(tokens, first, memory, hooks, asked)?;
-        Ok(outlooks)
+        Ok((outlooks, ranked.draw.filter(|_| self.draws).map(|_| self.drawn.as_slice()[0])))
     }
 
     /// Whether the embedding is normed, or of two types.

@@ -76,7 +76,7 @@ impl Executor {
     /// Launches what makes the logits of the last row of the residual stream x `[T, d]`, and what ranks them and those before.
     fn start_logits<T: Workspace>(&self, x: &Buffer<f32>, ids: &Buffer<u32>, asked: &Asked<'_>) -> Result<()> {
         let count = ids.len();
-        if let Asked::Ranked { ranked: Ranked { candidates, every: true }, .. } = asked {
+        if let Asked::Ranked { ranked: Ranked { candidates, every: true, .. }, .. } = asked {
             let width = rank_width(*candidates);
             let ranked = self.scratch.get(&self.gpu, "ranked", (count - 1) * width)?;
             self.earlier_logits::<T>(x, count, |gpu, made, from, rows, vocab| {
@@ -85,7 +85,7 @@ impl Executor {
         }
         // The last row is made as that of a single token, so that asking for the others changes nothing.
         self.head(At(x, (count - 1) * self.width()))?;
-        if let Asked::Ranked { ranked, .. } = asked { self.rank(ranked.candidates) } else { Ok(()) }
+        if let Asked::Ranked { ranked, .. } = asked { self.rank(*ranked) } else { Ok(()) }
     }
 
     /// Brings to the host what was asked for.
@@ -105,14 +105,13 @@ impl Executor {
                 })?;
                 out
             }
-            Asked::Ranked { ranked: Ranked { candidates, every }, outlooks } => {
+            Asked::Ranked { ranked: Ranked { candidates, every, .. }, outlooks } => {
                 let width = rank_width(candidates);
                 let mut rows = vec![0.0; if every { (count - 1) * width } else { 0 }];
                 gpu.read(&self.scratch.get(&gpu, "ranked", rows.len())?, 0, &mut rows)?;
                 outlooks.extend(rows.chunks_exact(width).map(|row| outlook(row, true)));
-                let mut last = vec![0.0; width];
-                gpu.read(&self.ranked, 0, &mut last)?;
-                outlooks.push(outlook(&last, false));
+                gpu.wait()?;
+                outlooks.push(self.last_outlook(candidates));
                 return Ok(());
             }
         };

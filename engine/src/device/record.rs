@@ -1,9 +1,9 @@
-//! What leaves the GPU for the record of a run. Of one token many quantities, in one launch and one copy to pinned memory. Of a prompt each in
+//! What leaves the GPU for the record of a run. Of one token many quantities, in one launch that writes to pinned memory. Of a prompt each in
 //! a launch of its own, as soon as it is made; a layer's are copied together, and the host takes them up while the GPU goes on.
 
 use std::ops::Range;
 
-use statescope_kernels::cuda::{At, Buffer, ENTRY_WORDS, Element, Entry, Gpu, Mark, Pinned, Result, record};
+use statescope_kernels::cuda::{At, Buffer, ENTRY_WORDS, Element, Entry, Gpu, Mark, Pinned, Result, To, record};
 
 pub(super) use statescope_kernels::cuda::{Taken, Written};
 
@@ -74,10 +74,10 @@ impl Recorder {
         (self.layer, self.part) = (layer, part);
     }
 
-    /// Notes a quantity of `tokens` tokens, for which there is room, and which has to stay where it is until it is moved.
+    /// Notes a quantity of `tokens` tokens, for which there is room on the host, and which has to stay where it is until it is moved.
     fn take<T: Element>(&mut self, point: Point, taken: Taken<'_, T>, tokens: usize) {
         let from = self.used;
-        self.entries.push(Entry::new(taken, tokens, At(&self.staged, from)));
+        self.entries.push(Entry::new(taken, tokens, To::Here(&self.host, from)));
         self.place(point, from, tokens * width(&taken));
     }
 
@@ -124,8 +124,7 @@ impl Recorder {
 
     /// As the last time, with what is there now.
     fn start_again(&mut self, gpu: &Gpu, tokens: usize) -> Result<()> {
-        record(gpu, &self.table, self.entries.len(), tokens)?;
-        gpu.copy_out(&self.staged, 0, &mut self.host, 0, self.used)
+        record(gpu, &self.table, self.entries.len(), tokens)
     }
 
     /// Starts the copy of what is staged, if that is much; the GPU goes on.

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::time::Instant;
 
-use statescope_kernels::cuda::{At, Buffer, Embed, Graph, Linear, Result, rank, rank_width};
+use statescope_kernels::cuda::{At, Buffer, Embed, Graph, Linear, Result, To, draw, rank_width};
 
 use super::executor::{Asked, Carried, Executor, Layer};
 use super::memory::Memory;
@@ -11,7 +11,7 @@ use super::record::Taken;
 use super::{Token, all};
 use crate::hooks::{Depth, Hooks};
 use crate::protocol::{Point, TokenId};
-use crate::runner::{Outlook, Ranked};
+use crate::runner::{Draw, Outlook, Ranked};
 
 /// Memories whose graphs are kept: the text's, and that of a replay beside it.
 const GRAPHS: usize = 2;
@@ -74,10 +74,7 @@ impl Executor {
         }
         self.token_recorder.start(&self.gpu)?;
         match &asked {
-            Asked::Ranked { ranked: Ranked { candidates, .. }, .. } => {
-                self.rank(*candidates)?;
-                self.gpu.copy_out(&self.ranked, 0, &mut self.ranked_host, 0, rank_width(*candidates))?;
-            }
+            Asked::Ranked { ranked, .. } => self.rank(*ranked)?,
             Asked::Last(_) | Asked::All(_) => {
                 self.gpu.copy_out(&self.logits, 0, &mut self.logits_host, 0, self.logits.len())?;
             }
@@ -92,16 +89,26 @@ impl Executor {
                 out.extend_from_slice(self.logits_host.as_slice());
                 self.cap(out);
             }
-            Asked::Ranked { ranked: Ranked { candidates, .. }, outlooks } => {
-                outlooks.push(outlook(&self.ranked_host.as_slice()[..rank_width(candidates)], false));
-            }
+            Asked::Ranked { ranked, outlooks } => outlooks.push(self.last_outlook(ranked.candidates)),
         }
         Ok(())
     }
 
-    /// Ranks the logits of one token.
-    pub(super) fn rank(&self, candidates: usize) -> Result<()> {
-        rank(&self.gpu, all(&self.logits), 1, self.logits.len(), At(&self.next, 0), candidates, all(&self.ranked))
+    /// Ranks the logits of one token, and draws from them; both come to the host.
+    pub(super) fn rank(&self, Ranked { candidates, draw: drawing, .. }: Ranked) -> Result<()> {
+        let (logits, next) = (all(&self.logits), At(&self.next, 0));
+        self.ranks.run(&self.gpu, logits, self.logits.len(), next, candidates, To::Here(&self.ranked, 0))?;
+        match drawing.filter(|_| self.draws) {
+            Some(Draw { temperature, uniform, limit }) => {
+                draw(&self.gpu, logits, limit, temperature, uniform, To::Here(&self.drawn, 0))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// What [`Executor::rank`] has found, once it has been waited for.
+    pub(super) fn last_outlook(&self, candidates: usize) -> Outlook {
+        outlook(&self.ranked.as_slice()[..rank_width(candidates)], false)
     }
 
     /// Runs a piece of one token: by its graph, or launch by launch.

@@ -58,6 +58,9 @@ struct Params {
 struct HopperParams {
     x: TensorMap,
     w: TensorMap,
+    y: TensorMap,
+    wide: TensorMap,
+    residual: TensorMap,
     of: Params,
     pad: [u32; 8],
 }
@@ -67,19 +70,24 @@ impl Params {
     fn run_on_hopper(&self, gpu: &Gpu) -> Result<()> {
         let (width, stages) = match self.rows {
             0..=64 => (64, 6),
-            65..=128 => (128, 6),
-            129..=192 => (192, 5),
+            65..=128 => (128, 5),
+            129..=192 => (192, 4),
             _ => (256, 4),
         };
         let params = HopperParams {
-            x: TensorMap::new(self.x, [self.tokens, self.cols], self.x_stride, 128)?,
-            w: TensorMap::new(self.weight, [self.rows, self.cols], self.cols, width / 2)?,
+            x: TensorMap::halves(self.x, [self.tokens, self.cols], self.x_stride, 128)?,
+            w: TensorMap::halves(self.weight, [self.rows, self.cols], self.cols, width / 2)?,
+            y: TensorMap::halves(self.y, [self.tokens, self.rows], self.rows, 64)?,
+            wide: TensorMap::wide(self.wide, [self.tokens, self.rows], self.rows, 64)?,
+            residual: TensorMap::wide(self.residual_out, [self.tokens, self.rows], self.rows, 64)?,
             of: *self,
             pad: [0; 8],
         };
         let tiles = self.tokens.div_ceil(256) * self.rows.div_ceil(width);
         let grid = (2 * tiles.min(gpu.processors() / 2), 1);
-        let shape = Shape { grid, threads: 384, shared: stages * (128 + width) * 64 * 2 + 1024, early: false };
+        // Stages, two pieces of 64 × 128 bytes a warpgroup on their way out, and what aligns them.
+        let shared = stages * (128 + width) * 64 * 2 + 4 * 64 * 128 + 1024;
+        let shape = Shape { grid, threads: 384, shared, early: true };
         gpu.launch("gemm_hopper", &format!("gemm_hopper_{width}"), shape, &params)
     }
 }

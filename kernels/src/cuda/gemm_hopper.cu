@@ -6,14 +6,18 @@
 // warpgroups that read a stage, since the other block writes here, too. As many clusters as fit walk over the tiles, eight pairs of
 // blocks along the tokens before the next outputs, so that what runs together shares rows of both operands in L2.
 //
-// Tiles that reach beyond the matrices read zeros. N is a multiple of eight.
+// What becomes of the sums leaves by the copy engine, too, through two small stretches of shared memory a warpgroup, while the next tile is
+// multiplied: a residual that stays where it is is added to in L2, so that nobody waits for what was there.
+//
+// Tiles that reach beyond the matrices read zeros, and what lies beyond is not written. N is a multiple of eight.
 #include "gemm.cuh"
 
 struct alignas(64) TensorMap {
     u64 words[16];
 };
 struct HopperParams {
-    TensorMap x, w;  // boxes of 64 × 128 and of 64 × BN / 2
+    TensorMap x, w;               // boxes of 64 × 128 and of 64 × BN / 2
+    TensorMap y, wide, residual;  // where there are such: boxes of 64 × 64 in bf16, of 32 × 64 in f32
     GemmParams of;
     u32 pad[8];
 };
@@ -21,6 +25,7 @@ struct HopperParams {
 constexpr u32 BM = 128, BK = 64, X_BYTES = BM * BK * 2, THREADS = 384, TOGETHER = 8;
 // Registers of a thread of the warpgroup that copies and of those that multiply: 128 · 40 + 256 · 232 ≤ 65,536.
 constexpr u32 FEW = 40, MANY = 232;
+constexpr u32 OUT_BYTES = 64 * 128;  // 64 rows of 128 bytes
 
 DEVICE u32 shared_address(const void *at) { return static_cast<u32>(__cvta_generic_to_shared(at)); }
 DEVICE void expect_bytes(u32 barrier, u32 bytes) {
@@ -82,63 +87,108 @@ DEVICE void place(u32 tile, u32 pairs, u32 columns, u32 &pair, u32 &column) {
     pair = first + at % wide, column = at / wide;
 }
 
-// Four lanes hold word `lane` of each of four stretches of eight outputs; afterwards lane q holds all four words of stretch q.
-DEVICE uint4 transpose(u32 (&u)[4], u32 q) {
-    const bool odd = q & 1, high = q & 2;
-    const u32 r0 = __shfl_xor_sync(FULL, odd ? u[0] : u[1], 1), r1 = __shfl_xor_sync(FULL, odd ? u[2] : u[3], 1);
-    const u32 a0 = odd ? r0 : u[0], a1 = odd ? u[1] : r0, a2 = odd ? r1 : u[2], a3 = odd ? u[3] : r1;
-    const u32 s0 = __shfl_xor_sync(FULL, high ? a0 : a2, 2), s1 = __shfl_xor_sync(FULL, high ? a1 : a3, 2);
-    return high ? make_uint4(s0, s1, a2, a3) : make_uint4(a0, a1, s0, s1);
+// Outputs of a warpgroup on their way: 64 tokens from `t`, piece after piece of 128 bytes a row, two under way.
+struct Leaving {
+    u32 room, piece, t;
+
+    DEVICE u32 begin() {
+        if (threadIdx.x % 128 == 0) asm volatile("cp.async.bulk.wait_group.read 1;" ::: "memory");
+        sync();
+        return room + piece++ % 2 * OUT_BYTES;
+    }
+    DEVICE void sync() const { asm volatile("bar.sync %0, 128;" ::"r"(threadIdx.x / 128) : "memory"); }
+    // Writes, or adds, the piece that begins at column n.
+    template <bool ADD> DEVICE void end(u32 from, const TensorMap &map, u32 n) const {
+        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+        sync();
+        if (threadIdx.x % 128) return;
+        if (ADD)
+            asm volatile("cp.reduce.async.bulk.tensor.2d.global.shared::cta.add.tile.bulk_group [%0, {%1, %2}], [%3];" ::"l"(&map), "r"(n), "r"(t),
+                         "r"(from)
+                         : "memory");
+        else
+            asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%1, %2}], [%3];" ::"l"(&map), "r"(n), "r"(t), "r"(from)
+                         : "memory");
+        asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+    }
+};
+
+// The sums of columns 32 g … 32 g + 31 as f32, times `scale`.
+template <bool ADD, int BN> DEVICE void leave_wide(const float (&d)[BN / 2], float scale, Leaving &leaving, const TensorMap &map, u32 n0, u32 rows) {
+    const u32 lane = threadIdx.x % 32, q = lane % 4, row = threadIdx.x % 128 / 32 * 16 + lane / 4;
+#pragma unroll
+    for (int g = 0; g < BN / 32; g++) {
+        if (n0 + 32 * g >= rows) return;
+        const u32 to = leaving.begin();
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const u32 r = row + 8 * half, at = to + r * 128 + (((2 * j + q / 2) ^ (r & 7)) << 4) + q % 2 * 8;
+                asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(at), "f"(d[16 * g + 4 * j + 2 * half] * scale),
+                             "f"(d[16 * g + 4 * j + 2 * half + 1] * scale)
+                             : "memory");
+            }
+        leaving.end<ADD>(to, map, n0 + 32 * g);
+    }
 }
 
-template <int BN> DEVICE void finish_tile(const GemmParams &p, float (&d)[BN / 2], u32 t0, u32 n0) {
-    const u32 lane = threadIdx.x % 32, q = lane % 4;
+DEVICE u32 pack(float low, float high) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<const u32 *>(&pair);
+}
+
+// The sums in bf16, 64 columns at a time.
+template <int BN> DEVICE void leave_halves(const float (&d)[BN / 2], Leaving &leaving, const TensorMap &map, u32 n0, u32 rows) {
+    const u32 lane = threadIdx.x % 32, r = threadIdx.x % 128 / 32 * 16 + lane % 16;
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-        const u32 t = t0 + lane / 4 + 8 * half;
-        const bool row = t < p.tokens;
-        const size_t line = size_t(t) * p.rows;
+    for (int g = 0; g < BN / 64; g++) {
+        if (n0 + 64 * g >= rows) return;
+        const u32 to = leaving.begin();
 #pragma unroll
-        for (int g = 0; g < BN / 32; g++) {
-            float2 v[4], x[4];
-            bool there[4];
+        for (int j = 0; j < 8; j += 2) {
+            const float *of = d + 32 * g + 4 * j;
+            const u32 at = to + r * 128 + (((j + lane / 16) ^ (r & 7)) << 4);
+            asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(pack(of[0], of[1])),
+                         "r"(pack(of[2], of[3])), "r"(pack(of[4], of[5])), "r"(pack(of[6], of[7]))
+                         : "memory");
+        }
+        leaving.end<false>(to, map, n0 + 64 * g);
+    }
+}
+
+// Sums to outputs, where the warpgroup's rows begin at leaving.t and its columns at n0.
+template <int BN> DEVICE void finish_tile(const HopperParams &params, float (&d)[BN / 2], Leaving &leaving, u32 n0) {
+    const GemmParams &p = params.of;
+    const u32 q = threadIdx.x % 4;
+    if (p.bias || p.row_scale || p.output_scale != 1.0f)
 #pragma unroll
-            for (int j = 0; j < 4; j++) {
-                const u32 n = n0 + 32 * g + 8 * j;
-                there[j] = row && n < p.rows;
-                if (p.residual_out && there[j]) x[j] = *reinterpret_cast<const float2 *>(p.residual_in + line + n + 2 * q);
-            }
+        for (int j = 0; j < BN / 8; j++) {
+            const u32 n = n0 + 8 * j + 2 * q;
+            float2 bias = make_float2(0.0f, 0.0f), scale = make_float2(p.output_scale, p.output_scale);
+            if (p.bias && n < p.rows) bias = *reinterpret_cast<const float2 *>(p.bias + n);
+            if (p.row_scale && n < p.rows) scale.x *= p.row_scale[n], scale.y *= p.row_scale[n + 1];
 #pragma unroll
-            for (int j = 0; j < 4; j++) {
-                const u32 n = n0 + 32 * g + 8 * j + 2 * q;
-                v[j] = make_float2(d[16 * g + 4 * j + 2 * half], d[16 * g + 4 * j + 2 * half + 1]);
-                if (p.bias && there[j]) v[j].x += p.bias[n], v[j].y += p.bias[n + 1];
-                if (p.row_scale && there[j]) v[j].x *= p.row_scale[n], v[j].y *= p.row_scale[n + 1];
-                v[j].x *= p.output_scale, v[j].y *= p.output_scale;
-            }
-            if (p.wide)
-#pragma unroll
-                for (int j = 0; j < 4; j++)
-                    if (there[j]) *reinterpret_cast<float2 *>(p.wide + line + n0 + 32 * g + 8 * j + 2 * q) = v[j];
-            if (p.residual_out)
-#pragma unroll
-                for (int j = 0; j < 4; j++)
-                    if (there[j])
-                        *reinterpret_cast<float2 *>(p.residual_out + line + n0 + 32 * g + 8 * j + 2 * q) =
-                            make_float2(x[j].x + v[j].x * p.residual_scale, x[j].y + v[j].y * p.residual_scale);
-            if (p.y) {
-                u32 words[4];
-#pragma unroll
-                for (int j = 0; j < 4; j++) {
-                    const __nv_bfloat162 pair = __floats2bfloat162_rn(v[j].x, v[j].y);
-                    words[j] = *reinterpret_cast<const u32 *>(&pair);
-                }
-                const uint4 eight = transpose(words, q);
-                const u32 n = n0 + 32 * g + 8 * q;
-                if (row && n < p.rows) *reinterpret_cast<uint4 *>(static_cast<__nv_bfloat16 *>(p.y) + line + n) = eight;
+            for (int half = 0; half < 2; half++) {
+                float &x = d[4 * j + 2 * half], &y = d[4 * j + 2 * half + 1];
+                x = (x + bias.x) * scale.x, y = (y + bias.y) * scale.y;
             }
         }
-    }
+    if (p.y) leave_halves<BN>(d, leaving, params.y, n0, p.rows);
+    if (p.wide) leave_wide<false, BN>(d, 1.0f, leaving, params.wide, n0, p.rows);
+    if (!p.residual_out) return;
+    if (p.residual_in == p.residual_out) return leave_wide<true, BN>(d, p.residual_scale, leaving, params.residual, n0, p.rows);
+    const u32 t0 = leaving.t + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
+#pragma unroll
+    for (int j = 0; j < BN / 8; j++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const u32 t = t0 + 8 * half, n = n0 + 8 * j + 2 * q;
+            if (t >= p.tokens || n >= p.rows) continue;
+            float2 x = *reinterpret_cast<const float2 *>(p.residual_in + size_t(t) * p.rows + n);
+            x.x += d[4 * j + 2 * half] * p.residual_scale, x.y += d[4 * j + 2 * half + 1] * p.residual_scale;
+            *reinterpret_cast<float2 *>(p.residual_out + size_t(t) * p.rows + n) = x;
+        }
 }
 
 template <int BN, int STAGES> DEVICE void hopper(const HopperParams &p) {
@@ -157,6 +207,8 @@ template <int BN, int STAGES> DEVICE void hopper(const HopperParams &p) {
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     cluster_sync();
+    let_next_start();
+    wait_for_previous();
     const u32 pairs = (p.of.tokens + 2 * BM - 1) / (2 * BM), columns = (p.of.rows + BN - 1) / BN;
     const u32 steps = (p.of.cols + BK - 1) / BK, tiles = pairs * columns;
     u32 stage = 0, parity = 0;
@@ -182,6 +234,7 @@ template <int BN, int STAGES> DEVICE void hopper(const HopperParams &p) {
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(MANY));
         float d[BN / 2];
+        Leaving leaving = {base + STAGES * STAGE + (group - 1) * 2 * OUT_BYTES, 0, 0};
         // Says to both blocks that a stage has been read.
         auto release = [&](u32 s) {
             if (threadIdx.x % 128 < 2) arrive_at(empty(s), threadIdx.x % 128);
@@ -207,8 +260,10 @@ template <int BN, int STAGES> DEVICE void hopper(const HopperParams &p) {
 #pragma unroll
             for (int i = 0; i < BN / 2; i++) asm volatile("" : "+f"(d[i])::"memory");
             release(before);
-            finish_tile<BN>(p.of, d, (2 * pair + rank) * BM + (group - 1) * 64 + threadIdx.x % 128 / 32 * 16, column * BN);
+            leaving.t = (2 * pair + rank) * BM + (group - 1) * 64;
+            finish_tile<BN>(p, d, leaving, column * BN);
         }
+        asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
     }
     // The other block may still signal here.
     cluster_sync();
@@ -217,6 +272,6 @@ template <int BN, int STAGES> DEVICE void hopper(const HopperParams &p) {
     extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(THREADS, 1)                                               \
         gemm_hopper_##BN(const __grid_constant__ HopperParams p) { hopper<BN, STAGES>(p); }
 HOPPER(64, 6)
-HOPPER(128, 6)
-HOPPER(192, 5)
+HOPPER(128, 5)
+HOPPER(192, 4)
 HOPPER(256, 4)

@@ -1,13 +1,18 @@
 // What softmax over logits comes to, and the most likely tokens: a block a row, read twice. The first time each of 128 groups of threads
 // finds its largest; the K-th largest of those is a threshold that at least K logits reach, and few more do. They are gathered while the
 // exponentials are summed, and ordered by counting, for each, how many come before it.
+//
+// A single row is cut into parts, a block each; the block that ends last ranks what the parts have found.
 #include "common.cuh"
 
 struct RankParams {
     const float *logits;  // [T, V]
     const u32 *next;      // [T]: the token after each; beyond V none
     float *out;           // [T, 3 + 2 K]: ln Σ eˣ, entropy in bits, the logit of `next`, then (id as bits, logit) by rank
-    u32 vocab, count;
+    u64 *part_keys;       // [parts, K]
+    float *part_sums;     // [parts, 3]: the largest, Σ e^{x − largest}, Σ e^{x − largest} (x − largest)
+    u32 *ended;           // 0 before and after
+    u32 vocab, count, parts, pad;
 };
 
 constexpr u32 THREADS = 1024, GROUPS = 128, ROOM = 512;
@@ -23,80 +28,220 @@ DEVICE float value(u64 key) {
 }
 DEVICE u64 larger(u64 a, u64 b) { return a > b ? a : b; }
 
-extern "C" __global__ void __launch_bounds__(THREADS) rank_rows(const __grid_constant__ RankParams p) {
-    __shared__ float scratch[32];
-    __shared__ u64 groups[GROUPS], list[ROOM], threshold, most;
-    __shared__ u32 found;
-    const float *row = p.logits + size_t(blockIdx.x) * p.vocab;
-    float *out = p.out + size_t(blockIdx.x) * (3 + 2 * p.count);
-    const u32 i = threadIdx.x;
+struct Room {
+    u64 groups[GROUPS], list[ROOM], threshold, most;
+    u32 found;
+};
+
+// The `count` largest of n keys to put(rank, key), 0 where there are fewer; each key is seen(i, largest) once. Ends in step.
+template <typename Keys, typename Seen, typename Put> DEVICE void select(Room &room, u32 n, u32 count, Keys keys, Seen seen, Put put) {
+    const u32 i = threadIdx.x, together = blockDim.x / GROUPS;
     u64 best = 0;
 #pragma unroll 8
-    for (u32 id = i; id < p.vocab; id += THREADS) best = larger(best, key(row[id], id));
-#pragma unroll
-    for (int step = 4; step; step >>= 1) best = larger(best, __shfl_xor_sync(FULL, best, step));
-    if (i % 8 == 0) groups[i / 8] = best;
-    if (i == 0) found = 0;
+    for (u32 at = i; at < n; at += blockDim.x) best = larger(best, keys(at));
+    for (u32 step = together / 2; step; step >>= 1) best = larger(best, __shfl_xor_sync(FULL, best, step));
+    if (i % together == 0) room.groups[i / together] = best;
+    if (i == 0) room.found = 0;
     __syncthreads();
     if (i < GROUPS) {
         u32 before = 0;
-        const u64 own = groups[i];
+        const u64 own = room.groups[i];
 #pragma unroll 8
-        for (u32 j = 0; j < GROUPS; j++) before += groups[j] > own || (groups[j] == own && j < i);
-        if (before == 0) most = own;
-        if (before + 1 == max(p.count, 1)) threshold = larger(own, 1);
+        for (u32 j = 0; j < GROUPS; j++) before += room.groups[j] > own || (room.groups[j] == own && j < i);
+        if (before == 0) room.most = own;
+        if (before + 1 == max(count, 1)) room.threshold = larger(own, 1);
     }
     __syncthreads();
-    const float top = value(most);
-    const u64 least = threshold;
-    float sum = 0.0f, inner = 0.0f;
+    const float top = value(room.most);
+    const u64 least = room.threshold;
 #pragma unroll 8
-    for (u32 id = i; id < p.vocab; id += THREADS) {
-        const float x = row[id], above = x - top, e = expf(above);
-        if (e > 0.0f) sum += e, inner = fmaf(e, above, inner);
-        const u64 own = key(x, id);
+    for (u32 at = i; at < n; at += blockDim.x) {
+        const u64 own = keys(at);
+        seen(at, top);
         if (own >= least) {
-            const u32 at = atomicAdd(&found, 1);
-            if (at < ROOM) list[at] = own;
+            const u32 place = atomicAdd(&room.found, 1);
+            if (place < ROOM) room.list[place] = own;
         }
     }
+    __syncthreads();
+    const u32 all = room.found;
+    if (all <= ROOM) {
+        for (u32 at = i; at < all; at += blockDim.x) {
+            u32 before = 0;
+            for (u32 j = 0; j < all; j++) before += room.list[j] > room.list[at];
+            if (before < count) put(before, room.list[at]);
+        }
+        for (u32 rank = all + i; rank < count; rank += blockDim.x) put(rank, 0);
+    } else {
+        // Many equals: one after the other.
+        u64 bound = ~u64(0);
+        for (u32 rank = 0; rank < count; rank++) {
+            best = 0;
+            for (u32 at = i; at < n; at += blockDim.x) {
+                const u64 own = keys(at);
+                if (own < bound) best = larger(best, own);
+            }
+#pragma unroll
+            for (int step = 16; step; step >>= 1) best = larger(best, __shfl_xor_sync(FULL, best, step));
+            __syncthreads();
+            if (i % 32 == 0) room.list[i / 32] = best;
+            __syncthreads();
+            bound = 0;
+            for (u32 j = 0; j < blockDim.x / 32; j++) bound = larger(bound, room.list[j]);
+            if (i == 0) put(rank, bound);
+        }
+    }
+    __syncthreads();
+}
+
+struct Sums {
+    float top, sum, inner;
+};
+DEVICE void report(const RankParams &p, float *out, const float *row, u32 next, Sums s) {
+    out[0] = isinf(s.top) ? s.top : s.top + logf(s.sum);
+    out[1] = isinf(s.top) ? 0.0f : fmaxf(logf(s.sum) - s.inner / s.sum, 0.0f) * LOG2_E;
+    out[2] = next < p.vocab ? row[next] : 0.0f;
+}
+DEVICE void put_ranked(float *out, u32 rank, u64 key) {
+    out[3 + 2 * rank] = __uint_as_float(key ? ~u32(key) : 0xffffffffu), out[4 + 2 * rank] = value(key);
+}
+// The sums of `n` logits from `from` on, and their largest to put. In every thread.
+template <typename Put> DEVICE Sums read(Room &room, float *scratch, const float *row, u32 from, u32 n, u32 count, Put put) {
+    float sum = 0.0f, inner = 0.0f;
+    auto seen = [&](u32 at, float top) {
+        const float above = row[from + at] - top, e = expf(above);
+        if (e > 0.0f) sum += e, inner = fmaf(e, above, inner);
+    };
+    select(room, n, count, [&](u32 at) { return key(row[from + at], from + at); }, seen, put);
     sum = block_sum(sum, scratch);
     __syncthreads();
-    inner = block_sum(inner, scratch);
-    const u32 all = found;
-    if (i == 0) {
-        const u32 next = p.next[blockIdx.x];
-        out[0] = isinf(top) ? top : top + logf(sum);
-        out[1] = isinf(top) ? 0.0f : fmaxf(logf(sum) - inner / sum, 0.0f) * LOG2_E;
-        out[2] = next < p.vocab ? row[next] : 0.0f;
-    }
-    auto put = [&](u32 rank, u64 key) {
-        out[3 + 2 * rank] = __uint_as_float(key ? ~u32(key) : 0xffffffffu), out[4 + 2 * rank] = value(key);
-    };
-    if (all <= ROOM) {
-        for (u32 at = i; at < all; at += THREADS) {
-            u32 before = 0;
-            for (u32 j = 0; j < all; j++) before += list[j] > list[at];
-            if (before < p.count) put(before, list[at]);
-        }
-        for (u32 rank = all + i; rank < p.count; rank += THREADS) put(rank, 0);
+    return {value(room.most), sum, block_sum(inner, scratch)};
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) rank_rows(const __grid_constant__ RankParams p) {
+    __shared__ float scratch[32];
+    __shared__ Room room;
+    wait_for_previous();
+    const float *row = p.logits + size_t(blockIdx.x) * p.vocab;
+    float *out = p.out + size_t(blockIdx.x) * (3 + 2 * p.count);
+    const Sums sums = read(room, scratch, row, 0, p.vocab, p.count, [&](u32 rank, u64 key) { put_ranked(out, rank, key); });
+    if (threadIdx.x == 0) report(p, out, row, p.next[blockIdx.x], sums);
+}
+
+extern "C" __global__ void __launch_bounds__(256) rank_row(const __grid_constant__ RankParams p) {
+    __shared__ float scratch[32];
+    __shared__ Room room;
+    __shared__ bool last;
+    let_next_start();
+    wait_for_previous();
+    const u32 part = blockIdx.x, wide = (p.vocab + p.parts - 1) / p.parts, from = min(part * wide, p.vocab), n = min(wide, p.vocab - from);
+    u64 *keys = p.part_keys + part * p.count;
+    const Sums own = read(room, scratch, p.logits, from, n, p.count, [&](u32 rank, u64 key) { keys[rank] = key; });
+    if (threadIdx.x == 0) p.part_sums[3 * part] = own.top, p.part_sums[3 * part + 1] = own.sum, p.part_sums[3 * part + 2] = own.inner;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) last = atomicAdd(p.ended, 1) + 1 == p.parts;
+    __syncthreads();
+    if (!last) return;
+    __threadfence();
+    select(room, p.parts * p.count, p.count, [&](u32 at) { return __ldcg(p.part_keys + at); }, [](u32, float) {},
+           [&](u32 rank, u64 key) { put_ranked(p.out, rank, key); });
+    if (threadIdx.x >= 32) return;
+    // A part a lane.
+    const bool there = threadIdx.x < p.parts;
+    const float *of = p.part_sums + 3 * threadIdx.x;
+    const float top = there ? __ldcg(of) : -INFINITY, most = warp_max(top);
+    const float down = top - most, shrink = there && top > -INFINITY ? expf(down) : 0.0f;
+    const float sum = shrink > 0.0f ? shrink * __ldcg(of + 1) : 0.0f;
+    const float inner = shrink > 0.0f ? shrink * (__ldcg(of + 2) + down * __ldcg(of + 1)) : 0.0f;
+    const Sums all = {most, warp_sum(sum), warp_sum(inner)};
+    if (threadIdx.x == 0) report(p, p.out, p.logits, p.next[0], all), *p.ended = 0;
+}
+
+struct DrawParams {
+    const float *logits;  // [V]
+    u32 *token;           // [1]
+    double uniform;       // in [0, 1)
+    u32 vocab;
+    float temperature;
+};
+
+// eˣ with the very bits of cpu/vector.rs on a processor with fused multiply-adds. x is no NaN.
+DEVICE float exp_as_there(float x) {
+    x = fmaxf(-110.0f, fminf(90.0f, x));
+    const float n = rintf(__fmul_rn(x, 1.44269504088896340736f));
+    float r = __fmaf_rn(n, -0.693359375f, x);
+    r = __fmaf_rn(n, 2.1219444e-4f, r);
+    float p = 1.9875691e-4f;
+    p = __fmaf_rn(p, r, 1.3982e-3f), p = __fmaf_rn(p, r, 8.333452e-3f), p = __fmaf_rn(p, r, 4.1665796e-2f);
+    p = __fmaf_rn(p, r, 1.6666665e-1f), p = __fmaf_rn(p, r, 0.5f);
+    p = __fadd_rn(__fmaf_rn(__fmul_rn(r, r), p, r), 1.0f);
+    const float half = rintf(__fmul_rn(n, 0.5f));
+    auto power = [](float whole) { return __uint_as_float(u32(int(whole) + 127) << 23); };
+    return __fmul_rn(__fmul_rn(p, power(half)), power(__fsub_rn(n, half)));
+}
+
+constexpr u32 STRETCH = 64;
+
+// One token of softmax(logits / temperature), as the engine's sampler draws it: weights are added up in stretches of 64, in order, the
+// stretches in f64, in order; the stretch is found first, then the token in it.
+extern "C" __global__ void __launch_bounds__(1024) draw(const __grid_constant__ DrawParams p) {
+    extern __shared__ float sums[];  // [stretches]
+    __shared__ float scratch[32];
+    __shared__ u32 found;
+    __shared__ double left;
+    wait_for_previous();
+    auto finite = [&](u32 i) { const float x = p.logits[i]; return isfinite(x) ? x : -INFINITY; };
+    float most = -INFINITY;
+#pragma unroll 8
+    for (u32 i = threadIdx.x; i < p.vocab; i += blockDim.x) most = fmaxf(most, finite(i));
+    most = warp_max(most);
+    if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = most;
+    __syncthreads();
+    const float peak = warp_max(scratch[threadIdx.x % 32]);
+    if (peak == -INFINITY) {
+        if (threadIdx.x == 0) *p.token = 0;
         return;
     }
-    // Many equals: one after the other.
-    u64 bound = ~u64(0);
-    for (u32 rank = 0; rank < p.count; rank++) {
-        best = 0;
-        for (u32 id = i; id < p.vocab; id += THREADS) {
-            const u64 own = key(row[id], id);
-            if (own < bound) best = larger(best, own);
-        }
-#pragma unroll
-        for (int step = 16; step; step >>= 1) best = larger(best, __shfl_xor_sync(FULL, best, step));
-        __syncthreads();
-        if (i % 32 == 0) list[i / 32] = best;
-        __syncthreads();
-        bound = 0;
-        for (u32 j = 0; j < THREADS / 32; j++) bound = larger(bound, list[j]);
-        if (i == 0) put(rank, bound);
+    auto weight = [&](u32 i) { return exp_as_there(__fdiv_rn(__fsub_rn(finite(i), peak), p.temperature)); };
+    const u32 stretches = (p.vocab + STRETCH - 1) / STRETCH;
+    for (u32 s = threadIdx.x; s < stretches; s += blockDim.x) {
+        float sum = 0.0f;
+        const u32 end = min((s + 1) * STRETCH, p.vocab);
+#pragma unroll 8
+        for (u32 i = s * STRETCH; i < end; i++) sum = __fadd_rn(sum, weight(i));
+        sums[s] = sum;
     }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        double all = 0.0;
+#pragma unroll 8
+        for (u32 s = 0; s < stretches; s++) all = __dadd_rn(all, double(sums[s]));
+        double remaining = __dmul_rn(p.uniform, all);
+        u32 at = 0;
+        for (; at + 1 < stretches && remaining >= double(sums[at]); at++) remaining = __dsub_rn(remaining, double(sums[at]));
+        found = at, left = remaining;
+    }
+    __syncthreads();
+    // The weights of the stretch, and of those after it, should rounding lead beyond its end.
+    u32 last = 0;
+    double remaining = left;
+    for (u32 from = found * STRETCH; from < p.vocab; from += STRETCH) {
+        __syncthreads();
+        if (threadIdx.x < STRETCH && from + threadIdx.x < p.vocab) sums[threadIdx.x] = weight(from + threadIdx.x);
+        __syncthreads();
+        bool done = false;
+        for (u32 i = 0; i < STRETCH && from + i < p.vocab; i++) {
+            const float w = sums[i];
+            if (!(w > 0.0f)) continue;
+            last = from + i;
+            if (remaining < double(w)) {
+                done = true;
+                break;
+            }
+            remaining = __dsub_rn(remaining, double(w));
+        }
+        if (done) break;
+    }
+    if (threadIdx.x == 0) *p.token = last;
 }

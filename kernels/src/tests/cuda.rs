@@ -4,6 +4,7 @@
 mod attention;
 mod decode;
 mod prompts;
+mod ranks;
 mod sequences;
 
 use std::sync::Arc;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, result};
 
-use super::Element;
+use super::{Element, Ptr};
 
 /// Page-locked host memory that copies, captured ones too, fill and read.
 pub struct Pinned<T: Element> {
@@ -23,9 +23,22 @@ impl<T: Element> Pinned<T> {
         unsafe { std::slice::from_raw_parts(self.start, self.len) }
     }
 
+    /// The address of element `from`, which the device knows by the same one, having checked that `len` follow.
+    #[track_caller]
+    pub(in crate::cuda) fn ptr(&self, from: usize, len: usize, what: &str) -> Ptr {
+        assert!(from + len <= self.len, "{what}: {len} elements from {from} of {}", self.len);
+        Ptr(self.start as u64 + (from * size_of::<T>()) as u64)
+    }
+
     pub fn as_mut_slice(&mut self) -> &mut [T] {
         // SAFETY: as above, and borrowed alone.
         unsafe { std::slice::from_raw_parts_mut(self.start, self.len) }
+    }
+}
+
+impl<T: Element> std::fmt::Debug for Pinned<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Pinned<{}>[{}]", T::NAME, self.len)
     }
 }
 

@@ -13,17 +13,36 @@ use super::{Ptr, Result};
 pub(in crate::cuda) struct TensorMap([u64; 16]);
 
 impl TensorMap {
-    /// Of bf16 [rows, cols] at `start`, a row every `stride`: boxes of 64 columns and `boxed` rows, which land in shared memory in rows of
-    /// 128 bytes swizzled by 16. What lies beyond the matrix reads as zero. `start`, `stride` and `cols` are multiples of eight.
-    pub(in crate::cuda) fn new(start: Ptr, [rows, cols]: [u32; 2], stride: u32, boxed: u32) -> Result<Self> {
+    /// Of bf16 [rows, cols] at `start`, a row every `stride`: boxes of 64 columns and `boxed` rows, which lie in shared memory in rows of
+    /// 128 bytes swizzled by 16. What lies beyond the matrix reads as zero and is not written. `start`, `stride` and `cols` are multiples of
+    /// eight. A map of nothing if there is no matrix.
+    pub(in crate::cuda) fn halves(start: Ptr, size: [u32; 2], stride: u32, boxed: u32) -> Result<Self> {
+        Self::new(start, size, stride, [64, boxed], CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2)
+    }
+
+    /// As [`TensorMap::halves`] of f32, in boxes of 32 columns.
+    pub(in crate::cuda) fn wide(start: Ptr, size: [u32; 2], stride: u32, boxed: u32) -> Result<Self> {
+        Self::new(start, size, stride, [32, boxed], CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 4)
+    }
+
+    fn new(
+        start: Ptr,
+        [rows, cols]: [u32; 2],
+        stride: u32,
+        boxes: [u32; 2],
+        element: CUtensorMapDataType,
+        bytes: u64,
+    ) -> Result<Self> {
         let mut map = sys::CUtensorMap { opaque: [0; 16] };
-        let (sizes, strides) = ([u64::from(cols), u64::from(rows)], [u64::from(stride) * 2]);
-        let (boxes, steps) = ([64, boxed], [1, 1]);
+        if start == Ptr::default() {
+            return Ok(Self(map.opaque));
+        }
+        let (sizes, strides, steps) = ([u64::from(cols), u64::from(rows)], [u64::from(stride) * bytes], [1, 1]);
         // SAFETY: reads arrays of two numbers (of one, the strides) and writes the map; the address is only noted.
         unsafe {
             sys::cuTensorMapEncodeTiled(
                 &mut map,
-                CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                element,
                 2,
                 start.0 as *mut _,
                 sizes.as_ptr(),
