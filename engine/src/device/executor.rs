@@ -30,7 +30,7 @@ const MUCH: usize = 128 << 10;
 const LONG_CHUNK: usize = 8192;
 const CHUNK: usize = 2048;
 /// While whole layers are recorded, so many tokens times layers.
-const RECORDED: usize = 1024;
+const RECORDED: usize = 2048;
 /// Candidates that the GPU ranks.
 const MOST_CANDIDATES: usize = 64;
 /// Logits from which it draws.

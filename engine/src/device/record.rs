@@ -11,7 +11,7 @@ use crate::hooks::Hooks;
 use crate::protocol::Point;
 
 /// Numbers that are staged at once, unless one quantity has more.
-const STAGED: usize = 40 << 20;
+const STAGED: usize = 80 << 20;
 /// Numbers worth a copy of their own while more is being computed.
 const BATCH: usize = 1 << 18;
 

@@ -31,8 +31,12 @@ pub(crate) fn gemms(gpu: &Gpu) -> Result<()> {
         let gemm = Gemm::new(TOKENS, &weight, At(&x, 0));
         let rounded = median(gpu, 20, || Gemm { y: Some(&y), ..gemm }.run(gpu))?;
         let added = median(gpu, 20, || Gemm { residual: Some((&residual, &residual)), ..gemm }.run(gpu))?;
+        let exact_x = gpu.upload(&numbers(1 << 20, 3).into_iter().cycle().take(TOKENS * cols).collect::<Vec<f32>>())?;
+        let of_f32 = Gemm { wide: Some(&residual), ..Gemm::new(TOKENS, &weight, At(&exact_x, 0)) };
+        let split = median(gpu, 20, || of_f32.run(gpu))?;
         let rate = |time: f32| (2 * TOKENS * rows * cols) as f32 / time / 1e9;
-        println!("| {rows} × {cols} | {rounded:.3} ms | {:.0} | {added:.3} ms | {:.0} |", rate(rounded), rate(added));
+        let rates = [rounded, added, split].map(|time| format!("{time:.3} ms | {:.0}", rate(time)));
+        println!("| {rows} × {cols} | {} |", rates.join(" | "));
     }
     Ok(())
 }

@@ -61,17 +61,25 @@ template <typename T> DEVICE void conv_wide(const ConvParams &p) {
     }
 #pragma unroll
     for (int j = 0; j < 3; j++) at(int(from) + j - 3, past[j]);
-#pragma unroll 4
-    for (u32 t = from; t < to; t++) {
-        float now[8], out[8];
-        at(int(t), now);
+    // Four tokens are asked for before the first is needed.
+    for (u32 t0 = from; t0 < to; t0 += 4) {
+        Eight<T> raw[4];
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
-            out[i] = bias[i] + w[0][i] * past[0][i] + w[1][i] * past[1][i] + w[2][i] * past[2][i] + w[3][i] * now[i];
-            if (p.silu) out[i] = silu(out[i]);
-            past[0][i] = past[1][i], past[1][i] = past[2][i], past[2][i] = now[i];
+        for (u32 i = 0; i < 4; i++)
+            if (t0 + i < to) raw[i].load_once(x + size_t(t0 + i) * p.stride);
+#pragma unroll
+        for (u32 j = 0; j < 4; j++) {
+            if (t0 + j >= to) break;
+            float now[8], out[8];
+            raw[j].widen(now);
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                out[i] = bias[i] + w[0][i] * past[0][i] + w[1][i] * past[1][i] + w[2][i] * past[2][i] + w[3][i] * now[i];
+                if (p.silu) out[i] = silu(out[i]);
+                past[0][i] = past[1][i], past[1][i] = past[2][i], past[2][i] = now[i];
+            }
+            store_eight(y + size_t(t0 + j) * p.channels, out);
         }
-        store_eight(y + size_t(t) * p.channels, out);
     }
     if (to == p.tokens)
         for (int j = 0; j + 1 < k; j++) {

@@ -9,7 +9,8 @@ use crate::matrix::Dtype;
 /// tokens.
 ///
 /// f32 inputs are multiplied in f32 whatever W is stored in. bf16 inputs meet a bf16 W on tensor cores, with f32 sums, where K and the
-/// strides are multiples of eight; on Hopper by its own instructions, where N is one, too, and there is no f.
+/// strides are multiples of eight; on Hopper by its own instructions, where N is one, too, and there is no f. There f32 inputs meet a bf16
+/// W on tensor cores as well: each is the sum of three numbers in bf16, so that the products are those of f32 (Henry, Tang, Heinecke 2019).
 #[derive(Clone, Copy, Debug)]
 pub struct Gemm<'a, T: Element> {
     pub tokens: usize,
@@ -65,30 +66,35 @@ struct HopperParams {
     pad: [u32; 8],
 }
 
+/// Outputs of a tile, and stages of the kernels for it: of X in bf16, and in f32.
+const WIDTHS: [(u32, u32, u32); 4] = [(64, 6, 4), (128, 5, 4), (192, 4, 3), (256, 4, 3)];
+
 impl Params {
-    /// Two blocks make a tile of 256 tokens; as many pairs as fit walk over all tiles.
-    fn run_on_hopper(&self, gpu: &Gpu) -> Result<()> {
-        let (width, stages) = match self.rows {
-            0..=64 => (64, 6),
-            65..=128 => (128, 5),
-            129..=192 => (192, 4),
-            _ => (256, 4),
-        };
+    /// Two blocks make a tile of 256 tokens; as many pairs as fit walk over all tiles. `split`: X in f32, cut in three.
+    fn run_on_hopper(&self, gpu: &Gpu, split: bool) -> Result<()> {
+        let pairs = gpu.processors() / 2;
+        let tiles = |width: u32| self.tokens.div_ceil(256) * self.rows.div_ceil(width);
+        // As long as it takes to multiply all tiles of those that get most, and what each costs besides.
+        let cost = |&&(width, ..): &&(u32, u32, u32)| tiles(width).div_ceil(pairs) * (width + 32);
+        let &(width, stages, stages_split) = WIDTHS.iter().rev().min_by_key(cost).expect("widths");
+        let (outputs, boxed) = ([self.tokens, self.rows], 64);
+        let (inputs, own): ([u32; 2], fn(Ptr, [u32; 2], u32, u32) -> Result<TensorMap>) =
+            ([self.tokens, self.cols], if split { TensorMap::wide } else { TensorMap::halves });
         let params = HopperParams {
-            x: TensorMap::halves(self.x, [self.tokens, self.cols], self.x_stride, 128)?,
+            x: own(self.x, inputs, self.x_stride, 128)?,
             w: TensorMap::halves(self.weight, [self.rows, self.cols], self.cols, width / 2)?,
-            y: TensorMap::halves(self.y, [self.tokens, self.rows], self.rows, 64)?,
-            wide: TensorMap::wide(self.wide, [self.tokens, self.rows], self.rows, 64)?,
-            residual: TensorMap::wide(self.residual_out, [self.tokens, self.rows], self.rows, 64)?,
+            y: own(self.y, outputs, self.rows, boxed)?,
+            wide: TensorMap::wide(self.wide, outputs, self.rows, boxed)?,
+            residual: TensorMap::wide(self.residual_out, outputs, self.rows, boxed)?,
             of: *self,
             pad: [0; 8],
         };
-        let tiles = self.tokens.div_ceil(256) * self.rows.div_ceil(width);
-        let grid = (2 * tiles.min(gpu.processors() / 2), 1);
         // Stages, two pieces of 64 × 128 bytes a warpgroup on their way out, and what aligns them.
-        let shared = stages * (128 + width) * 64 * 2 + 4 * 64 * 128 + 1024;
-        let shape = Shape { grid, threads: 384, shared, early: true };
-        gpu.launch("gemm_hopper", &format!("gemm_hopper_{width}"), shape, &params)
+        let (stages, x_bytes) = if split { (stages_split, 4) } else { (stages, 2) };
+        let shared = stages * (128 * x_bytes + width * 2) * 64 + 4 * 64 * 128 + 1024;
+        let shape = Shape { grid: (2 * tiles(width).min(pairs), 1), threads: 384, shared, early: true };
+        let kind = if split { "split" } else { "hopper" };
+        gpu.launch("gemm_hopper", &format!("gemm_{kind}_{width}"), shape, &params)
     }
 }
 
@@ -137,10 +143,12 @@ impl<'a, T: Element> Gemm<'a, T> {
             residual_scale: self.residual_scale,
         };
         let eights = [cols, self.x_stride, self.x.1].iter().all(|n| n.is_multiple_of(8));
-        let halves = T::NAME == "bf16" && self.weight.dtype() == Dtype::Bf16 && eights;
-        if halves && gpu.is_hopper() && rows.is_multiple_of(8) && self.activation.is_none() {
-            return params.run_on_hopper(gpu);
+        let eights = eights && self.weight.dtype() == Dtype::Bf16;
+        let on_hopper = eights && gpu.is_hopper() && rows.is_multiple_of(8) && self.activation.is_none();
+        if on_hopper && matches!(T::NAME, "bf16" | "f32") {
+            return params.run_on_hopper(gpu, T::NAME == "f32");
         }
+        let halves = eights && T::NAME == "bf16";
         if halves {
             let grid = (number(tokens).div_ceil(128), number(rows).div_ceil(256));
             let shape = Shape { grid, threads: 256, shared: 3 * (128 + 256) * 64 * 2, early: false };

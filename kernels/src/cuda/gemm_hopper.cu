@@ -1,4 +1,7 @@
-// Many tokens through a linear map on Hopper (sm_90a): y = (X Wᵀ + b) ⊙ scales or a residual added, bf16 inputs with f32 sums.
+// Many tokens through a linear map on Hopper (sm_90a): y = (X Wᵀ + b) ⊙ scales or a residual added, bf16 weights, f32 sums.
+//
+// `gemm_hopper_*` take X in bf16. `gemm_split_*` take it in f32 and cut each number into three of eight bits, x = high + middle + low, on
+// its way from shared memory to registers: three products of bf16, each exact, whose sum is that of f32.
 //
 // Two blocks of a cluster make 256 tokens × BN outputs, 128 tokens each. One thread of a block asks the copy engine for tiles of 64
 // along K, which land swizzled by 16 bytes in rows of 128; each block fetches its own tokens and half of the weights, and sends those
@@ -10,75 +13,7 @@
 // multiplied: a residual that stays where it is is added to in L2, so that nobody waits for what was there.
 //
 // Tiles that reach beyond the matrices read zeros, and what lies beyond is not written. N is a multiple of eight.
-#include "gemm.cuh"
-
-struct alignas(64) TensorMap {
-    u64 words[16];
-};
-struct HopperParams {
-    TensorMap x, w;               // boxes of 64 × 128 and of 64 × BN / 2
-    TensorMap y, wide, residual;  // where there are such: boxes of 64 × 64 in bf16, of 32 × 64 in f32
-    GemmParams of;
-    u32 pad[8];
-};
-
-constexpr u32 BM = 128, BK = 64, X_BYTES = BM * BK * 2, THREADS = 384, TOGETHER = 8;
-// Registers of a thread of the warpgroup that copies and of those that multiply: 128 · 40 + 256 · 232 ≤ 65,536.
-constexpr u32 FEW = 40, MANY = 232;
-constexpr u32 OUT_BYTES = 64 * 128;  // 64 rows of 128 bytes
-
-DEVICE u32 shared_address(const void *at) { return static_cast<u32>(__cvta_generic_to_shared(at)); }
-DEVICE void expect_bytes(u32 barrier, u32 bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-// Arrives at the barrier of that name in block `rank` of the cluster.
-DEVICE void arrive_at(u32 barrier, u32 rank) {
-    asm volatile("{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\nmbarrier.arrive.shared::cluster.b64 _, [remote];\n}"
-                 ::"r"(barrier), "r"(rank)
-                 : "memory");
-}
-DEVICE void wait_for(u32 barrier, u32 parity) {
-    asm volatile("{\n.reg .pred done;\nAGAIN:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@done bra DONE;\nbra AGAIN;\nDONE:\n}"
-                 ::"r"(barrier), "r"(parity)
-                 : "memory");
-}
-DEVICE void cluster_sync() {
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-// A tile from (column, row) of a matrix to here, or to the same place in both blocks.
-DEVICE void fetch(u32 to, const TensorMap &map, u32 column, u32 row, u32 barrier) {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
-                 "l"(&map), "r"(column), "r"(row), "r"(barrier)
-                 : "memory");
-}
-DEVICE void fetch_for_both(u32 to, const TensorMap &map, u32 column, u32 row, u32 barrier) {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;"
-                 ::"r"(to), "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(static_cast<unsigned short>(3))
-                 : "memory");
-}
-
-// Rows of 128 bytes, swizzled by 16; eight of them are 1,024 bytes.
-DEVICE u64 descriptor(u32 at) { return u64(at >> 4 & 0x3fff) | u64(1) << 16 | u64(1024 >> 4) << 32 | u64(1) << 62; }
-
-#define TEN(t) "%" #t "0,%" #t "1,%" #t "2,%" #t "3,%" #t "4,%" #t "5,%" #t "6,%" #t "7,%" #t "8,%" #t "9,"
-#define OUT8(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
-#define OUT32(i) OUT8(i), OUT8(i + 8), OUT8(i + 16), OUT8(i + 24)
-#define WGMMA(n, sums, a, b, add, ...)                                                                                               \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " add ", 0;\nwgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" sums "}, " a ", " b \
-                 ", p, 1, 1, 0, 0;\n}"                                                                                               \
-                 : __VA_ARGS__                                                                                                       \
-                 : "l"(x), "l"(w), "r"(more))
-// d [64, BN] of a warpgroup (+)= 64 rows × 16 at x times BN rows × 16 at w.
-template <int BN> DEVICE void multiply(float (&d)[BN / 2], u64 x, u64 w, u32 more) {
-    if constexpr (BN == 64) WGMMA(64, TEN() TEN(1) TEN(2) "%30,%31", "%32", "%33", "%34", OUT32(0));
-    if constexpr (BN == 128) WGMMA(128, TEN() TEN(1) TEN(2) TEN(3) TEN(4) TEN(5) "%60,%61,%62,%63", "%64", "%65", "%66", OUT32(0), OUT32(32));
-    if constexpr (BN == 192)
-        WGMMA(192, TEN() TEN(1) TEN(2) TEN(3) TEN(4) TEN(5) TEN(6) TEN(7) TEN(8) "%90,%91,%92,%93,%94,%95", "%96", "%97", "%98", OUT32(0),
-              OUT32(32), OUT32(64));
-    if constexpr (BN == 256)
-        WGMMA(256, TEN() TEN(1) TEN(2) TEN(3) TEN(4) TEN(5) TEN(6) TEN(7) TEN(8) TEN(9) TEN(10) TEN(11) "%120,%121,%122,%123,%124,%125,%126,%127",
-              "%128", "%129", "%130", OUT32(0), OUT32(32), OUT32(64), OUT32(96));
-}
+#include "gemm_hopper.cuh"
 
 // Where a cluster's tile lies: pairs of blocks along the tokens first, TOGETHER of them, then the outputs.
 DEVICE void place(u32 tile, u32 pairs, u32 columns, u32 &pair, u32 &column) {
@@ -158,7 +93,7 @@ template <int BN> DEVICE void leave_halves(const float (&d)[BN / 2], Leaving &le
 }
 
 // Sums to outputs, where the warpgroup's rows begin at leaving.t and its columns at n0.
-template <int BN> DEVICE void finish_tile(const HopperParams &params, float (&d)[BN / 2], Leaving &leaving, u32 n0) {
+template <int BN, bool SPLIT> DEVICE void finish_tile(const HopperParams &params, float (&d)[BN / 2], Leaving &leaving, u32 n0) {
     const GemmParams &p = params.of;
     const u32 q = threadIdx.x % 4;
     if (p.bias || p.row_scale || p.output_scale != 1.0f)
@@ -174,7 +109,8 @@ template <int BN> DEVICE void finish_tile(const HopperParams &params, float (&d)
                 x = (x + bias.x) * scale.x, y = (y + bias.y) * scale.y;
             }
         }
-    if (p.y) leave_halves<BN>(d, leaving, params.y, n0, p.rows);
+    if (p.y && SPLIT) leave_wide<false, BN>(d, 1.0f, leaving, params.y, n0, p.rows);
+    if (p.y && !SPLIT) leave_halves<BN>(d, leaving, params.y, n0, p.rows);
     if (p.wide) leave_wide<false, BN>(d, 1.0f, leaving, params.wide, n0, p.rows);
     if (!p.residual_out) return;
     if (p.residual_in == p.residual_out) return leave_wide<true, BN>(d, p.residual_scale, leaving, params.residual, n0, p.rows);
@@ -191,10 +127,30 @@ template <int BN> DEVICE void finish_tile(const HopperParams &params, float (&d)
         }
 }
 
-template <int BN, int STAGES> DEVICE void hopper(const HopperParams &p) {
+// Sixteen numbers of two rows of a tile in f32, cut in three, as `multiply` takes them.
+DEVICE void cut(u32 xs, u32 k, u32 (&high)[4], u32 (&middle)[4], u32 (&low)[4]) {
+    const u32 lane = threadIdx.x % 32, q = lane % 4, row = threadIdx.x % 128 / 32 * 16 + lane / 4;
+#pragma unroll
+    for (u32 i = 0; i < 4; i++) {
+        const u32 r = row + i % 2 * 8, chunk = k % 2 * 4 + q / 2 + i / 2 * 2;
+        float2 x;
+        asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"
+                     : "=f"(x.x), "=f"(x.y)
+                     : "r"(xs + k / 2 * (BM * 128) + r * 128 + ((chunk ^ (r & 7)) << 4) + q % 2 * 8)
+                     : "memory");
+        auto rest_of = [](float2 of, u32 bits) { return make_float2(of.x - __uint_as_float(bits << 16), of.y - __uint_as_float(bits & 0xffff0000u)); };
+        high[i] = pack(x.x, x.y);
+        const float2 rest = rest_of(x, high[i]);
+        middle[i] = pack(rest.x, rest.y);
+        const float2 end = rest_of(rest, middle[i]);
+        low[i] = pack(end.x, end.y);
+    }
+}
+
+template <int BN, int STAGES, bool SPLIT> DEVICE void hopper(const HopperParams &p) {
     extern __shared__ unsigned char memory[];
     __shared__ u64 barriers[2 * STAGES];
-    constexpr u32 STAGE = X_BYTES + BN * BK * 2;
+    constexpr u32 X_BYTES = BM * BK * (SPLIT ? 4 : 2), STAGE = X_BYTES + BN * BK * 2;
     const u32 base = (shared_address(memory) + 1023) / 1024 * 1024;
     const u32 rank = blockIdx.x % 2, group = threadIdx.x / 128;
     auto full = [&](u32 stage) { return shared_address(barriers + stage); };
@@ -227,6 +183,7 @@ template <int BN, int STAGES> DEVICE void hopper(const HopperParams &p) {
                     wait_for(empty(stage), parity ^ 1);
                     expect_bytes(full(stage), STAGE);
                     fetch(to, p.x, step * BK, t, full(stage));
+                    if (SPLIT) fetch(to + X_BYTES / 2, p.x, step * BK + BK / 2, t, full(stage));
                     fetch_for_both(to + X_BYTES + rank * (BN / 2) * BK * 2, p.w, step * BK, n, full(stage));
                 }
             }
@@ -243,15 +200,32 @@ template <int BN, int STAGES> DEVICE void hopper(const HopperParams &p) {
             u32 pair, column, before = 0;
             place(tile, pairs, columns, pair, column);
             for (u32 step = 0; step < steps; step++) {
-                const u32 from = base + stage * STAGE;
-                const u64 x = descriptor(from + (group - 1) * 64 * BK * 2), w = descriptor(from + X_BYTES);
+                const u32 from = base + stage * STAGE, xs = from + (group - 1) * 64 * 128;
+                const u64 x = descriptor(xs), w = descriptor(from + X_BYTES);
                 wait_for(full(stage), parity);
-                asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+                if constexpr (SPLIT) {
+                    u32 high[BK / 16][4], middle[BK / 16][4], low[BK / 16][4];
 #pragma unroll
-                for (u32 k = 0; k < BK / 16; k++) multiply<BN>(d, x + 2 * k, w + 2 * k, step + k);
-                asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-                asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
-                if (step) release(before);
+                    for (u32 k = 0; k < BK / 16; k++) cut(xs, k, high[k], middle[k], low[k]);
+                    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#pragma unroll
+                    for (u32 k = 0; k < BK / 16; k++) {
+                        multiply<BN>(d, low[k], w + 2 * k, step + k);
+                        multiply<BN>(d, middle[k], w + 2 * k, 1);
+                        multiply<BN>(d, high[k], w + 2 * k, 1);
+                    }
+                    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+                    // The registers are needed again.
+                    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+                    if (step + 1 < steps) release(stage);
+                } else {
+                    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#pragma unroll
+                    for (u32 k = 0; k < BK / 16; k++) multiply<BN>(d, x + 2 * k, w + 2 * k, step + k);
+                    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+                    asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
+                    if (step) release(before);
+                }
                 before = stage;
                 advance();
             }
@@ -261,17 +235,21 @@ template <int BN, int STAGES> DEVICE void hopper(const HopperParams &p) {
             for (int i = 0; i < BN / 2; i++) asm volatile("" : "+f"(d[i])::"memory");
             release(before);
             leaving.t = (2 * pair + rank) * BM + (group - 1) * 64;
-            finish_tile<BN>(p, d, leaving, column * BN);
+            finish_tile<BN, SPLIT>(p, d, leaving, column * BN);
         }
         asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
     }
     // The other block may still signal here.
     cluster_sync();
 }
-#define HOPPER(BN, STAGES)                                                                                                           \
+#define HOPPER(name, BN, STAGES, SPLIT)                                                                                              \
     extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(THREADS, 1)                                               \
-        gemm_hopper_##BN(const __grid_constant__ HopperParams p) { hopper<BN, STAGES>(p); }
-HOPPER(64, 6)
-HOPPER(128, 5)
-HOPPER(192, 4)
-HOPPER(256, 4)
+        name##_##BN(const __grid_constant__ HopperParams p) { hopper<BN, STAGES, SPLIT>(p); }
+HOPPER(gemm_hopper, 64, 6, false)
+HOPPER(gemm_hopper, 128, 5, false)
+HOPPER(gemm_hopper, 192, 4, false)
+HOPPER(gemm_hopper, 256, 4, false)
+HOPPER(gemm_split, 64, 4, true)
+HOPPER(gemm_split, 128, 4, true)
+HOPPER(gemm_split, 192, 3, true)
+HOPPER(gemm_split, 256, 3, true)

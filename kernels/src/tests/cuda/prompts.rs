@@ -77,6 +77,7 @@ fn cuda_gemm_on_tensor_cores_agrees() {
         [[1, 8, 8], [255, 64, 72], [257, 72, 64], [300, 192, 5120], [513, 264, 160], [2, 256, 2560], [2600, 4360, 136]];
     for shape in odd.into_iter().chain(in_eights) {
         check_gemm::<bf16>(&gpu, &mut rng, Dtype::Bf16, shape);
+        check_gemm::<f32>(&gpu, &mut rng, Dtype::Bf16, shape);
     }
 }
 
