@@ -5,7 +5,7 @@ use statescope_kernels::cuda::{Buffer, Element, Input, Result};
 
 use super::memory::Slot;
 use super::mlp::Mlp;
-use super::record::Taken;
+use super::record::{Taken, width};
 use super::upload::{Norm, Upload};
 use super::{Added, DeviceMixer, Rows, Token, all};
 use crate::model::block::Block as Host;
@@ -101,6 +101,11 @@ impl Block {
         }
         quantities.push((0, Point::Resid, row(&self.resid)));
         quantities
+    }
+
+    /// How many numbers those are.
+    pub(super) fn numbers(&self) -> usize {
+        self.quantities().iter().map(|(.., taken)| width(taken)).sum()
     }
 
     /// How strongly the last [`Block::step`] wrote, in its first mixer.

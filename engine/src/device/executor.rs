@@ -10,7 +10,7 @@ use statescope_kernels::cuda::{
 use super::Scratch;
 use super::block::{Block, Uploaded, supported};
 use super::memory::{Memory, Slot};
-use super::record::{Recorder, TokenRecorder, width};
+use super::record::{Recorder, TokenRecorder};
 use super::token::{Graphs, Piece, pieces};
 use super::upload::{Norm, Upload};
 use crate::hooks::{Depth, Hooks};
@@ -193,8 +193,7 @@ impl Executor {
 
     /// Whether copying all that a token leaves would take a good part of its time.
     pub fn copies_much(&self) -> bool {
-        let of = |block: &Block| block.quantities().iter().map(|(.., taken)| width(taken)).sum::<usize>();
-        let numbers = |layer: &Layer| if let Layer::Gpu(block) = layer { of(block) } else { 0 };
+        let numbers = |layer: &Layer| if let Layer::Gpu(block) = layer { block.numbers() } else { 0 };
         self.layers.iter().map(numbers).sum::<usize>() * size_of::<f32>() > MUCH
     }
 

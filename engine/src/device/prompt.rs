@@ -7,7 +7,7 @@ use super::executor::{Asked, Carried, Executor, Layer};
 use super::memory::Memory;
 use super::token::outlook;
 use super::{Rows, Scratch, all};
-use crate::hooks::Hooks;
+use crate::hooks::{Depth, Hooks};
 use crate::protocol::TokenId;
 use crate::runner::Ranked;
 
@@ -44,7 +44,12 @@ impl Executor {
             }
             .run(&gpu)?;
         }
-        self.recorder.forget();
+        let leaves = |layer: usize| match (&self.layers[layer], hooks.depth(layer)) {
+            (Layer::Gpu(block), Depth::Everything) => block.numbers(),
+            (_, depth) => usize::from(depth != Depth::Nothing),
+        };
+        let left = count * (0..self.layers.len()).map(leaves).sum::<usize>();
+        self.recorder.expect(&gpu, left)?;
         for layer in 0..self.layers.len() {
             if let Layer::Cpu(_) = &self.layers[layer] {
                 let mut host = vec![0.0; count * d];

@@ -107,6 +107,12 @@ impl Recorder {
         self.used = from + len;
     }
 
+    /// Says how many numbers a prompt will leave: room made at once costs less than room made as it comes.
+    pub(super) fn expect(&mut self, gpu: &Gpu, len: usize) -> Result<()> {
+        self.forget();
+        self.reserve(gpu, len.min(STAGED))
+    }
+
     /// Room for `len` numbers. Nothing may be noted yet.
     fn reserve(&mut self, gpu: &Gpu, len: usize) -> Result<()> {
         if len > self.staged.len() {

@@ -77,9 +77,12 @@ impl Params {
         // As long as it takes to multiply all tiles of those that get most, and what each costs besides.
         let cost = |&&(width, ..): &&(u32, u32, u32)| tiles(width).div_ceil(pairs) * (width + 32);
         let &(width, stages, stages_split) = WIDTHS.iter().rev().min_by_key(cost).expect("widths");
-        let (outputs, boxed) = ([self.tokens, self.rows], 64);
-        let (inputs, own): ([u32; 2], fn(Ptr, [u32; 2], u32, u32) -> Result<TensorMap>) =
-            ([self.tokens, self.cols], if split { TensorMap::wide } else { TensorMap::halves });
+        let (inputs, outputs, boxed) = ([self.tokens, self.cols], [self.tokens, self.rows], 64);
+        // X and y are of one type.
+        let own = |start, size, stride, boxed| match split {
+            true => TensorMap::wide(start, size, stride, boxed),
+            false => TensorMap::halves(start, size, stride, boxed),
+        };
         let params = HopperParams {
             x: own(self.x, inputs, self.x_stride, 128)?,
             w: TensorMap::halves(self.weight, [self.rows, self.cols], self.cols, width / 2)?,
