@@ -33,8 +33,8 @@ const CHUNK: usize = 2048;
 const RECORDED: usize = 2048;
 /// Candidates that the GPU ranks.
 const MOST_CANDIDATES: usize = 64;
-/// Logits from which it draws.
-const MOST_DRAWN: usize = 1 << 19;
+/// Logits from which it draws: what is noted of more does not fit into the shared memory of every GPU.
+const MOST_DRAWN: usize = 1 << 18;
 
 /// Where a layer runs.
 pub(super) enum Layer {

@@ -181,17 +181,22 @@ DEVICE float exp_as_there(float x) {
     return __fmul_rn(__fmul_rn(p, power(half)), power(__fsub_rn(n, half)));
 }
 
-constexpr u32 STRETCH = 64;
+constexpr u32 STRETCH = 64, AT_ONCE = 256;  // logits, and stretches whose weights lie in shared memory together
 
 // One token of softmax(logits / temperature), as the engine's sampler draws it: weights are added up in stretches of 64, in order, the
 // stretches in f64, in order; the stretch is found first, then the token in it.
 extern "C" __global__ void __launch_bounds__(1024) draw(const __grid_constant__ DrawParams p) {
-    extern __shared__ float sums[];  // [stretches]
+    extern __shared__ __align__(8) float weights[];  // [AT_ONCE, STRETCH + 1], so that the stretches of a warp meet no bank twice
     __shared__ float scratch[32];
     __shared__ u32 found;
     __shared__ double left;
+    double *sums = reinterpret_cast<double *>(weights + AT_ONCE * (STRETCH + 1));  // [stretches, up to eight more]
+    const u32 stretches = (p.vocab + STRETCH - 1) / STRETCH;
     wait_for_previous();
-    auto finite = [&](u32 i) { const float x = p.logits[i]; return isfinite(x) ? x : -INFINITY; };
+    auto finite = [&](u32 i) {
+        const float x = p.logits[i];
+        return isfinite(x) ? x : -INFINITY;
+    };
     float most = -INFINITY;
 #pragma unroll 8
     for (u32 i = threadIdx.x; i < p.vocab; i += blockDim.x) most = fmaxf(most, finite(i));
@@ -204,23 +209,49 @@ extern "C" __global__ void __launch_bounds__(1024) draw(const __grid_constant__ 
         return;
     }
     auto weight = [&](u32 i) { return exp_as_there(__fdiv_rn(__fsub_rn(finite(i), peak), p.temperature)); };
-    const u32 stretches = (p.vocab + STRETCH - 1) / STRETCH;
-    for (u32 s = threadIdx.x; s < stretches; s += blockDim.x) {
-        float sum = 0.0f;
-        const u32 end = min((s + 1) * STRETCH, p.vocab);
+    for (u32 s0 = 0; s0 < stretches; s0 += AT_ONCE) {
+        const u32 from = s0 * STRETCH, count = min(p.vocab - from, AT_ONCE * STRETCH);
+#pragma unroll 4
+        for (u32 i = threadIdx.x; i < count; i += blockDim.x) weights[i + i / STRETCH] = weight(from + i);
+        __syncthreads();
+        if (threadIdx.x < AT_ONCE && s0 + threadIdx.x < stretches) {
+            float sum = 0.0f;
+            const u32 own = min(count - threadIdx.x * STRETCH, STRETCH);
 #pragma unroll 8
-        for (u32 i = s * STRETCH; i < end; i++) sum = __fadd_rn(sum, weight(i));
-        sums[s] = sum;
+            for (u32 i = 0; i < own; i++) sum = __fadd_rn(sum, weights[threadIdx.x * (STRETCH + 1) + i]);
+            sums[s0 + threadIdx.x] = sum;
+        }
+        __syncthreads();
     }
+    constexpr u32 AHEAD = 8;  // what is read of the sums before it is needed
+    if (threadIdx.x < AHEAD) sums[stretches + threadIdx.x] = 0.0;
     __syncthreads();
     if (threadIdx.x == 0) {
         double all = 0.0;
-#pragma unroll 8
-        for (u32 s = 0; s < stretches; s++) all = __dadd_rn(all, double(sums[s]));
+        for (u32 s = 0; s < stretches; s += AHEAD) {
+            double next[AHEAD];
+#pragma unroll
+            for (u32 i = 0; i < AHEAD; i++) next[i] = sums[s + i];
+#pragma unroll
+            for (u32 i = 0; i < AHEAD; i++) all = __dadd_rn(all, next[i]);
+        }
+        // The first stretch that is not used up, or the last.
         double remaining = __dmul_rn(p.uniform, all);
-        u32 at = 0;
-        for (; at + 1 < stretches && remaining >= double(sums[at]); at++) remaining = __dsub_rn(remaining, double(sums[at]));
-        found = at, left = remaining;
+        bool over = false;
+        found = stretches - 1;
+        for (u32 s = 0; s + 1 < stretches && !over; s += AHEAD) {
+            double next[AHEAD], before[AHEAD + 1];
+            before[0] = remaining;
+#pragma unroll
+            for (u32 i = 0; i < AHEAD; i++) next[i] = sums[s + i];
+#pragma unroll
+            for (u32 i = 0; i < AHEAD; i++) before[i + 1] = __dsub_rn(before[i], next[i]);
+#pragma unroll
+            for (u32 i = 0; i < AHEAD; i++)
+                if (!over && (before[i] < next[i] || s + i + 1 >= stretches)) over = true, found = s + i, remaining = before[i];
+            if (!over) remaining = before[AHEAD];
+        }
+        left = remaining;
     }
     __syncthreads();
     // The weights of the stretch, and of those after it, should rounding lead beyond its end.
@@ -228,11 +259,11 @@ extern "C" __global__ void __launch_bounds__(1024) draw(const __grid_constant__ 
     double remaining = left;
     for (u32 from = found * STRETCH; from < p.vocab; from += STRETCH) {
         __syncthreads();
-        if (threadIdx.x < STRETCH && from + threadIdx.x < p.vocab) sums[threadIdx.x] = weight(from + threadIdx.x);
+        if (threadIdx.x < STRETCH && from + threadIdx.x < p.vocab) weights[threadIdx.x] = weight(from + threadIdx.x);
         __syncthreads();
         bool done = false;
         for (u32 i = 0; i < STRETCH && from + i < p.vocab; i++) {
-            const float w = sums[i];
+            const float w = weights[i];
             if (!(w > 0.0f)) continue;
             last = from + i;
             if (remaining < double(w)) {

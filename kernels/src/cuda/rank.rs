@@ -118,7 +118,8 @@ pub fn draw(gpu: &Gpu, logits: At<'_>, vocab: usize, temperature: f32, uniform: 
         vocab: number(vocab),
         temperature,
     };
-    let shared = number(vocab.div_ceil(64).max(64) * 4);
+    // 256 stretches of weights, padded by one, and the sums of all, with eight zeros behind them.
+    let shared = number(256 * 65 * 4 + (vocab.div_ceil(64) + 8) * 8);
     gpu.launch("rank", "draw", Shape { grid: (1, 1), threads: 1024, shared, early: true }, &params)
 }
 
