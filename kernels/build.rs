@@ -1,4 +1,5 @@
-//! With feature `cuda`, compiles src/cuda/*.cu into one archive of machine code: sm_80 and sm_90, and compute_80 PTX for chips to come.
+//! With feature `cuda`, compiles src/cuda/*.cu into one archive of machine code: sm_80 and sm_90, and compute_80 PTX for chips to come;
+//! `*_hopper.cu`, whose instructions are of that chip alone, into sm_90a.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -6,6 +7,9 @@ use std::{env, fs};
 
 const TARGETS: [&str; 3] =
     ["arch=compute_80,code=sm_80", "arch=compute_90,code=sm_90", "arch=compute_80,code=compute_80"];
+
+/// Of files whose names end so.
+const HOPPER: (&str, &str) = ("_hopper", "arch=compute_90a,code=sm_90a");
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -16,18 +20,18 @@ fn main() {
     println!("cargo::rerun-if-env-changed=NVCC");
     println!("cargo::rerun-if-env-changed=CUDA_HOME");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    let mut sources: Vec<PathBuf> = fs::read_dir("src/cuda")
-        .expect("src/cuda")
-        .map(|entry| entry.expect("an entry of src/cuda").path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "cu"))
-        .collect();
+    let of_kind = |wanted: &str| -> Vec<PathBuf> {
+        let entries = fs::read_dir("src/cuda").expect("src/cuda");
+        let paths = entries.map(|entry| entry.expect("an entry of src/cuda").path());
+        paths.filter(|path| path.extension().is_some_and(|extension| extension == wanted)).collect()
+    };
+    let (mut sources, headers, nvcc) = (of_kind("cu"), of_kind("cuh"), nvcc());
     sources.sort();
-    let nvcc = nvcc();
     let mut modules = String::from("&[\n");
     for source in &sources {
         let stem = source.file_stem().and_then(|stem| stem.to_str()).expect("a name in UTF-8");
         let fatbin = out.join(format!("{stem}.fatbin"));
-        compile(&nvcc, source, &fatbin);
+        compile(&nvcc, source, &headers, &fatbin);
         modules += &format!("({stem:?}, include_bytes!({:?}).as_slice()),\n", fatbin.display().to_string());
     }
     fs::write(out.join("modules.rs"), modules + "]").expect("OUT_DIR can be written");
@@ -40,12 +44,14 @@ fn nvcc() -> PathBuf {
 }
 
 /// Compiles a file, unless that was done before with the same arguments: a file takes up to a minute.
-fn compile(nvcc: &Path, source: &Path, fatbin: &Path) {
+fn compile(nvcc: &Path, source: &Path, headers: &[PathBuf], fatbin: &Path) {
     let mut arguments = vec!["-std=c++17", "-O3", "-fatbin", "-lineinfo"];
-    TARGETS.iter().for_each(|target| arguments.extend(["-gencode", target]));
+    let of_hopper = source.file_stem().is_some_and(|stem| stem.to_string_lossy().ends_with(HOPPER.0));
+    let targets: &[&str] = if of_hopper { &[HOPPER.1] } else { &TARGETS };
+    targets.iter().for_each(|target| arguments.extend(["-gencode", target]));
     let (record, asked) = (fatbin.with_extension("arguments"), arguments.join(" "));
     let changed = |path: &Path| fs::metadata(path).and_then(|about| about.modified()).ok();
-    let newest_source = changed(source).max(changed(Path::new("src/cuda/common.cuh")));
+    let newest_source = headers.iter().map(|header| changed(header)).max().flatten().max(changed(source));
     if changed(fatbin) > newest_source && fs::read_to_string(&record).is_ok_and(|used| used == asked) {
         return;
     }

@@ -1,5 +1,6 @@
 //! Tokens a second that a model reads and makes, without a window, as one JSON line: `cargo bench -p statescope-engine --bench tokens --
-//! --model M [--dtype D] [--device cuda] [--threads N] [--prefill 512,4096] [--decode 64] [--depth 0] [--repeat 3] [--look] [--limits]`.
+//! --model M [--dtype D] [--device cuda] [--threads N] [--prefill 512,4096] [--decode 64] [--depth 0] [--repeat 3] [--temperature 0]
+//! [--look] [--limits]`.
 //!
 //! The session is the one that `generate` drives; with `--look` everything of the middle layer and the strength of all others is recorded,
 //! and likely tokens are ranked. A list of `--depth` measures how fast tokens are made after texts of those lengths.
@@ -101,7 +102,8 @@ fn main() {
         })
         .collect();
 
-    let greedy = Sampling { temperature: 0.0, top_k: None, top_p: None, seed: 0 };
+    let temperature = option("--temperature").map_or(0.0, |text| text.parse().expect("--temperature is no number"));
+    let sampling = Sampling { temperature, top_k: None, top_p: None, seed: 0 };
     let (count, depths) = (number("--decode", 0), numbers("--depth"));
     let depths = if depths.is_empty() { vec![0] } else { depths };
     let decode: Vec<Value> = depths
@@ -112,7 +114,7 @@ fn main() {
             session.read_all();
             let make = |session: &mut Session| {
                 for _ in 0..count {
-                    session.extend(&greedy).unwrap_or_else(|error| panic!("{error}"));
+                    session.extend(&sampling).unwrap_or_else(|error| panic!("{error}"));
                     session.read_all();
                 }
             };

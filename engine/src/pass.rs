@@ -1,11 +1,13 @@
 //! One pass over tokens, and what the model expects after each of them.
 
+use std::cell::OnceCell;
+
 use statescope_kernels::reduce::log_sum_exp;
 
 use crate::hooks::Hooks;
 use crate::model::Logits;
 use crate::protocol::{Candidate, Prediction, TokenId};
-use crate::runner::{DeviceError, Memory, Outlook, Runner};
+use crate::runner::{DeviceError, Draw, Memory, Outlook, Ranked, Runner};
 
 /// A candidate as the session knows it: (id, probability).
 pub type RankedToken = (TokenId, f32);
@@ -18,18 +20,44 @@ pub struct Expectation {
     pub candidates: Vec<RankedToken>,
 }
 
-/// The logits of the last processed token `[V]`, empty before the first, and ln Σ eˣ of them where that is known.
-#[derive(Default)]
+/// The logits of the last processed token `[V]`, empty before the first. A device that ranks them keeps them until somebody asks, or until
+/// it computes anything else.
 pub(crate) struct Latest {
-    pub logits: Vec<f32>,
-    pub normaliser: Option<f32>,
+    logits: OnceCell<Vec<f32>>,
+    /// ln Σ eˣ of them where that is known.
+    normaliser: Option<f32>,
+    /// The most likely tokens with their logits, where they were ranked.
+    pub ranked: Vec<(TokenId, f32)>,
+    /// The token after it, where the device has drawn one as it was told.
+    pub drawn: Option<TokenId>,
+}
+
+impl Default for Latest {
+    fn default() -> Self {
+        Self::known(Vec::new())
+    }
 }
 
 impl Latest {
+    pub fn known(logits: Vec<f32>) -> Self {
+        Self { logits: OnceCell::from(logits), normaliser: None, ranked: Vec::new(), drawn: None }
+    }
+
+    /// All of them, copied from the device if they are still there. It must be called before `runner` reads anything else.
+    pub fn logits(&self, runner: &Runner) -> &[f32] {
+        // A device that fails here fails again where that is reported.
+        self.logits.get_or_init(|| runner.logits().unwrap_or_default())
+    }
+
     /// −log₂ p(token), none before the first.
-    fn surprisal(&self, token: TokenId) -> Option<f32> {
-        let logit = self.logits.get(token as usize)?;
-        Some((self.normaliser.unwrap_or_else(|| log_sum_exp(&self.logits)) - logit) / std::f32::consts::LN_2)
+    fn surprisal(&self, token: TokenId, runner: &Runner) -> Option<f32> {
+        let logit = match (self.logits.get(), self.ranked.iter().find(|(id, _)| *id == token)) {
+            (Some(logits), _) => *logits.get(token as usize)?,
+            (None, Some((_, logit))) => *logit,
+            (None, None) => runner.logit(token).ok()?,
+        };
+        let normaliser = self.normaliser.unwrap_or_else(|| log_sum_exp(self.logits(runner)));
+        Some((normaliser - logit) / std::f32::consts::LN_2)
     }
 }
 
@@ -39,6 +67,10 @@ pub(crate) struct Pass<'a> {
     pub first: usize,
     /// To rank at every token; 0 ranks none.
     pub candidates: usize,
+    /// Likely tokens that choosing the next one will take, as far as is known.
+    pub choice: usize,
+    /// How the next one will be drawn, as far as is known.
+    pub draw: Option<Draw>,
 }
 
 impl Pass<'_> {
@@ -50,22 +82,38 @@ impl Pass<'_> {
         mut hooks: Hooks<'_>,
         latest: &mut Latest,
     ) -> Result<Vec<Expectation>, DeviceError> {
-        let Pass { tokens, first, candidates } = *self;
+        let Pass { tokens, first, candidates, choice, draw } = *self;
+        let foretold = candidates > 0 && first > runner.model().spec().meta_tokens;
+        // Before the pass, which may put its logits where the old ones are.
+        let mut surprisal_bits = if foretold { latest.surprisal(tokens[0], runner) } else { None };
+        let there = runner.ranks(candidates.max(choice));
+        let outlooks = if there >= candidates.max(1) {
+            let ranked = Ranked { candidates: there, every: candidates > 0, draw };
+            let (outlooks, drawn) = runner.forward_there(tokens, first, memory, &mut hooks, ranked)?;
+            let last = outlooks.last().cloned().unwrap_or_default();
+            *latest =
+                Latest { logits: OnceCell::new(), normaliser: Some(last.log_sum_exp), ranked: last.candidates, drawn };
+            outlooks
+        } else if candidates > 0 {
+            let (outlooks, logits) = runner.forward_ranked(tokens, first, memory, &mut hooks, candidates)?;
+            let normaliser = outlooks.last().map(|outlook| outlook.log_sum_exp);
+            *latest = Latest { normaliser, ..Latest::known(logits) };
+            outlooks
+        } else {
+            let mut logits = latest.logits.take().unwrap_or_default();
+            runner.forward(tokens, first, memory, &mut hooks, Logits::Last(&mut logits))?;
+            *latest = Latest::known(logits);
+            Vec::new()
+        };
         if candidates == 0 {
-            latest.normaliser = None;
-            runner.forward(tokens, first, memory, &mut hooks, Logits::Last(&mut latest.logits))?;
             return Ok(Vec::new());
         }
-        let (outlooks, logits) = runner.forward_ranked(tokens, first, memory, &mut hooks, candidates)?;
-        let foretold = first > runner.model().spec().meta_tokens;
-        let mut surprisal_bits = latest.surprisal(tokens[0]).filter(|_| foretold);
-        *latest = Latest { logits, normaliser: outlooks.last().map(|outlook| outlook.log_sum_exp) };
         let expectations = outlooks.into_iter().map(|outlook| {
-            let Outlook { log_sum_exp: z, entropy_bits, next_logit, candidates } = outlook;
+            let Outlook { log_sum_exp: z, entropy_bits, next_logit, candidates: ranked } = outlook;
             let next = next_logit.map(|logit| (z - logit) / std::f32::consts::LN_2);
             let surprisal_bits = std::mem::replace(&mut surprisal_bits, next);
-            let candidates = candidates.into_iter().map(|(id, logit)| (id, (logit - z).exp())).collect();
-            Expectation { entropy_bits, surprisal_bits, candidates }
+            let likely = ranked.into_iter().take(candidates).map(|(id, logit)| (id, (logit - z).exp()));
+            Expectation { entropy_bits, surprisal_bits, candidates: likely.collect() }
         });
         Ok(expectations.collect())
     }

@@ -60,6 +60,23 @@ pub struct Outlook {
     pub candidates: Vec<(TokenId, f32)>,
 }
 
+/// What a device should rank: so many candidates, after every token or after the last.
+#[derive(Clone, Copy, Debug)]
+pub struct Ranked {
+    pub candidates: usize,
+    pub every: bool,
+    pub draw: Option<Draw>,
+}
+
+/// How a device should draw the token after the last from all of the first `limit` logits: see [`crate::sampler::Sampling::sample`].
+#[derive(Clone, Copy, Debug)]
+pub struct Draw {
+    pub temperature: f32,
+    /// In [0, 1).
+    pub uniform: f64,
+    pub limit: usize,
+}
+
 /// The GPU that `Device::Cuda` means, by name.
 ///
 /// # Errors
@@ -149,6 +166,65 @@ impl Runner {
         0.0
     }
 
+    /// How many candidates the device ranks of `wanted`, so that their logits need not be copied to choose a token among them; 0 where it
+    /// ranks none, as on the CPU.
+    pub fn ranks(&self, wanted: usize) -> usize {
+        #[cfg(feature = "cuda")]
+        return self.gpu.as_ref().map_or(0, |gpu| gpu.ranks(wanted));
+        #[cfg(not(feature = "cuda"))]
+        {
+            let _ = wanted;
+            0
+        }
+    }
+
+    /// As [`Runner::forward`], on a device that [`ranks`](Runner::ranks); the logits of the last token stay there, for [`Runner::logits`] and
+    /// [`Runner::logit`]. Returns the outlook after every token, or after the last alone, and the token drawn, where the device draws as the
+    /// CPU does.
+    ///
+    /// # Errors
+    /// As [`Runner::forward`]; this one ranks nothing.
+    pub fn forward_there(
+        &mut self,
+        tokens: &[TokenId],
+        first: usize,
+        memory: &mut Memory,
+        hooks: &mut Hooks<'_>,
+        ranked: Ranked,
+    ) -> Result<(Vec<Outlook>, Option<TokenId>), DeviceError> {
+        #[cfg(feature = "cuda")]
+        if let (Memory::Device(memory), Some(gpu)) = (&mut *memory, &mut self.gpu) {
+            return Ok(gpu.forward_ranked(tokens, first, memory, hooks, ranked)?);
+        }
+        let _ = (tokens, first, memory, hooks, ranked);
+        Err(DeviceError("the CPU keeps no logits".into()))
+    }
+
+    /// The logits `[V]` that the last [`Runner::forward_there`] left on the device.
+    ///
+    /// # Errors
+    /// The GPU fails, or there is none.
+    pub fn logits(&self) -> Result<Vec<f32>, DeviceError> {
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = &self.gpu {
+            return Ok(gpu.read_logits(0, self.model.spec().vocab_size)?);
+        }
+        Err(DeviceError("the CPU keeps no logits".into()))
+    }
+
+    /// One of [`Runner::logits`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn logit(&self, token: TokenId) -> Result<f32, DeviceError> {
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = &self.gpu {
+            return Ok(gpu.read_logits(token as usize, 1)?[0]);
+        }
+        let _ = token;
+        Err(DeviceError("the CPU keeps no logits".into()))
+    }
+
     /// As [`Runner::forward`]; returns the outlook after every token, with `candidates` tokens ranked, and the logits `[V]` of the last.
     ///
     /// # Errors
@@ -161,12 +237,6 @@ impl Runner {
         hooks: &mut Hooks<'_>,
         candidates: usize,
     ) -> Result<(Vec<Outlook>, Vec<f32>), DeviceError> {
-        #[cfg(feature = "cuda")]
-        if let (Memory::Device(memory), Some(gpu)) = (&mut *memory, &mut self.gpu)
-            && gpu.ranks(candidates)
-        {
-            return Ok(gpu.forward_ranked(tokens, first, memory, hooks, candidates)?);
-        }
         let (mut all, vocab) = (Vec::new(), self.model.spec().vocab_size);
         self.forward(tokens, first, memory, hooks, Logits::All(&mut all))?;
         // Nothing foretells the meta tokens, nor what comes after them.

@@ -43,14 +43,46 @@ impl Sampling {
     ///
     /// Ties go to the smaller id. Non-finite logits never win; if none is finite the first id is returned.
     pub fn sample(&self, logits: &[f32], position: usize) -> TokenId {
-        if self.temperature == 0.0 || self.top_k == Some(1) {
+        if self.is_greedy() {
             return argmax(logits).unwrap_or(0) as TokenId;
         }
         if self.top_k.is_none() && self.top_p.is_none() {
             return self.draw_from_all(logits, position);
         }
         let k = self.top_k.unwrap_or(logits.len()).min(logits.len());
-        let mut candidates: Vec<(TokenId, f32)> = top_k(logits, k);
+        self.draw_from(top_k(logits, k), position)
+    }
+
+    fn is_greedy(&self) -> bool {
+        self.temperature == 0.0 || self.top_k == Some(1)
+    }
+
+    /// How many of the most likely tokens decide; none where all of them do.
+    pub fn decisive(&self) -> Option<usize> {
+        if self.is_greedy() { Some(1) } else { self.top_k }
+    }
+
+    /// Temperature and random number in [0, 1) of a draw from all tokens at `position`; none where fewer decide.
+    pub fn plain(&self, position: usize) -> Option<(f32, f64)> {
+        let all = !self.is_greedy() && self.top_k.is_none() && self.top_p.is_none();
+        all.then(|| (self.temperature, uniform(self.seed, position)))
+    }
+
+    /// The token that [`Sampling::sample`] draws from logits `[..limit]`, if the most likely ones tell: `ranked` is as [`top_k`] makes them of
+    /// all logits.
+    pub fn choose(&self, ranked: &[(TokenId, f32)], limit: usize, position: usize) -> Option<TokenId> {
+        let k = self.decisive()?;
+        let known = ranked.iter().copied().filter(|(id, _)| (*id as usize) < limit);
+        let known: Vec<(TokenId, f32)> = known.take(k).collect();
+        let &(first, logit) = known.first()?;
+        if known.len() < k || !logit.is_finite() {
+            return None;
+        }
+        Some(if self.is_greedy() { first } else { self.draw_from(known, position) })
+    }
+
+    /// Of the most likely tokens, the first before the others.
+    fn draw_from(&self, mut candidates: Vec<(TokenId, f32)>, position: usize) -> TokenId {
         candidates.retain(|(_, logit)| logit.is_finite());
         let peak = candidates.iter().fold(f32::NEG_INFINITY, |peak, (_, logit)| peak.max(*logit));
         let Some(&(first, _)) = candidates.first() else { return 0 };
@@ -158,6 +190,26 @@ mod tests {
                 Sampling { temperature: 1.0, top_p: Some(0.3), ..Sampling::default() }.sample(&logits, position);
             assert_eq!(nucleus, 0);
         }
+    }
+
+    #[test]
+    fn a_choice_among_the_likely_is_that_among_all() {
+        let logits: Vec<f32> = (0..500u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 20) as f32 / 400.0).collect();
+        let ranked = top_k(&logits, 24);
+        let kinds = [(0.0, None, None), (0.7, Some(1), None), (0.9, Some(12), None), (1.3, Some(20), Some(0.8))];
+        for (temperature, top_k, top_p) in kinds {
+            let sampling = Sampling { temperature, top_k, top_p, seed: 7 };
+            for position in 0..300 {
+                // Padding rows are never chosen, and may be among the likely.
+                for limit in [500, 480] {
+                    let chosen = sampling.choose(&ranked, limit, position);
+                    assert_eq!(chosen, Some(sampling.sample(&logits[..limit], position)), "{sampling:?}, {limit}");
+                }
+            }
+        }
+        let all = Sampling { temperature: 1.0, top_k: None, top_p: Some(0.5), seed: 0 };
+        assert_eq!(all.choose(&ranked, 500, 0), None);
+        assert_eq!(Sampling { top_k: Some(40), ..all }.choose(&ranked, 500, 0), None);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::model::{Logits, Model};
 use crate::pass::{Expectation, Latest, Pass};
 use crate::probes::MATRIX_TOKENS;
 use crate::protocol::{TokenId, TokenSource};
-use crate::runner::{DeviceError, Memory, Runner};
+use crate::runner::{DeviceError, Draw, Memory, Runner};
 use crate::sampler::Sampling;
 use crate::tape::{Refill, Tape};
 
@@ -63,6 +63,8 @@ pub struct Session {
     /// Tokens that should be processed before anything is sampled.
     goal: usize,
     latest: Latest,
+    /// How the last token was chosen: the next one probably will, too.
+    foreseen: Option<Sampling>,
     /// By position; none where not computed.
     expectations: Vec<Option<Expectation>>,
     /// Candidates per expectation; 0 computes none.
@@ -107,6 +109,7 @@ impl Session {
             position: 0,
             goal: 0,
             latest: Latest::default(),
+            foreseen: None,
             expectations: Vec::new(),
             candidates: 0,
             sampling_limit,
@@ -147,7 +150,7 @@ impl Session {
 
     /// `[V]` after the last processed token; empty before the first.
     pub fn logits(&self) -> &[f32] {
-        &self.latest.logits
+        self.latest.logits(&self.runner)
     }
 
     pub fn expectation(&self, position: usize) -> Option<&Expectation> {
@@ -234,7 +237,7 @@ impl Session {
     fn rewind(&mut self, position: usize) {
         let restored = match self.history.snapshot_before(position) {
             Some(snapshot) => {
-                self.latest = Latest { logits: snapshot.logits.clone(), normaliser: None };
+                self.latest = Latest::known(snapshot.logits.clone());
                 self.position = snapshot.position;
                 self.memory.restore(&snapshot.memory)
             }
@@ -276,7 +279,8 @@ impl Session {
         }
         let range = segment.start..segment.end.min(self.goal);
         let tokens = self.history.ids(range.clone());
-        let pass = Pass { tokens: &tokens, first: range.start, candidates: self.candidates };
+        let (candidates, (choice, draw)) = (self.candidates, self.foresee(range.end));
+        let pass = Pass { tokens: &tokens, first: range.start, candidates, choice, draw };
         let hooks = Hooks::observing(&mut self.tape);
         match pass.run(&mut self.runner, &mut self.memory, hooks, &mut self.latest) {
             Ok(expectations) => self.store(range.start, expectations),
@@ -290,7 +294,8 @@ impl Session {
         if self.history.wants_snapshot(self.position) {
             // Without room for a snapshot seeking starts further back.
             if let Ok(memory) = self.memory.save() {
-                self.history.keep(Snapshot { position: self.position, memory, logits: self.latest.logits.clone() });
+                let logits = self.logits().to_vec();
+                self.history.keep(Snapshot { position: self.position, memory, logits });
             }
         }
         range.len()
@@ -328,14 +333,32 @@ impl Session {
         }
         let Some(last) = self.position.checked_sub(1) else { return Err(SessionError::EmptyPrompt) };
         self.check_length(self.position + 1)?;
-        let logits = &self.latest.logits[..self.sampling_limit];
-        if !logits.iter().any(|l| l.is_finite()) {
-            return Err(SessionError::NotFinite { position: last });
-        }
-        let token = sampling.sample(logits, self.position);
+        let limit = self.sampling_limit;
+        // Token 0 is also what comes of logits that cannot be drawn from.
+        let drawn = self.latest.drawn.filter(|token| self.foreseen == Some(*sampling) && *token > 0);
+        let chosen = drawn.or_else(|| sampling.choose(&self.latest.ranked, limit, self.position));
+        let token = match chosen {
+            Some(token) => token,
+            None => {
+                let logits = self.logits().get(..limit).unwrap_or_default();
+                if !logits.iter().any(|l| l.is_finite()) {
+                    return Err(SessionError::NotFinite { position: last });
+                }
+                sampling.sample(logits, self.position)
+            }
+        };
+        self.foreseen = Some(*sampling);
         self.history.push(token, TokenSource::Sampled);
         self.goal = self.history.len();
         Ok(token)
+    }
+
+    /// What choosing the token at `position` will take, if it is chosen as the last one was: so many likely tokens, or a draw.
+    fn foresee(&self, position: usize) -> (usize, Option<Draw>) {
+        let Some(sampling) = self.foreseen else { return (1, None) };
+        let limit = self.sampling_limit;
+        let draw = sampling.plain(position).map(|(temperature, uniform)| Draw { temperature, uniform, limit });
+        (sampling.decisive().unwrap_or(1), draw)
     }
 
     /// Makes `position` tokens the processed ones. `advance` does the work; later tokens stay known.
@@ -388,14 +411,19 @@ impl Session {
     /// Reads the next segment of a replay. Returns (done, total); at the end the refilled layers are recorded on.
     pub fn advance_replay(&mut self, replay: &mut Replay) -> (usize, usize) {
         if replay.position < self.position {
+            // The pass overwrites what of the text's own logits is still on the device, and the next one what it leaves there.
+            self.latest.logits(&self.runner);
             let segment = self.history.segment(replay.position);
             let range = replay.position..segment.end.min(self.position);
             let tokens = self.history.ids(range.clone());
-            let pass = Pass { tokens: &tokens, first: range.start, candidates: self.candidates };
+            let pass = Pass { tokens: &tokens, first: range.start, candidates: self.candidates, choice: 1, draw: None };
             let mut refill = Refill { tape: &mut self.tape, layers: &replay.layers };
             let hooks = Hooks::observing(&mut refill);
             match pass.run(&mut self.runner, &mut replay.memory, hooks, &mut replay.latest) {
-                Ok(expectations) => self.store(range.start, expectations),
+                Ok(expectations) => {
+                    replay.latest.logits(&self.runner);
+                    self.store(range.start, expectations);
+                }
                 Err(error) => {
                     self.stop_on(Err(error));
                     return (self.position, self.position);
@@ -412,6 +440,7 @@ impl Session {
 
     /// Logits `[T, V]` of the first `tokens` tokens, which are read once more in the same segments, so that the bits are those of the run.
     pub fn logits_again(&mut self, tokens: usize) -> Result<Vec<f32>, DeviceError> {
+        self.latest.logits(&self.runner);
         let (mut memory, mut logits, mut start) = (self.runner.memory()?, Vec::new(), 0);
         while start < tokens {
             let segment = self.history.segment(start);

@@ -5,8 +5,11 @@
 //! nobody looks at go first; a layer that is looked at later is refilled by replay. When even the
 //! layers in sight do not fit, their oldest tokens go, and what depended on them is unknown (NaN), which is said.
 
+mod numbers;
+
 use std::ops::Range;
 
+use numbers::Numbers;
 use statescope_kernels::mixing::Strided;
 
 use crate::hooks::{Depth, Observer};
@@ -21,7 +24,7 @@ const COLUMNS: usize = 16;
 #[derive(Clone, Debug, Default)]
 struct Column {
     width: usize,
-    values: Vec<f32>,
+    values: Numbers,
 }
 
 /// What is recorded of one mixer, and with a layer's first one of the layer itself: consecutive tokens from `first`.
@@ -80,7 +83,7 @@ impl LayerTape {
         let width = values.len() / rows.max(1);
         let index = self.columns.iter().position(|(p, _)| *p == point).unwrap_or_else(|| {
             let ahead = AHEAD.min(room / (width.max(1) * size_of::<f32>())).max(rows);
-            self.columns.push((point, Column { width, values: Vec::with_capacity(ahead * width) }));
+            self.columns.push((point, Column { width, values: Numbers::with_room(ahead * width) }));
             self.columns.len() - 1
         });
         let (start, column) = (self.first, &mut self.columns[index].1);
@@ -90,7 +93,7 @@ impl LayerTape {
         // Replay may pass over tokens that are recorded already.
         let expected = start + column.values.len() / column.width.max(1);
         if first <= expected && expected < first + rows {
-            column.values.extend_from_slice(&values[(expected - first) * column.width..]);
+            column.values.extend(&values[(expected - first) * column.width..]);
         }
     }
 
@@ -105,7 +108,7 @@ impl LayerTape {
     fn drop_before(&mut self, position: usize) {
         let rows = position.saturating_sub(self.first).min(self.positions().len());
         for (_, column) in &mut self.columns {
-            column.values.drain(..rows * column.width);
+            column.values.drop_first(rows * column.width);
         }
         self.first += rows;
     }

@@ -196,6 +196,14 @@ impl Attention {
         for (projection, made) in [(&self.q, &q), (&self.k, &k), (&self.v, &v)] {
             Gemm { wide: Some(made), ..projection.gemm(rows, normed) }.run(gpu)?;
         }
+        let cached = (rows.first + count) * kv_len;
+        let halves = match rows.halves.filter(|_| PromptAttention::takes_halves(spec.head_dim)) {
+            Some(room) => {
+                let of = |name, len| room.get(gpu, name, len);
+                Some([of("q", count * q_len)?, of("keys", cached)?, of("values", cached)?])
+            }
+            None => None,
+        };
         PromptAttention {
             tokens: count,
             first: rows.first,
@@ -215,6 +223,7 @@ impl Attention {
             q_out: &q,
             y: &core,
             entropy_bits: &entropy,
+            halves: halves.as_ref().map(|halves| halves.each_ref()),
         }
         .run(gpu)?;
         let key = At(keys, rows.first * kv_len);

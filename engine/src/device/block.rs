@@ -5,10 +5,9 @@ use statescope_kernels::cuda::{Buffer, Element, Input, Result};
 
 use super::memory::Slot;
 use super::mlp::Mlp;
-use super::record::Taken;
+use super::record::{Taken, width};
 use super::upload::{Norm, Upload};
 use super::{Added, DeviceMixer, Rows, Token, all};
-use crate::hooks::Hooks;
 use crate::model::block::Block as Host;
 use crate::model::feed_forward::FeedForward;
 use crate::protocol::Point;
@@ -104,6 +103,11 @@ impl Block {
         quantities
     }
 
+    /// How many numbers those are.
+    pub(super) fn numbers(&self) -> usize {
+        self.quantities().iter().map(|(.., taken)| width(taken)).sum()
+    }
+
     /// How strongly the last [`Block::step`] wrote, in its first mixer.
     pub(super) fn strength(&self) -> Option<Taken<'_, f32>> {
         self.parts.first().map(|part| part.mixer.strength())
@@ -116,7 +120,6 @@ impl Block {
         layer: usize,
         x: &Buffer<f32>,
         slots: &[Option<Slot>],
-        hooks: &mut Hooks<'_>,
     ) -> Result<()> {
         let (gpu, count, width) = (rows.gpu, rows.count, self.resid.len());
         let added = |output_scale| Added { from: x, to: x, output_scale, residual_scale: self.residual_scale };
@@ -144,9 +147,6 @@ impl Block {
             let normed = rows.own("normed", width)?;
             part.norm.rows(gpu, count, all(&before), &normed)?;
             part.mixer.rows(rows, &normed, slot, added(part.output_scale))?;
-            if rows.recorder.holds() {
-                rows.recorder.show(gpu, count, hooks)?;
-            }
         }
         rows.recorder.enter(layer, 0);
         if let Some((norm, mlp)) = &self.feed_forward {
@@ -167,10 +167,7 @@ impl Block {
             rows.depth = depth;
         }
         rows.show(Point::Resid, Taken::Rows { from: all(x), stride: width, width })?;
-        if rows.recorder.holds() {
-            rows.recorder.show(gpu, count, hooks)?;
-        }
-        Ok(())
+        rows.recorder.send(gpu)
     }
 }
 

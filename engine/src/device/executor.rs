@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use half::bf16;
-use statescope_kernels::cuda::{Buffer, CudaError, DeviceMatrix, Gpu, Pinned, Result, rank_width};
+use statescope_kernels::cuda::{
+    Buffer, CudaError, DeviceMatrix, Gpu, Pinned, RankRow, Result, draws_as_the_cpu, rank_width,
+};
 
 use super::Scratch;
 use super::block::{Block, Uploaded, supported};
 use super::memory::{Memory, Slot};
-use super::record::{Recorder, TokenRecorder, width};
+use super::record::{Recorder, TokenRecorder};
 use super::token::{Graphs, Piece, pieces};
 use super::upload::{Norm, Upload};
 use crate::hooks::{Depth, Hooks};
@@ -16,7 +18,7 @@ use crate::mixer::{Handed, StateSlot};
 use crate::model::block::Pass;
 use crate::model::{Logits, Model};
 use crate::protocol::{Device, DeviceInfo, Dtype, ModelInfo, TokenId};
-use crate::runner::Outlook;
+use crate::runner::{Outlook, Ranked};
 
 /// From this size on weights in bf16 meet activations in bf16, when many tokens are read.
 const LARGE: usize = 1 << 30;
@@ -28,9 +30,11 @@ const MUCH: usize = 128 << 10;
 const LONG_CHUNK: usize = 8192;
 const CHUNK: usize = 2048;
 /// While whole layers are recorded, so many tokens times layers.
-const RECORDED: usize = 1024;
+const RECORDED: usize = 2048;
 /// Candidates that the GPU ranks.
 const MOST_CANDIDATES: usize = 64;
+/// Logits from which it draws: what is noted of more does not fit into the shared memory of every GPU.
+const MOST_DRAWN: usize = 1 << 18;
 
 /// Where a layer runs.
 pub(super) enum Layer {
@@ -43,12 +47,10 @@ pub(super) enum Layer {
 pub(super) enum Asked<'a> {
     Last(&'a mut Vec<f32>),
     All(&'a mut Vec<f32>),
-    /// `next`: the tokens after all but the last.
+    /// Outlooks; the logits of the last token stay here.
     Ranked {
-        candidates: usize,
-        next: &'a [TokenId],
+        ranked: Ranked,
         outlooks: &'a mut Vec<Outlook>,
-        last: &'a mut Vec<f32>,
     },
 }
 
@@ -78,10 +80,13 @@ pub struct Executor {
     pub(super) logits_host: Pinned<f32>,
     /// The one used last at the end.
     pub(super) graphs: Vec<Graphs>,
-    /// What logits come to, of one token; `next` is no token.
-    pub(super) ranked: Buffer<f32>,
-    pub(super) ranked_host: Pinned<f32>,
+    /// What logits come to, of one token, and one drawn from them; `next` is no token.
+    pub(super) ranks: RankRow,
+    pub(super) ranked: Pinned<f32>,
     pub(super) next: Buffer<u32>,
+    pub(super) drawn: Pinned<u32>,
+    /// Whether tokens are drawn here.
+    pub(super) draws: bool,
     pub(super) scratch: Scratch<f32>,
     pub(super) scratch_halves: Scratch<bf16>,
     pub(super) recorder: Recorder,
@@ -144,8 +149,10 @@ impl Executor {
             logits: to.room(spec.vocab_size)?,
             logits_host: gpu.pinned(spec.vocab_size)?,
             graphs: Vec::new(),
-            ranked: gpu.zeros(rank_width(MOST_CANDIDATES))?,
-            ranked_host: gpu.pinned(rank_width(MOST_CANDIDATES))?,
+            ranks: RankRow::new(&gpu)?,
+            ranked: gpu.pinned(rank_width(MOST_CANDIDATES))?,
+            drawn: gpu.pinned(1)?,
+            draws: draws_as_the_cpu() && spec.vocab_size <= MOST_DRAWN,
             next: gpu.upload(&[TokenId::MAX])?,
             scratch: Scratch::default(),
             scratch_halves: Scratch::default(),
@@ -186,8 +193,7 @@ impl Executor {
 
     /// Whether copying all that a token leaves would take a good part of its time.
     pub fn copies_much(&self) -> bool {
-        let of = |block: &Block| block.quantities().iter().map(|(.., taken)| width(taken)).sum::<usize>();
-        let numbers = |layer: &Layer| if let Layer::Gpu(block) = layer { of(block) } else { 0 };
+        let numbers = |layer: &Layer| if let Layer::Gpu(block) = layer { block.numbers() } else { 0 };
         self.layers.iter().map(numbers).sum::<usize>() * size_of::<f32>() > MUCH
     }
 
@@ -253,12 +259,25 @@ impl Executor {
         Ok(())
     }
 
-    /// Whether the GPU ranks so many candidates: a cap on the logits it does not know, nor tokens outside the vocabulary.
-    pub fn ranks(&self, candidates: usize) -> bool {
-        candidates <= MOST_CANDIDATES && self.model.spec().logits_cap.is_none() && self.model.meta.is_none()
+    /// How many candidates of `wanted` the GPU ranks: none under a cap on the logits, which it does not know, nor with tokens outside the
+    /// vocabulary.
+    pub fn ranks(&self, wanted: usize) -> usize {
+        let known = self.model.spec().logits_cap.is_none() && self.model.meta.is_none();
+        if known { wanted.min(MOST_CANDIDATES) } else { 0 }
     }
 
-    /// As [`Executor::forward`]; returns the outlook after every token and the logits `[V]` of the last.
+    /// Logits of the last token of the last pass.
+    ///
+    /// # Errors
+    /// The GPU fails.
+    pub fn read_logits(&self, from: usize, count: usize) -> Result<Vec<f32>> {
+        let mut logits = vec![0.0; count];
+        self.gpu.read(&self.logits, from, &mut logits)?;
+        Ok(logits)
+    }
+
+    /// As [`Executor::forward`]; returns the outlook after every token, or after the last, and the token drawn, if it was. The logits of the
+    /// last token stay here.
     ///
     /// # Errors
     /// As [`Executor::forward`].
@@ -268,12 +287,12 @@ impl Executor {
         first: usize,
         memory: &mut Memory,
         hooks: &mut Hooks<'_>,
-        candidates: usize,
-    ) -> Result<(Vec<Outlook>, Vec<f32>)> {
-        let (mut outlooks, mut last) = (Vec::new(), Vec::new());
-        let asked = Asked::Ranked { candidates, next: &tokens[1..], outlooks: &mut outlooks, last: &mut last };
+        ranked: Ranked,
+    ) -> Result<(Vec<Outlook>, Option<TokenId>)> {
+        let mut outlooks = Vec::new();
+        let asked = Asked::Ranked { ranked, outlooks: &mut outlooks };
         self.run(tokens, first, memory, hooks, asked)?;
-        Ok((outlooks, last))
+        Ok((outlooks, ranked.draw.filter(|_| self.draws).map(|_| self.drawn.as_slice()[0])))
     }
 
     /// Whether the embedding is normed, or of two types.
@@ -306,6 +325,11 @@ impl Executor {
         pass.handed = std::mem::take(&mut carried.handed);
         self.model.blocks[layer].forward(x, layer, slots, hooks, &mut pass);
         carried.handed = pass.handed;
+    }
+
+    /// d.
+    pub(super) fn width(&self) -> usize {
+        self.model.spec().hidden_size
     }
 
     pub(super) fn cap(&self, logits: &mut [f32]) {

@@ -30,6 +30,7 @@ pub use upload::Upload;
 use std::cell::RefCell;
 use std::collections::HashMap;
 
+use half::bf16;
 use statescope_kernels::cuda::{At, Buffer, Element, Gpu, Input, Result};
 
 use memory::Slot;
@@ -69,6 +70,8 @@ struct Rows<'a, T: Element> {
     first: usize,
     own: &'a Scratch<T>,
     wide: &'a Scratch<f32>,
+    /// Where activations are in bf16: room for more of it.
+    halves: Option<&'a Scratch<bf16>>,
     recorder: &'a mut Recorder,
     depth: Depth,
 }
@@ -89,7 +92,10 @@ impl<T: Element> Rows<'_, T> {
 
     /// Notes a quantity for the record, if the layer is recorded as a whole.
     fn show<E: Element>(&mut self, point: Point, taken: Taken<'_, E>) -> Result<()> {
-        if self.depth == Depth::Everything { self.recorder.take(self.gpu, point, taken, self.count) } else { Ok(()) }
+        if self.depth != Depth::Everything {
+            return Ok(());
+        }
+        self.recorder.take_now(self.gpu, point, taken, self.count)
     }
 
     /// Notes how strongly the layer writes, if that alone is recorded.

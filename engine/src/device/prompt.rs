@@ -1,17 +1,18 @@
 //! Many tokens through the model: launch by launch, in f32 or in bf16.
 
 use half::bf16;
-use statescope_kernels::cuda::{At, Buffer, Element, EmbedRows, Gemm, Result, rank, rank_width};
+use statescope_kernels::cuda::{At, Buffer, Element, EmbedRows, Gemm, Gpu, Result, rank, rank_width};
 
 use super::executor::{Asked, Carried, Executor, Layer};
 use super::memory::Memory;
 use super::token::outlook;
 use super::{Rows, Scratch, all};
-use crate::hooks::Hooks;
+use crate::hooks::{Depth, Hooks};
 use crate::protocol::TokenId;
+use crate::runner::Ranked;
 
 /// Rows of logits made at once.
-const LOGIT_ROWS: usize = 256;
+const LOGIT_ROWS: usize = 1024;
 
 impl Executor {
     pub(super) fn read<T: Workspace>(
@@ -28,13 +29,14 @@ impl Executor {
         if self.embeds_on_cpu() || self.keeps_embedding() {
             carried.embedding = self.model.embed(tokens, first);
         }
+        let ids = gpu.upload(tokens)?;
         if self.embeds_on_cpu() {
             gpu.write(&x, 0, &carried.embedding)?;
         } else {
             EmbedRows {
                 table: &self.embeddings,
                 positions: self.positions.as_ref(),
-                tokens: &gpu.upload(tokens)?,
+                tokens: &ids,
                 count,
                 first,
                 scale: self.model.spec().embedding_scale,
@@ -42,7 +44,12 @@ impl Executor {
             }
             .run(&gpu)?;
         }
-        self.recorder.forget();
+        let leaves = |layer: usize| match (&self.layers[layer], hooks.depth(layer)) {
+            (Layer::Gpu(block), Depth::Everything) => block.numbers(),
+            (_, depth) => usize::from(depth != Depth::Nothing),
+        };
+        let left = count * (0..self.layers.len()).map(leaves).sum::<usize>();
+        self.recorder.expect(&gpu, left)?;
         for layer in 0..self.layers.len() {
             if let Layer::Cpu(_) = &self.layers[layer] {
                 let mut host = vec![0.0; count * d];
@@ -58,65 +65,87 @@ impl Executor {
                 first,
                 own: T::of(&self.scratch, &self.scratch_halves),
                 wide: &self.scratch,
+                halves: (T::NAME == bf16::NAME).then_some(&self.scratch_halves),
                 recorder: &mut self.recorder,
                 depth: hooks.depth(layer),
             };
             if let Layer::Gpu(block) = &self.layers[layer] {
-                block.rows(&mut rows, layer, &x, &memory.slots[slots], hooks)?;
+                block.rows(&mut rows, layer, &x, &memory.slots[slots])?;
             }
         }
-        self.recorder.show(&gpu, count, hooks)?;
-        self.logits::<T>(&x, count, asked)
+        self.start_logits::<T>(&x, &ids, &asked)?;
+        self.recorder.show(&gpu, hooks)?;
+        self.finish_logits::<T>(&x, count, asked)
     }
 
-    /// Logits of the last or of all rows of the residual stream x `[T, d]`, or what they come to.
-    fn logits<T: Workspace>(&mut self, x: &Buffer<f32>, count: usize, asked: Asked<'_>) -> Result<()> {
-        let (gpu, d, vocab) = (self.gpu.clone(), self.model.spec().hidden_size, self.model.spec().vocab_size);
-        let (out, all_rows, mut ranked) = match asked {
-            Asked::Last(out) => (out, false, None),
-            Asked::All(out) => (out, true, None),
-            Asked::Ranked { candidates, next, outlooks, last } => (last, true, Some((candidates, next, outlooks))),
+    /// Launches what makes the logits of the last row of the residual stream x `[T, d]`, and what ranks them and those before.
+    fn start_logits<T: Workspace>(&self, x: &Buffer<f32>, ids: &Buffer<u32>, asked: &Asked<'_>) -> Result<()> {
+        let count = ids.len();
+        if let Asked::Ranked { ranked: Ranked { candidates, every: true, .. }, .. } = asked {
+            let width = rank_width(*candidates);
+            let ranked = self.scratch.get(&self.gpu, "ranked", (count - 1) * width)?;
+            self.earlier_logits::<T>(x, count, |gpu, made, from, rows, vocab| {
+                rank(gpu, all(made), rows, vocab, At(ids, from + 1), *candidates, At(&ranked, from * width))
+            })?;
+        }
+        // The last row is made as that of a single token, so that asking for the others changes nothing.
+        self.head(At(x, (count - 1) * self.width()))?;
+        if let Asked::Ranked { ranked, .. } = asked { self.rank(*ranked) } else { Ok(()) }
+    }
+
+    /// Brings to the host what was asked for.
+    fn finish_logits<T: Workspace>(&self, x: &Buffer<f32>, count: usize, asked: Asked<'_>) -> Result<()> {
+        let (gpu, vocab) = (self.gpu.clone(), self.logits.len());
+        let out = match asked {
+            Asked::Last(out) => {
+                out.clear();
+                out
+            }
+            Asked::All(out) => {
+                out.clear();
+                self.earlier_logits::<T>(x, count, |gpu, made, _, rows, vocab| {
+                    let at = out.len();
+                    out.resize(at + rows * vocab, 0.0);
+                    gpu.read(made, 0, &mut out[at..])
+                })?;
+                out
+            }
+            Asked::Ranked { ranked: Ranked { candidates, every, .. }, outlooks } => {
+                let width = rank_width(candidates);
+                let mut rows = vec![0.0; if every { (count - 1) * width } else { 0 }];
+                gpu.read(&self.scratch.get(&gpu, "ranked", rows.len())?, 0, &mut rows)?;
+                outlooks.extend(rows.chunks_exact(width).map(|row| outlook(row, true)));
+                gpu.wait()?;
+                outlooks.push(self.last_outlook(candidates));
+                return Ok(());
+            }
         };
-        out.clear();
+        let at = out.len();
+        out.resize(at + vocab, 0.0);
+        gpu.read(&self.logits, 0, &mut out[at..])?;
+        self.cap(out);
+        Ok(())
+    }
+
+    /// Logits of all rows but the last, some at a time: (GPU, logits `[rows, V]`, their first row, how many, V).
+    fn earlier_logits<T: Workspace>(
+        &self,
+        x: &Buffer<f32>,
+        count: usize,
+        mut take: impl FnMut(&Gpu, &Buffer<f32>, usize, usize, usize) -> Result<()>,
+    ) -> Result<()> {
+        let (gpu, d, vocab) = (self.gpu.clone(), self.width(), self.model.spec().vocab_size);
         let own = T::of(&self.scratch, &self.scratch_halves);
         let weight = self.head.as_ref().unwrap_or(&self.embeddings);
-        let rest = if all_rows { count - 1 } else { 0 };
-        for from in (0..rest).step_by(LOGIT_ROWS) {
-            let rows = LOGIT_ROWS.min(rest - from);
+        for from in (0..count - 1).step_by(LOGIT_ROWS) {
+            let rows = LOGIT_ROWS.min(count - 1 - from);
             let normed = own.get(&gpu, "normed", rows * d)?;
             self.final_norm.rows(&gpu, rows, At(x, from * d), &normed)?;
             let made = self.scratch.get(&gpu, "logits", rows * vocab)?;
             let gemm = Gemm::new(rows, weight, At(&normed, 0));
             Gemm { wide: Some(&made), output_scale: self.model.spec().logits_scale, ..gemm }.run(&gpu)?;
-            match &mut ranked {
-                None => {
-                    let at = out.len();
-                    out.resize(at + rows * vocab, 0.0);
-                    gpu.read(&made, 0, &mut out[at..])?;
-                }
-                Some((candidates, next, outlooks)) => {
-                    let width = rank_width(*candidates);
-                    let made_of = self.scratch.get(&gpu, "ranked", rows * width)?;
-                    let next = gpu.upload(&next[from..from + rows])?;
-                    rank(&gpu, all(&made), rows, vocab, &next, *candidates, &made_of)?;
-                    let mut host = vec![0.0; rows * width];
-                    gpu.read(&made_of, 0, &mut host)?;
-                    outlooks.extend(host.chunks_exact(width).map(|row| outlook(row, true)));
-                }
-            }
+            take(&gpu, &made, from, rows, vocab)?;
         }
-        // The last row is made as that of a single token, so that asking for the others changes nothing.
-        self.head(At(x, (count - 1) * d))?;
-        if let Some((candidates, _, outlooks)) = ranked {
-            let mut row = vec![0.0; rank_width(candidates)];
-            self.rank(candidates)?;
-            gpu.read(&self.ranked, 0, &mut row)?;
-            outlooks.push(outlook(&row, false));
-        }
-        let at = out.len();
-        out.resize(at + vocab, 0.0);
-        gpu.read(&self.logits, 0, &mut out[at..])?;
-        self.cap(out);
         Ok(())
     }
 }

@@ -1,6 +1,9 @@
-//! What leaves the GPU for the record of a run: many quantities, in one launch and one copy to pinned memory.
+//! What leaves the GPU for the record of a run. Of one token many quantities, in one launch that writes to pinned memory. Of a prompt each in
+//! a launch of its own, as soon as it is made; a layer's are copied together, and the host takes them up while the GPU goes on.
 
-use statescope_kernels::cuda::{At, Buffer, ENTRY_WORDS, Element, Entry, Gpu, Pinned, Result, record};
+use std::ops::Range;
+
+use statescope_kernels::cuda::{At, Buffer, ENTRY_WORDS, Element, Entry, Gpu, Mark, Pinned, Result, To, record};
 
 pub(super) use statescope_kernels::cuda::{Taken, Written};
 
@@ -8,7 +11,9 @@ use crate::hooks::Hooks;
 use crate::protocol::Point;
 
 /// Numbers that are staged at once, unless one quantity has more.
-const STAGED: usize = 8 << 20;
+const STAGED: usize = 80 << 20;
+/// Numbers worth a copy of their own while more is being computed.
+const BATCH: usize = 1 << 18;
 
 /// One quantity of a layer, and where it lies among the staged numbers.
 #[derive(Clone, Copy)]
@@ -27,10 +32,13 @@ pub(super) struct Recorder {
     places: Vec<Place>,
     entries: Vec<Entry>,
     used: usize,
+    /// How many of the places and of the staged numbers are on their way to the host, and when those of each batch have arrived.
+    sent: (usize, usize),
+    batches: Vec<(usize, Mark)>,
     table: Buffer<u32>,
     staged: Buffer<f32>,
     host: Pinned<f32>,
-    /// Quantities that did not fit with the others: (place, numbers), copied already.
+    /// Quantities that did not fit with the others: (place, numbers).
     early: Vec<(Place, Vec<f32>)>,
 }
 
@@ -52,6 +60,8 @@ impl Recorder {
             places: Vec::new(),
             entries: Vec::new(),
             used: 0,
+            sent: (0, 0),
+            batches: Vec::new(),
             table: gpu.zeros(entries * ENTRY_WORDS)?,
             staged: gpu.zeros(1 << 16)?,
             host: gpu.pinned(1 << 16)?,
@@ -64,18 +74,11 @@ impl Recorder {
         (self.layer, self.part) = (layer, part);
     }
 
-    /// Notes a quantity of `tokens` tokens, which has to stay where it is until [`Recorder::show`].
-    pub(super) fn take<T: Element>(
-        &mut self,
-        gpu: &Gpu,
-        point: Point,
-        taken: Taken<'_, T>,
-        tokens: usize,
-    ) -> Result<()> {
-        let from = self.room(gpu, tokens, width(&taken))?;
-        self.entries.push(Entry::new(taken, tokens, At(&self.staged, from)));
+    /// Notes a quantity of `tokens` tokens, for which there is room on the host, and which has to stay where it is until it is moved.
+    fn take<T: Element>(&mut self, point: Point, taken: Taken<'_, T>, tokens: usize) {
+        let from = self.used;
+        self.entries.push(Entry::new(taken, tokens, To::Here(&self.host, from)));
         self.place(point, from, tokens * width(&taken));
-        Ok(())
     }
 
     /// As [`Recorder::take`], staged at once: it need not stay where it is.
@@ -86,9 +89,16 @@ impl Recorder {
         taken: Taken<'_, T>,
         tokens: usize,
     ) -> Result<()> {
-        let from = self.room(gpu, tokens, width(&taken))?;
-        Entry::new(taken, tokens, At(&self.staged, from)).run(gpu, tokens)?;
-        self.place(point, from, tokens * width(&taken));
+        let len = tokens * width(&taken);
+        if self.used + len > STAGED.max(self.staged.len()) {
+            self.bring(gpu)?;
+        }
+        if self.used + len > self.staged.len() {
+            self.bring(gpu)?;
+            self.reserve(gpu, len.max((2 * self.staged.len()).clamp(1 << 22, STAGED)))?;
+        }
+        Entry::new(taken, tokens, At(&self.staged, self.used)).run(gpu, tokens)?;
+        self.place(point, self.used, len);
         Ok(())
     }
 
@@ -97,20 +107,10 @@ impl Recorder {
         self.used = from + len;
     }
 
-    /// Where `tokens` rows of `width` numbers can be staged.
-    fn room(&mut self, gpu: &Gpu, tokens: usize, width: usize) -> Result<usize> {
-        let len = tokens * width;
-        if (self.entries.len() + 1) * ENTRY_WORDS > self.table.len() || (self.used + len > STAGED && self.used > 0) {
-            self.bring(gpu, tokens)?;
-        }
-        if self.used + len > self.staged.len() {
-            // What was noted before speaks of the old buffer.
-            if self.used > 0 {
-                self.bring(gpu, tokens)?;
-            }
-            self.reserve(gpu, len.max(STAGED))?;
-        }
-        Ok(self.used)
+    /// Says how many numbers a prompt will leave: room made at once costs less than room made as it comes.
+    pub(super) fn expect(&mut self, gpu: &Gpu, len: usize) -> Result<()> {
+        self.forget();
+        self.reserve(gpu, len.min(STAGED))
     }
 
     /// Room for `len` numbers. Nothing may be noted yet.
@@ -124,64 +124,76 @@ impl Recorder {
 
     /// Starts moving all that is noted to the host.
     fn start(&mut self, gpu: &Gpu, tokens: usize) -> Result<()> {
-        if self.entries.is_empty() {
-            return gpu.copy_out(&self.staged, 0, &mut self.host, 0, self.used);
-        }
         gpu.write(&self.table, 0, Entry::words(&self.entries))?;
         self.start_again(gpu, tokens)
     }
 
     /// As the last time, with what is there now.
     fn start_again(&mut self, gpu: &Gpu, tokens: usize) -> Result<()> {
-        record(gpu, &self.table, self.entries.len(), tokens)?;
-        gpu.copy_out(&self.staged, 0, &mut self.host, 0, self.used)
+        record(gpu, &self.table, self.entries.len(), tokens)
     }
 
-    /// Brings what is noted to the host now, to make room for more.
-    fn bring(&mut self, gpu: &Gpu, tokens: usize) -> Result<()> {
-        self.start(gpu, tokens)?;
+    /// Starts the copy of what is staged, if that is much; the GPU goes on.
+    pub(super) fn send(&mut self, gpu: &Gpu) -> Result<()> {
+        if self.used - self.sent.1 < BATCH { Ok(()) } else { self.send_all(gpu) }
+    }
+
+    fn send_all(&mut self, gpu: &Gpu) -> Result<()> {
+        let from = self.sent.1;
+        gpu.copy_out(&self.staged, from, &mut self.host, from, self.used - from)?;
+        self.sent = (self.places.len(), self.used);
+        self.batches.push((self.places.len(), gpu.mark()?));
+        Ok(())
+    }
+
+    /// Brings what is staged to the host now, to make room for more.
+    fn bring(&mut self, gpu: &Gpu) -> Result<()> {
+        if self.used == 0 {
+            return Ok(());
+        }
+        self.send_all(gpu)?;
         gpu.wait()?;
         let host = self.host.as_slice();
         self.early
             .extend(self.places.drain(..).map(|place| (place, host[place.from..place.from + place.len].to_vec())));
-        self.entries.clear();
-        self.used = 0;
+        self.batches.clear();
+        (self.used, self.sent) = (0, (0, 0));
         Ok(())
     }
 
-    /// Brings all that is noted to the host and shows it.
-    pub(super) fn show(&mut self, gpu: &Gpu, tokens: usize, hooks: &mut Hooks<'_>) -> Result<()> {
-        if self.used > 0 {
-            self.start(gpu, tokens)?;
-            gpu.wait()?;
+    /// Shows all that is staged, each batch as it arrives.
+    pub(super) fn show(&mut self, gpu: &Gpu, hooks: &mut Hooks<'_>) -> Result<()> {
+        if self.used > self.sent.1 {
+            self.send_all(gpu)?;
         }
         for (place, values) in self.early.drain(..) {
             hooks.enter(place.layer, place.part);
             hooks.show(place.point, &values);
         }
-        self.hand_over(hooks);
+        let mut from = 0;
+        for (to, arrived) in std::mem::take(&mut self.batches) {
+            gpu.wait_for(&arrived)?;
+            self.hand_over(from..to, hooks);
+            from = to;
+        }
         self.forget();
         Ok(())
     }
 
-    fn hand_over(&self, hooks: &mut Hooks<'_>) {
+    fn hand_over(&self, places: Range<usize>, hooks: &mut Hooks<'_>) {
         let host = self.host.as_slice();
-        for place in &self.places {
+        for place in &self.places[places] {
             hooks.enter(place.layer, place.part);
             hooks.show(place.point, &host[place.from..place.from + place.len]);
         }
-    }
-
-    /// Whether something noted has to stay where it is.
-    pub(super) fn holds(&self) -> bool {
-        !self.entries.is_empty()
     }
 
     pub(super) fn forget(&mut self) {
         self.places.clear();
         self.entries.clear();
         self.early.clear();
-        self.used = 0;
+        self.batches.clear();
+        (self.used, self.sent) = (0, (0, 0));
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -209,7 +221,7 @@ impl TokenRecorder {
         self.recorder.reserve(gpu, chosen.iter().map(|(.., taken)| width(taken)).sum())?;
         for (layer, part, point, taken) in chosen {
             self.recorder.enter(*layer, *part);
-            self.recorder.take(gpu, *point, *taken, 1)?;
+            self.recorder.take(*point, *taken, 1);
         }
         Ok(())
     }
@@ -228,7 +240,7 @@ impl TokenRecorder {
 
     /// Shows them, once they have been waited for.
     pub(super) fn show(&self, hooks: &mut Hooks<'_>) {
-        self.recorder.hand_over(hooks);
+        self.recorder.hand_over(0..self.recorder.places.len(), hooks);
     }
 
     pub(super) fn bytes(&self) -> usize {

@@ -243,6 +243,40 @@ fn cuda_observing_and_seeking_change_no_bit() {
     }
 }
 
+/// A token chosen where the logits are is the one that the sampler draws from all of them.
+#[test]
+#[ignore = "needs a CUDA device"]
+fn cuda_chooses_the_samplers_tokens() {
+    let (model, info) = builtins().remove(0);
+    let plain = Sampling { temperature: 0.8, top_k: None, top_p: None, seed: 5 };
+    let kinds = [
+        plain,
+        Sampling { temperature: 0.0, ..plain },
+        Sampling { top_k: Some(40), ..plain },
+        Sampling { top_k: Some(20), top_p: Some(0.7), ..plain },
+        Sampling { top_k: Some(100), ..plain },
+        Sampling { top_p: Some(0.9), ..plain },
+    ];
+    // As long as the vocabulary, and shorter: a tokenizer may know fewer tokens than the model has rows.
+    for size in [None, Some(info.vocab_size - 7)] {
+        for sampling in kinds {
+            let mut there = Session::on(gpu(&model, &info), size, Budgets::default()).unwrap();
+            there.start(&ids(30, 200)).unwrap();
+            there.read_all();
+            for step in 0..40 {
+                // Asking for all logits changes nothing.
+                let logits = (step % 3 == 0).then(|| there.logits().to_vec());
+                let position = there.position();
+                let token = there.extend(&sampling).unwrap();
+                let logits = logits.unwrap_or_else(|| there.logits().to_vec());
+                let limit = size.unwrap_or(logits.len());
+                assert_eq!(token, sampling.sample(&logits[..limit], position), "{sampling:?}, step {step}");
+                there.read_all();
+            }
+        }
+    }
+}
+
 /// What a large model records of layers out of sight: how strongly they write, and all of it after a replay.
 #[test]
 #[ignore = "needs a CUDA device"]

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::time::Instant;
 
-use statescope_kernels::cuda::{At, Buffer, Embed, Graph, Linear, Result, rank, rank_width};
+use statescope_kernels::cuda::{At, Buffer, Embed, Graph, Linear, Result, To, draw, rank_width};
 
 use super::executor::{Asked, Carried, Executor, Layer};
 use super::memory::Memory;
@@ -11,7 +11,7 @@ use super::record::Taken;
 use super::{Token, all};
 use crate::hooks::{Depth, Hooks};
 use crate::protocol::{Point, TokenId};
-use crate::runner::Outlook;
+use crate::runner::{Draw, Outlook, Ranked};
 
 /// Memories whose graphs are kept: the text's, and that of a replay beside it.
 const GRAPHS: usize = 2;
@@ -73,30 +73,42 @@ impl Executor {
             }
         }
         self.token_recorder.start(&self.gpu)?;
-        if let Asked::Ranked { candidates, .. } = asked {
-            self.rank(candidates)?;
-            self.gpu.copy_out(&self.ranked, 0, &mut self.ranked_host, 0, rank_width(candidates))?;
+        match &asked {
+            Asked::Ranked { ranked, .. } => self.rank(*ranked)?,
+            Asked::Last(_) | Asked::All(_) => {
+                self.gpu.copy_out(&self.logits, 0, &mut self.logits_host, 0, self.logits.len())?;
+            }
         }
         self.gpu.wait()?;
         let copied = Instant::now();
         self.token_recorder.show(hooks);
         self.copy_seconds = copied.elapsed().as_secs_f32();
-        let out = match asked {
-            Asked::Last(out) | Asked::All(out) => out,
-            Asked::Ranked { candidates, outlooks, last, .. } => {
-                outlooks.push(outlook(&self.ranked_host.as_slice()[..rank_width(candidates)], false));
-                last
+        match asked {
+            Asked::Last(out) | Asked::All(out) => {
+                out.clear();
+                out.extend_from_slice(self.logits_host.as_slice());
+                self.cap(out);
             }
-        };
-        out.clear();
-        out.extend_from_slice(self.logits_host.as_slice());
-        self.cap(out);
+            Asked::Ranked { ranked, outlooks } => outlooks.push(self.last_outlook(ranked.candidates)),
+        }
         Ok(())
     }
 
-    /// Ranks the logits of one token.
-    pub(super) fn rank(&self, candidates: usize) -> Result<()> {
-        rank(&self.gpu, all(&self.logits), 1, self.logits.len(), &self.next, candidates, &self.ranked)
+    /// Ranks the logits of one token, and draws from them; both come to the host.
+    pub(super) fn rank(&self, Ranked { candidates, draw: drawing, .. }: Ranked) -> Result<()> {
+        let (logits, next) = (all(&self.logits), At(&self.next, 0));
+        self.ranks.run(&self.gpu, logits, self.logits.len(), next, candidates, To::Here(&self.ranked, 0))?;
+        match drawing.filter(|_| self.draws) {
+            Some(Draw { temperature, uniform, limit }) => {
+                draw(&self.gpu, logits, limit, temperature, uniform, To::Here(&self.drawn, 0))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// What [`Executor::rank`] has found, once it has been waited for.
+    pub(super) fn last_outlook(&self, candidates: usize) -> Outlook {
+        outlook(&self.ranked.as_slice()[..rank_width(candidates)], false)
     }
 
     /// Runs a piece of one token: by its graph, or launch by launch.
@@ -139,7 +151,7 @@ impl Executor {
     }
 
     /// The launches of a piece of one token.
-    fn launches(&mut self, piece: &Piece, memory: &Memory) -> Result<()> {
+    fn launches(&self, piece: &Piece, memory: &Memory) -> Result<()> {
         let Piece::Gpu { embed, layers, head } = piece else { return Ok(()) };
         let gpu = &self.gpu;
         if *embed && !self.embeds_on_cpu() {
@@ -162,7 +174,6 @@ impl Executor {
         }
         if *head {
             self.head(At(&self.residual(self.layers.len()), 0))?;
-            gpu.copy_out(&self.logits, 0, &mut self.logits_host, 0, self.logits.len())?;
         }
         Ok(())
     }

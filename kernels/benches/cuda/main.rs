@@ -1,7 +1,8 @@
-//! Times the CUDA kernels on random data: `cargo bench -p statescope-kernels --features cuda --bench cuda -- [--only copy|scan|ssd|decode]`.
+//! Times the CUDA kernels on random data: `cargo bench -p statescope-kernels --features cuda --bench cuda -- [--only copy|gemm|attention|scan|ssd|decode]`.
 //! Correctness is the tests' business. Times are medians of device events; `peers.py` beside this times the peers on the same shapes.
 
 mod decode;
+mod prompts;
 mod sequences;
 
 use std::sync::Arc;
@@ -74,6 +75,12 @@ fn main() -> Result<()> {
     println!("{}, {} multiprocessors, {:?} bytes free of all", gpu.name(), gpu.processors(), gpu.memory()?);
     if wanted("copy") {
         copy(&gpu)?;
+    }
+    if wanted("gemm") {
+        prompts::gemms(&gpu)?;
+    }
+    if wanted("attention") {
+        prompts::attention(&gpu)?;
     }
     if wanted("scan") {
         sequences::scans(&gpu)?;

@@ -70,6 +70,24 @@ template <> DEVICE void Eight<__half>::widen(float (&out)[8]) const {
     }
 }
 
+// Eight elements to memory, 16-byte aligned.
+DEVICE void store_eight(float *to, const float (&x)[8]) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) reinterpret_cast<float4 *>(to)[i] = make_float4(x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]);
+}
+DEVICE void store_eight(__nv_bfloat16 *to, const float (&x)[8]) {
+    __nv_bfloat162 pairs[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) pairs[i] = __floats2bfloat162_rn(x[2 * i], x[2 * i + 1]);
+    *reinterpret_cast<uint4 *>(to) = *reinterpret_cast<const uint4 *>(pairs);
+}
+DEVICE void store_eight(__half *to, const float (&x)[8]) {
+    __half2 pairs[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) pairs[i] = __floats2half2_rn(x[2 * i], x[2 * i + 1]);
+    *reinterpret_cast<uint4 *>(to) = *reinterpret_cast<const uint4 *>(pairs);
+}
+
 DEVICE float exp2_fast(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

@@ -65,6 +65,12 @@ pub fn conv<T: Element>(
         run,
         silu: conv.silu.into(),
     };
+    if [channels, stride, x.1].iter().all(|n| n.is_multiple_of(8)) && channels >= 512 {
+        let params = Params { run: if tokens > 2048 { 32 } else { 8 }, ..params };
+        let grid = (number(channels / 8).div_ceil(128), number(tokens).div_ceil(params.run));
+        let shape = Shape { grid, threads: 128, shared: 0, early: false };
+        return gpu.launch("conv", &format!("conv_wide_{}", T::NAME), shape, &params);
+    }
     let grid = (number(channels).div_ceil(128), number(tokens).div_ceil(run));
     gpu.launch("conv", &format!("conv_{}", T::NAME), Shape { grid, threads: 128, shared: 0, early: false }, &params)
 }

@@ -14,6 +14,12 @@ use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
 use cudarc::driver::{CudaContext, CudaEvent, CudaGraph, CudaSlice, CudaStream, DriverError, result};
 use half::{bf16, f16};
 
+mod pinned;
+mod tensor_map;
+
+pub use pinned::Pinned;
+pub(super) use tensor_map::TensorMap;
+
 /// Machine code by source file.
 static MODULES: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/modules.rs"));
 
@@ -118,37 +124,6 @@ fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// Page-locked host memory that copies, captured ones too, fill and read.
-pub struct Pinned<T: Element> {
-    start: *mut T,
-    len: usize,
-    context: Arc<CudaContext>,
-}
-
-// SAFETY: the memory belongs to this value alone, like a Vec's.
-unsafe impl<T: Element> Send for Pinned<T> {}
-
-impl<T: Element> Pinned<T> {
-    /// What is there; copies into it must have been waited for ([`Gpu::wait`]).
-    pub fn as_slice(&self) -> &[T] {
-        // SAFETY: `len` numbers were allocated and set; the device writes them only between a replay and the wait for it.
-        unsafe { std::slice::from_raw_parts(self.start, self.len) }
-    }
-
-    pub fn as_mut_slice(&mut self) -> &mut [T] {
-        // SAFETY: as above, and borrowed alone.
-        unsafe { std::slice::from_raw_parts_mut(self.start, self.len) }
-    }
-}
-
-impl<T: Element> Drop for Pinned<T> {
-    fn drop(&mut self) {
-        let _ = self.context.bind_to_thread();
-        // SAFETY: allocated by `Gpu::pinned`, freed once.
-        let _ = unsafe { result::free_host(self.start.cast()) };
-    }
-}
-
 /// Blocks, threads and bytes of shared memory of a launch.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Shape {
@@ -160,8 +135,8 @@ pub(super) struct Shape {
 }
 
 struct Functions {
-    /// In the order of [`MODULES`].
-    modules: Vec<sys::CUmodule>,
+    /// In the order of [`MODULES`]; none of code for another chip.
+    modules: Vec<Option<sys::CUmodule>>,
     by_name: HashMap<String, sys::CUfunction>,
 }
 
@@ -171,7 +146,7 @@ unsafe impl Send for Functions {}
 impl Drop for Gpu {
     fn drop(&mut self) {
         let _ = self.context.bind_to_thread();
-        for module in lock(&self.functions).modules.drain(..) {
+        for module in lock(&self.functions).modules.drain(..).flatten() {
             // SAFETY: the module was loaded by `open` and is unloaded once; nothing launches after the last owner of the Gpu is gone.
             let _ = unsafe { result::module::unload(module) };
         }
@@ -186,8 +161,10 @@ pub struct Gpu {
     kept: Kept,
     name: String,
     processors: u32,
-    /// Whether launches may overlap the end of the one before (compute capability 9.0).
+    /// Whether launches may overlap the end of the one before (compute capability 9.0 and later).
     overlaps: bool,
+    /// Whether it runs the code of `*_hopper.cu` (compute capability 9.0).
+    hopper: bool,
     limit: usize,
 }
 
@@ -245,10 +222,12 @@ impl Gpu {
         // SAFETY: all work goes to one stream, so that no event is needed to order it.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream()?;
+        let hopper = (major, minor) == (9, 0);
         let mut modules = Vec::new();
-        for (_, code) in MODULES {
+        for (name, code) in MODULES {
             // SAFETY: the image is what nvcc made, whole.
-            modules.push(unsafe { result::module::load_data(code.as_ptr().cast()) }?);
+            let load = || unsafe { result::module::load_data(code.as_ptr().cast()) };
+            modules.push((hopper || !name.ends_with("_hopper")).then(load).transpose()?);
         }
         keep_freed_memory(ordinal)?;
         let processors = context.attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32;
@@ -258,6 +237,7 @@ impl Gpu {
             name,
             processors,
             overlaps: major >= 9,
+            hopper,
             limit: context.attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize,
             stream,
             context,
@@ -271,6 +251,11 @@ impl Gpu {
     /// Multiprocessors.
     pub fn processors(&self) -> u32 {
         self.processors
+    }
+
+    /// Whether it runs the code of `*_hopper.cu`.
+    pub(super) fn is_hopper(&self) -> bool {
+        self.hopper
     }
 
     /// Bytes free and in all.
@@ -401,6 +386,11 @@ impl Gpu {
         Ok(self.stream.synchronize()?)
     }
 
+    /// Waits for all work before a mark.
+    pub fn wait_for(&self, mark: &Mark) -> Result<()> {
+        Ok(mark.0.synchronize()?)
+    }
+
     /// Launches a kernel of `module` whose only parameter is `params`, of the layout that its source declares.
     pub(super) fn launch<P: Pod>(&self, module: &str, kernel: &str, shape: Shape, params: &P) -> Result<()> {
         self.context.bind_to_thread()?;
@@ -436,12 +426,13 @@ impl Gpu {
             return Ok(*function);
         }
         let index = MODULES.iter().position(|(known, _)| *known == module).expect("a file of src/cuda");
+        let code = functions.modules[index].expect("code for this chip");
         let symbol = CString::new(name).expect("kernel names hold no zero byte");
         let shared = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         let fixed = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
         // SAFETY: the module is loaded in this context, and the function is of it; it may use all shared memory that its own arrays leave.
         let function = unsafe {
-            let function = result::module::get_function(functions.modules[index], symbol)?;
+            let function = result::module::get_function(code, symbol)?;
             let used = result::function::get_function_attribute(function, fixed)?;
             result::function::set_function_attribute(function, shared, self.limit as i32 - used)?;
             function

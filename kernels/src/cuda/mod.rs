@@ -12,7 +12,8 @@
 //! | [`ScanStep`], [`Scan`] | `SelectiveScan` of one token, of any number | |
 //! | [`SsdStep`], [`Ssd`] | `Ssd` of one token, of any number | |
 //! | [`AttentionStep`], [`PromptAttention`] | norm, `Rope` and `Attention` of one token, of any number, over a contiguous cache | |
-//! | [`rank()`] | `summarise_softmax`, `top_k` | logits [T, V] |
+//! | [`rank()`], [`RankRow`] | `summarise_softmax`, `top_k` of many rows, of one | logits [T, V] |
+//! | [`draw()`] | the engine's sampler, bit for bit | logits [V] |
 //! | [`record()`] | none: copies many quantities, as f32, into one stretch of memory | |
 
 mod attention;
@@ -35,7 +36,7 @@ pub use launch::{Buffer, CudaError, Element, Gpu, Graph, Mark, Pinned, Result, f
 pub use linear::{Convolved, DeviceMatrix, Embed, GatedUnit, Input, Linear};
 pub use norm::{Gating, Norm};
 pub use prompt_attention::PromptAttention;
-pub use rank::{rank, rank_width};
+pub use rank::{RankRow, draw, draws_as_the_cpu, rank, rank_width};
 pub use rows::{ENTRY_WORDS, EmbedRows, Entry, GateFunction, GateRows, Taken, Written, record};
 pub use selective_scan::{Scan, ScanProbes};
 pub use ssd::Ssd;
@@ -58,6 +59,30 @@ impl<T: Element> Copy for At<'_, T> {}
 impl<'a, T: Element> From<&'a Buffer<T>> for At<'a, T> {
     fn from(buffer: &'a Buffer<T>) -> Self {
         At(buffer, 0)
+    }
+}
+
+/// Where a kernel puts numbers.
+#[derive(Debug)]
+pub enum To<'a, T: Element = f32> {
+    There(At<'a, T>),
+    /// From a number of page-locked memory on, over the bus. It must be kept until the kernel has run.
+    Here(&'a Pinned<T>, usize),
+}
+
+impl<'a, T: Element> From<At<'a, T>> for To<'a, T> {
+    fn from(at: At<'a, T>) -> Self {
+        Self::There(at)
+    }
+}
+
+impl<T: Element> To<'_, T> {
+    #[track_caller]
+    fn ptr(self, len: usize, what: &str) -> Ptr {
+        match self {
+            Self::There(at) => at.ptr(len, what),
+            Self::Here(host, from) => host.ptr(from, len, what),
+        }
     }
 }
 

@@ -101,7 +101,18 @@ impl<'a, X: Element, Y: Element> Norm<'a, X, Y> {
         if rows == 0 {
             return Ok(());
         }
-        let shape = Shape { grid: (number(rows), 1), threads: 256, shared: number(width / groups * 4), early: true };
+        let gate_start = match self.gating {
+            Gating::None => 0,
+            Gating::Before(gate, _) | Gating::After(gate, _) => gate.1,
+        };
+        let of_group = width / groups;
+        let starts = [of_group, self.x_stride, self.x.1, gate_stride, gate_start, self.y_stride, self.y.1];
+        let grid = (number(rows), 1);
+        if (512..=8192).contains(&of_group) && starts.iter().all(|n| n.is_multiple_of(8)) {
+            let shape = Shape { grid, threads: number(of_group / 8).next_multiple_of(32), shared: 0, early: true };
+            return gpu.launch("norm", &format!("norm_wide_{}_{}", X::NAME, Y::NAME), shape, &params);
+        }
+        let shape = Shape { grid, threads: 256, shared: number(of_group * 4), early: true };
         gpu.launch("norm", &format!("norm_rows_{}_{}", X::NAME, Y::NAME), shape, &params)
     }
 }

@@ -1,16 +1,6 @@
 // Softmax attention of many tokens over a contiguous cache, in f32: queries and keys normed and rotated and the cache filled first, then
 // one block for 16 queries of a head, keys in tiles of 32 with the online softmax (Milakov & Gimelshein 2018).
-#include "common.cuh"
-
-struct PromptAttentionParams {
-    const float *q, *k, *v;          // [T, H, hd], [T, H_kv, hd] twice, as projected
-    const float *q_norm, *k_norm;    // [hd] or null
-    const float *inv_freq;           // [half]
-    float *keys, *values;            // [capacity, H_kv, hd]
-    float *q_out, *y, *entropy;      // [T, H, hd] twice; [T, H] in bits
-    u32 tokens, first, heads, kv_heads, head_dim, half, window;
-    float scale, eps, key_scale;
-};
+#include "prompt_attention.cuh"
 
 // A warp a row of a token: first the queries, then the keys with their values.
 extern "C" __global__ void __launch_bounds__(128) prompt_heads(const __grid_constant__ PromptAttentionParams p) {
@@ -42,10 +32,16 @@ extern "C" __global__ void __launch_bounds__(128) prompt_heads(const __grid_cons
     }
     __syncwarp();
     const size_t cached = (size_t(position) * p.kv_heads + head) * hd;
-    float *to = key ? p.keys + cached : p.q_out + (size_t(t) * p.heads + head) * hd;
+    const size_t asked = (size_t(t) * p.heads + head) * hd;
+    float *to = key ? p.keys + cached : p.q_out + asked;
+    __nv_bfloat16 *halves = !p.q16 ? nullptr : key ? p.k16 + cached : p.q16 + asked;
     for (u32 d = lane; d < hd; d += 32) {
         to[d] = xs[d];
-        if (key) p.values[cached + d] = p.v[(size_t(t) * p.kv_heads + head) * hd + d];
+        if (halves) halves[d] = __float2bfloat16(xs[d]);
+        if (!key) continue;
+        const float v = p.v[(size_t(t) * p.kv_heads + head) * hd + d];
+        p.values[cached + d] = v;
+        if (halves) p.v16[cached + d] = __float2bfloat16(v);
     }
 }
 

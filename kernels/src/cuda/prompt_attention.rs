@@ -1,11 +1,14 @@
 //! Attention of many tokens over a contiguous cache.
 
+use half::bf16;
+
 use super::launch::{Ptr, Shape};
 use super::{At, attention_supported};
 use super::{Buffer, Gpu, Result, number, optional};
 
 /// As [`super::AttentionStep`], of T tokens from position `first` on, in f32: q and k normed (RMS, by head) and rotated, k and v put into
-/// the cache, y = attention of all in sight.
+/// the cache, y = attention of all in sight. With room for `halves` queries, keys, values and weights are rounded to bf16 and meet on
+/// tensor cores, with f32 sums.
 #[derive(Clone, Copy, Debug)]
 pub struct PromptAttention<'a> {
     pub tokens: usize,
@@ -29,6 +32,8 @@ pub struct PromptAttention<'a> {
     pub q_out: &'a Buffer<f32>,
     pub y: &'a Buffer<f32>,
     pub entropy_bits: &'a Buffer<f32>,
+    /// Written, for head sizes of [`PromptAttention::takes_halves`]: q [T, H, hd], k and v [first + T, H_kv, hd].
+    pub halves: Option<[&'a Buffer<bf16>; 3]>,
 }
 
 #[repr(C)]
@@ -45,6 +50,9 @@ struct Params {
     q_out: Ptr,
     y: Ptr,
     entropy: Ptr,
+    q16: Ptr,
+    k16: Ptr,
+    v16: Ptr,
     tokens: u32,
     first: u32,
     heads: u32,
@@ -58,6 +66,11 @@ struct Params {
 }
 
 impl PromptAttention<'_> {
+    /// Whether heads of this size have a kernel on tensor cores.
+    pub fn takes_halves(head_dim: usize) -> bool {
+        [32, 64, 80, 96, 128].contains(&head_dim)
+    }
+
     pub fn run(&self, gpu: &Gpu) -> Result<()> {
         let PromptAttention { tokens, first, heads, kv_heads, head_dim, .. } = *self;
         assert!(kv_heads > 0 && heads.is_multiple_of(kv_heads), "attention: {heads} heads over {kv_heads}");
@@ -66,6 +79,10 @@ impl PromptAttention<'_> {
         let norm = |scale: Option<&Buffer<f32>>| optional(scale.map(At::from), head_dim, "attention: norm");
         let (q_len, kv_len) = (tokens * heads * head_dim, tokens * kv_heads * head_dim);
         let cache = (first + tokens) * kv_heads * head_dim;
+        assert!(self.halves.is_none() || Self::takes_halves(head_dim), "attention: heads of {head_dim} in bf16");
+        let half = |which: usize, len: usize| {
+            optional(self.halves.map(|halves| At::from(halves[which])), len, "attention: q, k or v in bf16")
+        };
         let params = Params {
             q: of(self.q, q_len, "attention: q"),
             k: of(self.k, kv_len, "attention: k"),
@@ -78,6 +95,9 @@ impl PromptAttention<'_> {
             q_out: of(self.q_out, q_len, "attention: q"),
             y: of(self.y, q_len, "attention: y"),
             entropy: of(self.entropy_bits, tokens * heads, "attention: entropy"),
+            q16: half(0, q_len),
+            k16: half(1, cache),
+            v16: half(2, cache),
             tokens: number(tokens),
             first: number(first),
             heads: number(heads),
@@ -96,10 +116,28 @@ impl PromptAttention<'_> {
         let rows = tokens * (heads + kv_heads);
         let shape = Shape { grid: (number(rows).div_ceil(4), 1), threads: 128, shared: 0, early: false };
         gpu.launch("prompt_attention", "prompt_heads", shape, &params)?;
+        if self.halves.is_some() {
+            return self.on_tensor_cores(gpu, &params);
+        }
         // 16 queries, 32 keys (padded by one) and values.
         let shared = number(4 * (16 * head_dim + 32 * (head_dim + 1) + 32 * head_dim));
         let shape = Shape { grid: (number(tokens).div_ceil(16), number(heads)), threads: 128, shared, early: false };
         let kernel = format!("prompt_attend_{}", head_dim.div_ceil(32).next_power_of_two());
         gpu.launch("prompt_attention", &kernel, shape, &params)
+    }
+
+    /// Queries and what is new in the cache have been rounded.
+    fn on_tensor_cores(&self, gpu: &Gpu, params: &Params) -> Result<()> {
+        if self.first > 0 {
+            let quarters = (self.first * self.kv_heads * self.head_dim / 4).div_ceil(256);
+            let grid = (number(quarters.min(16 * gpu.processors() as usize)), 1);
+            let shape = Shape { grid, threads: 256, shared: 0, early: false };
+            gpu.launch("prompt_flash", "prompt_earlier", shape, params)?;
+        }
+        // 128 queries, and two stages of 64 keys and values, padded by eight.
+        let shared = number((128 + 4 * 64) * (self.head_dim + 8) * 2);
+        let grid = (params.tokens.div_ceil(128), params.heads);
+        let shape = Shape { grid, threads: 128, shared, early: false };
+        gpu.launch("prompt_flash", &format!("prompt_flash_{}", self.head_dim), shape, params)
     }
 }

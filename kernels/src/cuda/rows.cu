@@ -48,6 +48,30 @@ extern "C" __global__ void gate_f32_f32(const __grid_constant__ GateParams p) { 
 extern "C" __global__ void gate_f32_bf16(const __grid_constant__ GateParams p) { gate<float, __nv_bfloat16>(p); }
 extern "C" __global__ void gate_bf16_bf16(const __grid_constant__ GateParams p) { gate<__nv_bfloat16, __nv_bfloat16>(p); }
 
+// The same, eight at a time: widths, strides and starts are multiples of eight.
+template <typename X, typename Y> DEVICE void gate_wide(const GateParams &p) {
+    const u32 wide = p.width / 8, all = p.tokens * wide;
+    for (u32 at = blockIdx.x * blockDim.x + threadIdx.x; at < all; at += gridDim.x * blockDim.x) {
+        const u32 t = at / wide, i = at % wide * 8;
+        float x[8];
+        Eight<X> xs;
+        xs.load_once(static_cast<const X *>(p.x) + size_t(t) * p.x_stride + i);
+        xs.widen(x);
+        if (p.gate) {
+            float g[8];
+            Eight<Y> gs;
+            gs.load_once(static_cast<const Y *>(p.gate) + size_t(t) * p.gate_stride + i);
+            gs.widen(g);
+#pragma unroll
+            for (int j = 0; j < 8; j++) x[j] *= p.activation == 5 ? sigmoid(g[j] * p.gate_scale) : activate(p.activation, g[j] * p.gate_scale);
+        }
+        store_eight(static_cast<Y *>(p.y) + size_t(at) * 8, x);
+    }
+}
+extern "C" __global__ void gate_f32_f32_wide(const __grid_constant__ GateParams p) { gate_wide<float, float>(p); }
+extern "C" __global__ void gate_f32_bf16_wide(const __grid_constant__ GateParams p) { gate_wide<float, __nv_bfloat16>(p); }
+extern "C" __global__ void gate_bf16_bf16_wide(const __grid_constant__ GateParams p) { gate_wide<__nv_bfloat16, __nv_bfloat16>(p); }
+
 // One quantity of T tokens on its way out; see `Entry` in record.rs.
 struct Entry {
     const void *a, *b, *c;  // COPY: a. STEP: a, bias b. WRITE: Δ a (f32) or null, keys b, values c

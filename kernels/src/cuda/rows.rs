@@ -1,7 +1,7 @@
 //! Rows of many tokens: embedding, gates, and what leaves for the record of a run.
 
 use super::launch::{Ptr, Shape};
-use super::{At, Buffer, DeviceMatrix, Element, Gpu, Result, activation_code, number, optional};
+use super::{At, Buffer, DeviceMatrix, Element, Gpu, Result, To, activation_code, number, optional};
 use crate::Activation;
 
 /// x [T, d] = E[token] · scale (+ positions[first + t]), tokens inside the table and positions too, as the caller sees to.
@@ -110,9 +110,12 @@ impl<X: Element, Y: Element> GateRows<'_, X, Y> {
             gate_scale: self.gate_scale,
             pad2: 0.0,
         };
-        let blocks = (tokens * width).div_ceil(256).min(16 * gpu.processors() as usize);
+        let gate_at = self.gate.map_or((0, 0), |(gate, stride)| (gate.1, stride));
+        let eights = [width, self.x.1, self.x_stride, gate_at.0, gate_at.1].iter().all(|n| n.is_multiple_of(8));
+        let (together, suffix) = if eights { (8, "_wide") } else { (1, "") };
+        let blocks = (tokens * width / together).div_ceil(256).min(16 * gpu.processors() as usize);
         let shape = Shape { grid: (number(blocks), 1), threads: 256, shared: 0, early: false };
-        gpu.launch("rows", &format!("gate_{}_{}", X::NAME, Y::NAME), shape, &params)
+        gpu.launch("rows", &format!("gate_{}_{}{suffix}", X::NAME, Y::NAME), shape, &params)
     }
 }
 
@@ -171,7 +174,8 @@ pub const ENTRY_WORDS: usize = size_of::<Entry>() / 4;
 
 impl Entry {
     /// `tokens` rows of what is `taken` go to `to`. The buffers must live while the entry is used.
-    pub fn new<T: Element>(taken: Taken<'_, T>, tokens: usize, to: At<'_>) -> Self {
+    pub fn new<'a, T: Element>(taken: Taken<'_, T>, tokens: usize, to: impl Into<To<'a>>) -> Self {
+        let to: To<'a> = to.into();
         let element = match T::NAME {
             "f32" => 0,
             "bf16" => 1,

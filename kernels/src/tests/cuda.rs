@@ -1,8 +1,10 @@
 //! The kernels of `cuda/` against the f64 references, into outputs filled with NaN. Skipped by name where there is no GPU; to run them:
 //! `cargo test -p statescope-kernels --features cuda -- --ignored cuda`.
 
+mod attention;
 mod decode;
 mod prompts;
+mod ranks;
 mod sequences;
 
 use std::sync::Arc;

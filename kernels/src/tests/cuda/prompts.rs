@@ -5,10 +5,9 @@ use half::bf16;
 use super::*;
 use crate::activation::{Activation, silu_reference};
 use crate::cuda::{
-    At, DeviceMatrix, ENTRY_WORDS, EmbedRows, Entry, GateFunction, GateRows, Gemm, PromptAttention, Taken, Written,
-    record,
+    At, DeviceMatrix, ENTRY_WORDS, EmbedRows, Entry, GateFunction, GateRows, Gemm, Taken, Written, record,
 };
-use crate::{Attention, Dtype, Elements, Layout, Matrix, PAGE, Rope};
+use crate::{Dtype, Elements, Matrix};
 
 fn matrix(rng: &mut Rng, rows: usize, cols: usize, dtype: Dtype) -> Matrix {
     Matrix::new(rows, cols, Elements::F32(rng.vec(rows * cols))).unwrap().to_dtype(dtype)
@@ -39,10 +38,15 @@ fn check_gemm<T: Float>(gpu: &Gpu, rng: &mut Rng, dtype: Dtype, [tokens, rows, c
     gemm.run(gpu).unwrap();
     let product = crate::linear::reference(&host, Some(&b), &dense);
     let expected: Vec<f64> = product.iter().zip(scales.iter().cycle()).map(|(y, &s)| 0.5 * y * f64::from(s)).collect();
-    assert_close(&get(gpu, &wide), &expected, 5e-6, &what);
+    // Tensor cores cut sums off instead of rounding them, which adds up along K.
+    let error = 5e-6 * (cols as f64 / 1024.0).max(1.0);
+    assert_close(&get(gpu, &wide), &expected, error, &what);
     assert_close(&get(gpu, &y), &expected, T::ERROR, &what);
     let added: Vec<f64> = expected.iter().zip(&before).map(|(y, &x)| f64::from(x) + 0.3 * y).collect();
-    assert_close(&get(gpu, &residual), &added, 5e-6, &what);
+    assert_close(&get(gpu, &residual), &added, error, &what);
+    let (from, to) = (put(gpu, &before), poisoned::<f32>(gpu, tokens * rows));
+    Gemm { wide: None, y: None, residual: Some((&from, &to)), ..gemm }.run(gpu).unwrap();
+    assert_close(&get(gpu, &to), &added, error, &what);
     let activated = Gemm { wide: None, residual: None, activation: Some(Activation::Silu), ..gemm };
     activated.run(gpu).unwrap();
     let expected: Vec<f64> = expected.into_iter().map(silu_reference).collect();
@@ -67,93 +71,13 @@ fn cuda_gemm_agrees_in_any_shape() {
 fn cuda_gemm_on_tensor_cores_agrees() {
     let gpu = gpu();
     let mut rng = Rng::new(42);
-    for shape in [[1, 8, 8], [127, 255, 64], [129, 257, 200], [300, 520, 1024], [128, 256, 192]] {
+    let odd = [[1, 8, 8], [127, 255, 64], [129, 257, 200], [300, 520, 1024], [128, 256, 192]];
+    // Of one tile in each width and of several, with and without a rest, and more of them than the GPU holds at once.
+    let in_eights =
+        [[1, 8, 8], [255, 64, 72], [257, 72, 64], [300, 192, 5120], [513, 264, 160], [2, 256, 2560], [2600, 4360, 136]];
+    for shape in odd.into_iter().chain(in_eights) {
         check_gemm::<bf16>(&gpu, &mut rng, Dtype::Bf16, shape);
-    }
-}
-
-#[test]
-#[ignore = "needs a CUDA device"]
-fn cuda_prompt_attention_agrees() {
-    let gpu = gpu();
-    let mut rng = Rng::new(43);
-    for (heads, kv_heads, hd, window, normed) in
-        [(1, 1, 4, None, false), (4, 2, 64, None, true), (8, 8, 80, Some(3), true), (2, 1, 256, Some(40), false)]
-    {
-        for (first, tokens) in [(0usize, 1usize), (0, 70), (5, 33), (64, 100)] {
-            let what = format!("{heads}/{kv_heads} × {hd}, {tokens} from {first}");
-            let (q_len, kv_len, half) = (heads * hd, kv_heads * hd, hd / 4);
-            let inv_freq: Vec<f32> = (0..half).map(|j| 10_000f32.powf(-(j as f32) / half as f32)).collect();
-            let (q_scale, k_scale) = (rng.vec(hd), rng.vec(hd));
-            let (freq, q_norm, k_norm) = (put(&gpu, &inv_freq), put(&gpu, &q_scale), put(&gpu, &k_scale));
-            let end = first + tokens;
-            let (mut all_keys, mut all_values) = (rng.vec(end * kv_len), rng.vec(end * kv_len));
-            let [keys, values] = [&all_keys, &all_values].map(|kv| {
-                let mut known = kv.clone();
-                known[first * kv_len..].fill(f32::NAN);
-                known.extend(nan(3 * kv_len));
-                put(&gpu, &known)
-            });
-            let (qs, ks, vs) = (rng.vec(tokens * q_len), rng.vec(tokens * kv_len), rng.vec(tokens * kv_len));
-            let (q, k, v) = (put(&gpu, &qs), put(&gpu, &ks), put(&gpu, &vs));
-            let (y, entropy) = (poisoned::<f32>(&gpu, tokens * q_len), poisoned::<f32>(&gpu, tokens * heads));
-            PromptAttention {
-                tokens,
-                first,
-                heads,
-                kv_heads,
-                head_dim: hd,
-                q: &q,
-                k: &k,
-                v: &v,
-                norms: normed.then_some((&q_norm, &k_norm, 1e-5)),
-                inv_freq: Some(&freq),
-                key_scale: 0.5,
-                scale: 0.3,
-                window,
-                keys: &keys,
-                values: &values,
-                q_out: &q,
-                y: &y,
-                entropy_bits: &entropy,
-            }
-            .run(&gpu)
-            .unwrap();
-            let rope = Rope::new(inv_freq);
-            let scaled = ks.iter().map(|k| 0.5 * k).collect();
-            let mut seen = [(qs, &q_scale), (scaled, &k_scale)].map(|(x, scale): (Vec<f32>, _)| match normed {
-                true => crate::norm::rms_norm_reference(&x, scale, 1e-5).iter().map(|x| *x as f32).collect(),
-                false => x,
-            });
-            rope.apply(&mut seen[0], heads, hd, first);
-            rope.apply(&mut seen[1], kv_heads, hd, first);
-            all_keys[first * kv_len..].copy_from_slice(&seen[1]);
-            all_values[first * kv_len..].copy_from_slice(&vs);
-            let [key_pages, value_pages] =
-                [&all_keys, &all_values].map(|kv| kv.chunks(PAGE * kv_len).collect::<Vec<_>>());
-            let op = Attention {
-                heads,
-                kv_heads,
-                head_dim: hd,
-                value_dim: hd,
-                sinks: 0,
-                scale: 0.3,
-                window,
-                keys: &key_pages,
-                values: &value_pages,
-                layout: Layout::ByToken,
-            };
-            let (expected, entropy64) = op.reference(&seen[0], first);
-            assert_close(&get(&gpu, &q), &widened(&seen[0]), 3e-6, &what);
-            assert_close(&get(&gpu, &y), &expected, 1e-5, &what);
-            let bits = get(&gpu, &entropy);
-            bits.iter()
-                .zip(&entropy64)
-                .for_each(|(a, b)| assert!((f64::from(*a) - b).abs() < 1e-4, "{what}: {a} bits, not {b}"));
-            let mut stored = nan(end * kv_len);
-            gpu.read(&keys, 0, &mut stored).unwrap();
-            assert_close(&stored, &widened(&all_keys), 3e-6, &what);
-        }
+        check_gemm::<f32>(&gpu, &mut rng, Dtype::Bf16, shape);
     }
 }
 
@@ -178,22 +102,29 @@ fn cuda_rows_are_embedded_and_gated() {
         .collect();
     assert_close(&get(&gpu, &x), &expected, 1e-6, "embedding");
 
-    let (xs, zs) = (rng.vec(3 * 130), rng.vec(3 * 50));
-    let (z, y) = (put(&gpu, &zs), poisoned::<f32>(&gpu, 3 * 40));
-    let x = put(&gpu, &xs);
-    for function in [GateFunction::Activation(Activation::Silu), GateFunction::Sigmoid] {
-        let gate = Some((At(&z, 7), 50));
-        GateRows { tokens: 3, width: 40, x: At(&x, 3), x_stride: 130, gate, function, gate_scale: 0.7, y: &y }
-            .run(&gpu)
-            .unwrap();
-        let f = |z: f64| match function {
-            GateFunction::Sigmoid => 1.0 / (1.0 + (-z).exp()),
-            GateFunction::Activation(a) => a.reference(z),
-        };
-        let expected: Vec<f64> = (0..120)
-            .map(|i| f64::from(xs[i / 40 * 130 + 3 + i % 40]) * f(f64::from(0.7f32 * zs[i / 40 * 50 + 7 + i % 40])))
-            .collect();
-        assert_close(&get(&gpu, &y), &expected, 3e-6, &format!("{function:?}"));
+    // Starts, widths and strides that are multiples of eight, and others.
+    for (width, (x_from, x_stride), (z_from, z_stride)) in [(40, (3, 130), (7, 50)), (40, (8, 136), (16, 64))] {
+        let (xs, zs) = (rng.vec(3 * x_stride), rng.vec(3 * z_stride));
+        let (x, z, y) = (put(&gpu, &xs), put(&gpu, &zs), poisoned::<f32>(&gpu, 3 * width));
+        for function in [GateFunction::Activation(Activation::Silu), GateFunction::Sigmoid] {
+            let gate = Some((At(&z, z_from), z_stride));
+            GateRows { tokens: 3, width, x: At(&x, x_from), x_stride, gate, function, gate_scale: 0.7, y: &y }
+                .run(&gpu)
+                .unwrap();
+            let f = |z: f64| match function {
+                GateFunction::Sigmoid => 1.0 / (1.0 + (-z).exp()),
+                GateFunction::Activation(a) => a.reference(z),
+            };
+            let at = |row: usize, i: usize, from: usize, stride: usize| row * stride + from + i;
+            let expected: Vec<f64> = (0..3 * width)
+                .map(|i| {
+                    let (t, i) = (i / width, i % width);
+                    let gate = f64::from(0.7f32 * zs[at(t, i, z_from, z_stride)]);
+                    f64::from(xs[at(t, i, x_from, x_stride)]) * f(gate)
+                })
+                .collect();
+            assert_close(&get(&gpu, &y), &expected, 3e-6, &format!("{function:?}"));
+        }
     }
 }
 
@@ -245,29 +176,4 @@ fn cuda_records_what_it_is_told() {
         (0..heads).map(head).sum::<f64>().sqrt()
     }));
     assert_close(&get(&gpu, &to), &expected, 3e-6, "record");
-}
-
-#[test]
-#[ignore = "needs a CUDA device"]
-fn cuda_logits_are_ranked() {
-    use crate::cuda::{rank, rank_width};
-    use crate::reduce::{summarise_softmax, top_k};
-    let gpu = gpu();
-    let mut rng = Rng::new(46);
-    for (tokens, vocab, count) in [(1, 3, 2), (3, 1000, 12), (2, 50_280, 12), (1, 2000, 1)] {
-        let mut xs: Vec<f32> = rng.vec(tokens * vocab).into_iter().map(|x| 20.0 * x).collect();
-        // Equals, in one thread's stretch and in another's.
-        (xs[0], xs[1], xs[vocab - 1]) = (25.0, 25.0, 25.0);
-        let (logits, out) = (put(&gpu, &xs), poisoned::<f32>(&gpu, tokens * rank_width(count)));
-        let next: Vec<u32> = (0..tokens as u32).map(|t| if t == 1 { u32::MAX } else { 2 * t }).collect();
-        rank(&gpu, At(&logits, 0), tokens, vocab, &gpu.upload(&next).unwrap(), count, &out).unwrap();
-        let found = get(&gpu, &out);
-        for (t, (row, found)) in xs.chunks_exact(vocab).zip(found.chunks_exact(rank_width(count))).enumerate() {
-            let summary = summarise_softmax(row);
-            assert!((found[0] - summary.log_sum_exp).abs() < 1e-4 && (found[1] - summary.entropy_bits).abs() < 1e-4);
-            assert_eq!(found[2], row.get(next[t] as usize).copied().unwrap_or(0.0));
-            let ranked: Vec<(u32, f32)> = found[3..].chunks_exact(2).map(|pair| (pair[0].to_bits(), pair[1])).collect();
-            assert_eq!(ranked, top_k(row, count), "{tokens} × {vocab}");
-        }
-    }
 }

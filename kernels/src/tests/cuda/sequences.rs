@@ -13,7 +13,8 @@ use crate::{SelectiveScan, Ssd, cuda};
 fn cuda_norms_agree() {
     let gpu = gpu();
     let mut rng = Rng::new(3);
-    for (rows, width, groups) in [(1, 1, 1), (3, 33, 1), (2, 2560, 1), (5, 96, 3), (2, 1030, 2)] {
+    let shapes = [(1, 1, 1), (3, 33, 1), (2, 2560, 1), (5, 96, 3), (2, 1030, 2), (3, 1040, 2), (2, 8192, 1)];
+    for (rows, width, groups) in shapes {
         let (xs, zs, w, b) = (rng.vec(rows * width), rng.vec(rows * width), rng.vec(width), rng.vec(width));
         let (x, z, weight, bias) = (put(&gpu, &xs), put(&gpu, &zs), put(&gpu, &w), put(&gpu, &b));
         for gating in [Gating::None, Gating::Before(At(&z, 0), w.len()), Gating::After(At(&z, 0), w.len())] {
@@ -32,6 +33,14 @@ fn cuda_norms_agree() {
             if !scales.is_empty() {
                 assert_close(&get(&gpu, &rho), &scales, 2e-6, "rho");
             }
+            let y = poisoned::<bf16>(&gpu, xs.len());
+            if matches!(gating, Gating::None) {
+                Norm::rms(rows, At(&x, 0), &weight, 1e-5, At(&y, 0)).run(&gpu).unwrap();
+                let expected = rms_norm_reference(&xs, &w, 1e-5);
+                if groups == 1 {
+                    assert_close(&get(&gpu, &y), &expected, bf16::ERROR, &format!("norm to bf16, {width}"));
+                }
+            }
         }
         let y = poisoned::<f32>(&gpu, xs.len());
         let plain = Norm::rms(rows, At(&x, 0), &weight, 1e-5, At(&y, 0));
@@ -45,7 +54,7 @@ fn cuda_norms_agree() {
 fn check_conv<T: Float>(gpu: &Gpu) {
     let mut rng = Rng::new(4);
     for tokens in LENGTHS {
-        for (channels, taps) in [(1, 1), (5, 2), (130, 4), (7, 3)] {
+        for (channels, taps) in [(1, 1), (5, 2), (130, 4), (7, 3), (520, 3), (1032, 4)] {
             let (w, b, before) = (rng.vec(channels * taps), rng.vec(channels), rng.vec(channels * (taps - 1)));
             let (x, xs) = rounded::<T>(gpu, &rng.vec(tokens * channels));
             let (weight, bias, history) = (put(gpu, &w), put(gpu, &b), put(gpu, &before));

@@ -1,0 +1,102 @@
+//! A growing list of numbers. What comes a token at a time is appended as to any list; what comes a prompt at a time is copied by all threads, into
+//! memory that the system hands out as it is touched: one thread alone would take longer for that than a GPU takes to make them.
+
+use std::ops::Deref;
+
+use statescope_kernels::par;
+
+/// Numbers from which on all threads copy, and what one copies at a time.
+const MANY: usize = 1 << 18;
+const PIECE: usize = 1 << 16;
+
+/// The numbers that are there, and zeros that wait to be overwritten.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Numbers {
+    room: Vec<f32>,
+    len: usize,
+}
+
+impl Deref for Numbers {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.room[..self.len]
+    }
+}
+
+fn copy(to: &mut [f32], from: &[f32]) {
+    if from.len() < MANY {
+        return to.copy_from_slice(from);
+    }
+    par::for_each(to.chunks_mut(PIECE).zip(from.chunks(PIECE)), from.len(), |(to, from)| to.copy_from_slice(from));
+}
+
+impl Numbers {
+    /// None, with room for so many.
+    pub(super) fn with_room(room: usize) -> Self {
+        Self { room: Vec::with_capacity(room), len: 0 }
+    }
+
+    pub(super) fn extend(&mut self, values: &[f32]) {
+        let end = self.len + values.len();
+        if end > self.room.len() {
+            if values.len() < MANY {
+                self.room.truncate(self.len);
+                self.room.extend_from_slice(values);
+                self.len = end;
+                return;
+            }
+            // Fresh zeros are not touched before they are overwritten.
+            let mut room = vec![0.0; end.max(2 * self.len)];
+            copy(&mut room[..self.len], self);
+            self.room = room;
+        }
+        copy(&mut self.room[self.len..end], values);
+        self.len = end;
+    }
+
+    /// Keeps the first `len`, and the room.
+    pub(super) fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    pub(super) fn drop_first(&mut self, count: usize) {
+        let mut at = 0;
+        while count > 0 && at + count < self.len {
+            // What is moved and where it goes do not overlap.
+            let (to, from) = self.room[at..self.len].split_at_mut(count);
+            let piece = from.len().min(count);
+            copy(&mut to[..piece], &from[..piece]);
+            at += piece;
+        }
+        self.len -= count;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_and_short_pieces_are_a_list() {
+        let (mut ours, mut list) = (Numbers::with_room(10), Vec::new());
+        let value = |i: usize| (i % 8191) as f32;
+        for (count, kept, dropped) in [
+            (3, 3, 0),
+            (MANY, MANY, 5),
+            (7, MANY, 0),
+            (2 * MANY + 1, 3 * MANY, MANY),
+            (9, 2 * MANY, 2 * MANY),
+            (4, 4, 4),
+        ] {
+            let values: Vec<f32> = (list.len()..list.len() + count).map(value).collect();
+            ours.extend(&values);
+            list.extend_from_slice(&values);
+            ours.truncate(kept);
+            list.truncate(kept);
+            ours.drop_first(dropped);
+            list.drain(..dropped);
+            assert!(*ours == *list, "{count}, {kept}, {dropped}");
+        }
+    }
+}
