@@ -9,10 +9,17 @@ use std::ops::Range;
 use crate::protocol::{TokenId, TokenSource};
 use crate::runner::Saved;
 
-/// Longest prefill chunk on the CPU; a multiple of [`GRID`].
-pub const CHUNK: usize = 128;
 /// Prefill chunks start at multiples of this.
 const GRID: usize = 64;
+/// Grid cells of the longest prefill chunk on the CPU: of longer ones products are hardly any faster.
+const MOST: u64 = 4;
+/// Multiply-adds of such a chunk: some seconds on two cores, within which nobody can pause.
+const CHUNK_WORK: u64 = 360 << 30;
+
+/// Tokens of a prefill chunk on the CPU where each takes so many multiply-adds.
+pub fn chunk(multiply_adds: u64) -> usize {
+    GRID * (CHUNK_WORK / multiply_adds.max(1) / GRID as u64).clamp(1, MOST) as usize
+}
 
 /// Memories and logits after `position` tokens.
 #[derive(Clone, Debug)]
@@ -142,9 +149,18 @@ mod tests {
     }
 
     #[test]
+    fn large_models_read_shorter_chunks() {
+        assert_eq!(
+            [4_500_000, 130_000_000, 2_700_000_000, 7_000_000_000, u64::MAX].map(chunk),
+            [256, 256, 128, 64, 64]
+        );
+        assert_eq!(chunk(0), 256);
+    }
+
+    #[test]
     fn prompts_are_chunked_on_the_grid_and_steps_are_single() {
         let mut history = History::new(usize::MAX);
-        history.start(&[7; 257], CHUNK);
+        history.start(&[7; 257], 128);
         history.push(8, TokenSource::Sampled);
         assert_eq!(segments(&history), vec![0..128, 128..256, 256..257, 257..258]);
         assert!(segments(&history)[..3].iter().all(|s| s.start % GRID == 0));
@@ -154,7 +170,7 @@ mod tests {
     #[test]
     fn a_cut_splits_the_segment_it_falls_into() {
         let mut history = History::new(usize::MAX);
-        history.start(&[7; 100], CHUNK);
+        history.start(&[7; 100], 128);
         history.keep(Snapshot { position: 100, memory: Saved::Host(vec![]), logits: vec![] });
         history.truncate(30);
         history.push(9, TokenSource::Forced);

@@ -147,7 +147,7 @@ impl Runner {
             return gpu.chunk(recorded);
         }
         let _ = recorded;
-        crate::history::CHUNK
+        crate::history::chunk(self.model().parameters())
     }
 
     /// Bytes of GPU memory in use now, of weights, memories and workspace.

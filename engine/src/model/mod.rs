@@ -128,6 +128,11 @@ impl Model {
         self.blocks.iter().zip(&self.spec.layers).map(info).collect()
     }
 
+    /// Numbers stored for all layers, without embeddings and head.
+    pub fn parameters(&self) -> u64 {
+        self.blocks.iter().map(Block::parameters).sum()
+    }
+
     /// The dtype of the largest part, the matrices.
     pub fn dtype(&self) -> statescope_kernels::matrix::Dtype {
         self.embeddings.dtype()

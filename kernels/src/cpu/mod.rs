@@ -5,6 +5,7 @@ pub(crate) mod attention;
 pub(crate) mod channel_scan;
 pub(crate) mod conv;
 pub(crate) mod delta_rule;
+pub(crate) mod gemm;
 pub(crate) mod heads;
 pub(crate) mod linear;
 pub(crate) mod linear_attention;
