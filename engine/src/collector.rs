@@ -31,8 +31,9 @@ const CORE: MixingView = MixingView { stage: Stage::Core, scale: Scale::Raw };
 const BLOCK: usize = 64;
 /// Rows of a series computed between two looks at the clock.
 const ROWS: usize = 32;
-/// Tokens behind the text that count as far.
+/// Tokens behind the text that count as far, and frames (half a second): whichever is more.
 const FAR: usize = 64;
+const FAR_FRAMES: usize = 32;
 
 /// Progress of one `EveryToken` probe.
 #[derive(Default)]
@@ -128,9 +129,9 @@ impl Collector {
         here.map(depth).max().unwrap_or_default()
     }
 
-    /// Whether a series is so far behind the text that it had better catch up.
-    pub fn is_far_behind(&self) -> bool {
-        self.lag > FAR
+    /// Whether a series is so far behind the text that it had better catch up, where so many tokens are made a frame.
+    pub fn is_far_behind(&self, made: usize) -> bool {
+        self.lag > FAR.max(FAR_FRAMES * made)
     }
 
     /// Everything from `keep` on is void.

@@ -392,7 +392,7 @@ impl Worker {
         let session = &loaded.session;
         let began = Instant::now();
         let made = session.position().saturating_sub(self.told.position);
-        let allowed = self.allowance.after(self.last_publish.elapsed(), self.collector.is_far_behind());
+        let allowed = self.allowance.after(self.last_publish.elapsed(), self.collector.is_far_behind(made));
         // That something has begun or ended is told before anything is drawn; what is idle then draws at once.
         let changed = state != self.told.state;
         let slice = match (session.is_reading(), busy) {
