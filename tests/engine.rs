@@ -30,6 +30,7 @@ struct Listener {
     latest: HashMap<Probe, (usize, Vec<f32>)>,
     state: RunState,
     position: usize,
+    tokens_per_s: f32,
     failures: Vec<String>,
     done: Vec<FinishReason>,
 }
@@ -45,6 +46,7 @@ impl Listener {
             latest: HashMap::new(),
             state: RunState::Empty,
             position: 0,
+            tokens_per_s: 0.0,
             failures: Vec::new(),
             done: Vec::new(),
         };
@@ -104,6 +106,7 @@ impl Listener {
             }
         }
         (self.state, self.position) = (frame.state, frame.position);
+        self.tokens_per_s = frame.performance.tokens_per_s;
     }
 
     /// Listens until `enough`, which must come.
@@ -155,6 +158,7 @@ fn a_run_streams_every_token_and_every_row_once() {
         listener.send(Command::Run { tokens: 60 });
         listener.until("the end", |l| !l.done.is_empty() && l.known(&write) == 130 && l.known(&row) == 130);
         assert_eq!(listener.done, [FinishReason::Length]);
+        assert!(listener.tokens_per_s > 0.0, "{case}: a run within a frame has a speed, too");
         let expected = session(case, &prompt, 60);
         let ids: Vec<TokenId> = listener.tokens.iter().map(|t| t.0).collect();
         assert_eq!(ids, expected.history().ids(0..130), "{case}");

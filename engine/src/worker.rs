@@ -429,6 +429,9 @@ impl Worker {
                 average(self.performance.transfer_ms, collected.elapsed().as_secs_f32() * per_token + self.copy_ms);
             let rate = made as f32 / self.last_publish.elapsed().as_secs_f32().max(1e-6);
             self.performance.tokens_per_s = average(self.performance.tokens_per_s, rate);
+        } else if made > 1 && self.performance.tokens_per_s == 0.0 && self.performance.model_ms > 0.0 {
+            // A run that was over within a frame.
+            self.performance.tokens_per_s = 1e3 / self.performance.model_ms;
         }
         let performance = Performance {
             state_bytes: loaded.info.state_bytes,
