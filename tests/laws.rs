@@ -7,12 +7,12 @@ use statescope_engine::hooks::{Editor, Hooks};
 use statescope_engine::mixer::Surroundings;
 use statescope_engine::model::{Logits, Model};
 use statescope_engine::probes::{exists, mixing_error, mixing_rows};
-use statescope_engine::protocol::{MixingView, Point, Scale, Span, Stage};
+use statescope_engine::protocol::{Dtype, MixingView, Point, Scale, Span, Stage};
 use statescope_engine::sampler::Sampling;
 use statescope_engine::session::{Budgets, Session};
 
 use crate::parity::read;
-use crate::support::{CASES, Capture, deviation, ids, longest, open_case, open_q8};
+use crate::support::{CASES, Capture, Opened, deviation, ids, longest, open_case, open_q8};
 
 const LENGTHS: [usize; 5] = [1, 2, 63, 100, 257];
 const TOLERANCE: f32 = 1e-5;
@@ -53,7 +53,8 @@ fn folds(case: &str, model: &Model, length: usize) {
 #[test]
 fn eight_bits_keep_the_laws() {
     for case in CASES {
-        let model = open_q8(case).model;
+        let Opened { model, info } = open_q8(case);
+        assert_eq!(info.dtype, Dtype::Q8, "{case}");
         let length = longest(&model, 63);
         folds(case, &model, length);
         mixes(case, &model, length);
