@@ -84,6 +84,10 @@ impl<N: Number> Weight for N {
         while i < body {
             let x = [s.load(&x[i..]), s.load(&x[i + S::LANES..])];
             for r in 0..R {
+                s.prefetch(&rows[r][i..], AHEAD);
+                if S::LANES * size_of::<N>() >= size_of::<Line>() {
+                    s.prefetch(&rows[r][i + S::LANES..], AHEAD);
+                }
                 sums[r][0] = s.fma(N::load(s, &rows[r][i..]), x[0], sums[r][0]);
                 sums[r][1] = s.fma(N::load(s, &rows[r][i + S::LANES..]), x[1], sums[r][1]);
             }
@@ -113,6 +117,10 @@ impl<N: Number> Weight for N {
     }
 }
 
+/// Bytes of a row asked for ahead of the multiply-adds: what the machine itself asks for stops at the end of each page, and a core that
+/// waits there does not multiply.
+const AHEAD: usize = 2048;
+
 /// sum + scale · Σ quants · x.
 #[inline(always)]
 fn add_block<S: Wide>(s: S, block: &Q8Block, x: &[f32; Q8Block::WEIGHTS], sum: S::W) -> S::W {
@@ -134,6 +142,7 @@ impl Weight for Q8Block {
         let (whole, rest) = x.as_chunks::<{ Q8Block::WEIGHTS }>();
         for (i, x) in whole.iter().enumerate() {
             for r in 0..R {
+                s.prefetch(&rows[r][i..], AHEAD);
                 sums[r] = add_block(s, &rows[r][i], x, sums[r]);
             }
         }
@@ -162,9 +171,12 @@ impl Weight for Q8Block {
     }
 }
 
-/// Rows of a piece of a matrix-vector product: some 64 Ki weights, a multiple of the rows that go together.
-fn gemv_rows(inputs: usize) -> usize {
-    ((1 << 16) / inputs.max(1)).clamp(ROWS, 128).next_multiple_of(ROWS)
+/// Rows of a piece of a matrix-vector product, a multiple of the rows that go together: at most some 256 Ki weights, since threads end
+/// at different times, but no fewer than need be, since each piece begins with waiting for memory, and as many for each thread.
+/// (A row has the same bits in every piece, so these may depend on the number of threads.)
+fn gemv_rows(rows: usize, inputs: usize) -> usize {
+    let pieces = (rows * inputs).div_ceil(1 << 18).max(1).next_multiple_of(par::threads());
+    rows.div_ceil(pieces).max(1).next_multiple_of(ROWS)
 }
 
 /// Rows that go together.
@@ -182,7 +194,7 @@ pub(crate) fn gemv(weight: &Matrix, x: &[f32], y: &mut [f32]) {
 
 fn gemv_of<W: Weight>(weight: &[W], x: &[f32], y: &mut [f32]) {
     let (work, items) = (y.len() * x.len(), x.len().div_ceil(W::WEIGHTS));
-    let rows = gemv_rows(x.len());
+    let rows = gemv_rows(y.len(), x.len());
     par::for_each_chunk(y, rows, work, |i, y| {
         let first = i * rows * items;
         dispatch_wide(Gemv { rows: &weight[first..first + y.len() * items], x, y });

@@ -29,6 +29,8 @@ pub(crate) trait Wide: Copy {
     fn fma(self, a: Self::W, b: Self::W, c: Self::W) -> Self::W;
     /// Sum of the lanes, in an order of its own.
     fn sum(self, v: Self::W) -> f32;
+    /// Asks for the cache line `ahead` bytes after the first element, be it in `xs` or not.
+    fn prefetch<T>(self, xs: &[T], ahead: usize);
 }
 
 impl<S: Simd> Wide for S {
@@ -79,6 +81,22 @@ impl<S: Simd> Wide for S {
     fn sum(self, v: S::V) -> f32 {
         Simd::sum(self, v)
     }
+    #[inline(always)]
+    fn prefetch<T>(self, xs: &[T], ahead: usize) {
+        prefetch(xs, ahead);
+    }
+}
+
+#[inline(always)]
+fn prefetch<T>(xs: &[T], ahead: usize) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: every x86-64 has the instruction, and it never faults, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(xs.as_ptr().cast::<i8>().wrapping_add(ahead)) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (xs, ahead);
 }
 
 /// An operation with its arguments, to be run on the widest vectors.
@@ -221,6 +239,10 @@ mod avx512 {
         fn sum(self, v: __m512) -> f32 {
             // SAFETY: see above.
             unsafe { _mm512_reduce_add_ps(v) }
+        }
+        #[inline(always)]
+        fn prefetch<T>(self, xs: &[T], ahead: usize) {
+            super::prefetch(xs, ahead);
         }
     }
 }
