@@ -75,7 +75,8 @@ fn main() {
         (0..count).map(|i| ((i * 7919 + i * i * 31 + 13) % info.vocab_size) as TokenId).collect()
     };
     let looks = std::env::args().any(|a| a == "--look");
-    let tape_bytes = if looks { Budgets::default().tape_bytes } else { 64 << 20 };
+    // As `generate`, which keeps no record.
+    let tape_bytes = if looks { Budgets::default().tape_bytes } else { 0 };
     let budgets = Budgets { tape_bytes, snapshot_bytes: 0 };
     let mut session = Session::on(runner, None, budgets).unwrap_or_else(|error| panic!("{error}"));
     if looks {
