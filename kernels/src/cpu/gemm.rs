@@ -1,7 +1,8 @@
 //! The product of many tokens with a matrix of weights.
 //!
-//! Both are packed into strips as register tiles take them, the weights a group at a time and as f32, so that the innermost loop reads
-//! two streams of whole cache lines and nothing else.
+//! A register tile holds the sums of some rows of weights (broadcast one by one) and of two vectors of tokens, so that nothing has to be
+//! summed over lanes. Tokens are turned once, so that those of a vector lie side by side; weights become f32 a group of rows at a time,
+//! in the cache of the core that multiplies with them.
 
 use std::{cell::Cell, ops::Range};
 
@@ -13,38 +14,27 @@ use crate::{
     par,
 };
 
-/// Tokens of a piece of work: a few register tiles, few enough that threads share a chunk evenly.
-const PIECE: usize = 32;
-/// Weights taken at a time (512 KiB of f32): they stay in L2 while all tokens of a piece pass.
-const GROUP: usize = 1 << 17;
-/// Lines of inputs taken at a time: what a tile of tokens has of them stays in L1.
-const DEPTH: usize = 64;
-/// Rows of weights of a register tile.
-const ROWS_OF_TILE: usize = 3;
-
-/// Rows of `inputs` numbers, in strips of `width` rows (the last may have fewer): line after line, each of all rows of a strip, as a
-/// register tile takes them.
-#[derive(Clone, Copy)]
-struct Packed<'a> {
-    lines: &'a [Line],
-    rows: usize,
-    width: usize,
-    /// Of a row.
-    length: usize,
-}
-
-impl<'a> Packed<'a> {
-    /// Lines `depth` of the strip from row `first` on, whose width is at most `width`.
-    #[inline(always)]
-    fn strip(self, first: usize, depth: Range<usize>) -> &'a [Line] {
-        let width = self.width.min(self.rows - first);
-        &self.lines[first * self.length..][depth.start * width..depth.end * width]
-    }
-}
+/// Inputs taken at a time (a multiple of a line): what two vectors of tokens have of them stays in L1. Sums of that many go into a sum of
+/// sums, which rounds less than one long chain.
+const DEPTH: usize = 256;
+/// Most rows of weights of a group, a multiple of the rows of every register tile: their part of the inputs takes 52 KB of L2.
+const GROUP: usize = 48;
+/// Floats from one row of a group to the next: not a power of two, or all rows would fall into the same sets of the cache.
+const STRIDE: usize = DEPTH + Line::FLOATS;
 
 thread_local! {
-    /// Room for tokens and for a group of weights, kept from product to product: fresh memory costs more than filling it.
+    /// Room for tokens and sums, and for a group of weights, kept from product to product: fresh memory costs more than filling it.
     static ROOM: Cell<[Vec<Line>; 2]> = const { Cell::new([Vec::new(), Vec::new()]) };
+    static WEIGHTS: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+}
+
+/// The first `len` floats of `room`, made larger if need be; what they hold is undefined.
+fn floats(room: &mut Vec<Line>, len: usize) -> &mut [f32] {
+    let lines = len.div_ceil(Line::FLOATS);
+    if room.len() < lines {
+        room.resize(lines, Line::zeroed());
+    }
+    &mut bytemuck::cast_slice_mut(room)[..len]
 }
 
 /// y [T, out] = x [T, in] Wᵀ.
@@ -54,159 +44,224 @@ pub(super) fn gemm<W: Weight>(weight: &[W], inputs: usize, xs: &[f32], ys: &mut 
     }
     let items = inputs.div_ceil(W::WEIGHTS);
     let (outputs, tokens) = (weight.len() / items, xs.len() / inputs);
-    let group = (GROUP / inputs).max(1).next_multiple_of(ROWS_OF_TILE);
+    let Tile { rows: of_tile, lanes } = dispatch_wide(Tiling);
+    let (panel, padded) = (2 * lanes, tokens.next_multiple_of(lanes));
+    let group = group(outputs.div_ceil(of_tile), GROUP / of_tile) * of_tile;
+
     let mut room = ROOM.take();
-    let [of_tokens, of_weights] = &mut room;
-    // A piece holds whole strips of tokens.
-    let xs = pack(xs, inputs, inputs, dispatch_wide(TokensOfTile), of_tokens);
-    for first in (0..outputs).step_by(group) {
-        let rows = &weight[first * items..outputs.min(first + group) * items];
-        let rows = pack(rows, items, inputs, ROWS_OF_TILE, of_weights);
-        par::for_each_chunk(ys, PIECE * outputs, tokens * rows.rows * inputs / 8, |i, ys| {
-            let count = ys.len() / outputs;
-            let xs = Packed { lines: &xs.lines[i * PIECE * xs.length..][..count * xs.length], rows: count, ..xs };
-            multiply(rows, xs, ys, outputs, first);
-        });
-    }
+    let [turned, sums] = &mut room;
+    let turned = floats(turned, padded * inputs);
+    par::for_each_chunk(turned, panel * inputs, tokens * inputs, |i, to| {
+        let from = &xs[i * panel * inputs..];
+        dispatch_wide(Turn { from: &from[..from.len().min(panel * inputs)], inputs, to });
+    });
+    let turned = &*turned;
+
+    let sums = floats(sums, outputs.div_ceil(group) * group * padded);
+    par::for_each_chunk(sums, group * padded, tokens * outputs * inputs / 8, |i, sums| {
+        let rows = &weight[i * group * items..outputs.min((i + 1) * group) * items];
+        let mut room = WEIGHTS.take();
+        dispatch_wide(Multiply { rows, items, inputs, turned, sums, group, of_group: floats(&mut room, GROUP * STRIDE) });
+        WEIGHTS.set(room);
+    });
+    let sums = &*sums;
+
+    par::for_each_chunk(ys, panel * outputs, tokens * outputs, |i, ys| {
+        dispatch_wide(TurnBack { sums, group, padded, first: i * panel, outputs, ys });
+    });
     ROOM.set(room);
 }
 
-/// Tokens of a register tile: rows × tokens sums, the rows and one token fill the registers, 32 with sixteen lanes, else 16.
-struct TokensOfTile;
+/// Of how many of so many `tiles` a group is, at most `most`: as many as let all threads end at once. (Every row has the same bits in any
+/// group, so this may depend on the number of threads.)
+fn group(tiles: usize, most: usize) -> usize {
+    let threads = par::threads();
+    let last_ends = |group: &usize| tiles.div_ceil(*group).div_ceil(threads) * group;
+    (most.div_ceil(2)..=most).rev().min_by_key(last_ends).unwrap_or(most)
+}
 
-impl WideKernel for TokensOfTile {
-    type Output = usize;
+/// A register tile: rows of weights × two vectors of tokens.
+struct Tile {
+    rows: usize,
+    lanes: usize,
+}
+
+/// Sums, two vectors of tokens and a weight fill the registers: 32 with sixteen lanes, else 16.
+const fn rows_of_tile(lanes: usize) -> usize {
+    if lanes > 8 { 8 } else { 6 }
+}
+
+struct Tiling;
+
+impl WideKernel for Tiling {
+    type Output = Tile;
     #[inline(always)]
-    fn run<S: Wide>(self, _: S) -> usize {
-        if S::LANES > 8 { 8 } else { 4 }
+    fn run<S: Wide>(self, _: S) -> Tile {
+        Tile { rows: rows_of_tile(S::LANES), lanes: S::LANES }
     }
 }
 
-/// Packs rows of `items`, each `inputs` numbers, into `room`.
-fn pack<'a, W: Weight>(rows: &[W], items: usize, inputs: usize, width: usize, room: &'a mut Vec<Line>) -> Packed<'a> {
-    let (count, length) = (rows.len() / items, inputs.div_ceil(Line::FLOATS));
-    if room.len() < count * length {
-        room.resize(count * length, Line::zeroed());
-    }
-    let lines = &mut room[..count * length];
-    par::for_each_chunk(lines, width * length, count * inputs, |i, lines| {
-        let rows = &rows[i * width * items..][..lines.len() / length * items];
-        dispatch_wide(Pack { rows, items, inputs, lines });
-    });
-    Packed { lines, rows: count, width, length }
-}
-
-/// Packs one strip.
-struct Pack<'a, W> {
-    rows: &'a [W],
-    /// Of a row.
-    items: usize,
+/// Turns up to two vectors of tokens [tokens, inputs] to [inputs, lanes or twice as many], with zeros for tokens that are not there.
+struct Turn<'a> {
+    from: &'a [f32],
     inputs: usize,
-    lines: &'a mut [Line],
+    to: &'a mut [f32],
 }
 
-impl<W: Weight> WideKernel for Pack<'_, W> {
+impl WideKernel for Turn<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Wide>(self, s: S) {
-        let width = self.rows.len() / self.items;
-        for (r, row) in self.rows.chunks_exact(self.items).enumerate() {
-            for (i, line) in self.lines.iter_mut().skip(r).step_by(width).enumerate() {
-                W::line(s, row, self.inputs, i, line);
+        let (width, inputs) = (self.to.len() / self.inputs, self.inputs);
+        let tokens = self.from.len() / inputs;
+        for first in (0..width).step_by(S::LANES) {
+            let whole = if first + S::LANES <= tokens { inputs / S::LANES * S::LANES } else { 0 };
+            for i in (0..whole).step_by(S::LANES) {
+                s.transpose(&self.from[first * inputs + i..], inputs, &mut self.to[i * width + first..], width);
             }
-        }
-    }
-}
-
-/// Writes the product of packed rows and tokens to `ys` [tokens, outputs], to columns from `first`, one a row.
-fn multiply(rows: Packed<'_>, xs: Packed<'_>, ys: &mut [f32], outputs: usize, first: usize) {
-    for y in ys.chunks_exact_mut(outputs) {
-        y[first..first + rows.rows].fill(0.0);
-    }
-    for line in (0..xs.length).step_by(DEPTH) {
-        let depth = line..xs.length.min(line + DEPTH);
-        for token in (0..xs.rows).step_by(xs.width) {
-            let x = xs.strip(token, depth.clone());
-            let strip = Strip { rows, x, depth: depth.clone(), ys: &mut ys[token * outputs..], outputs, column: first };
-            // Each width is a function of its own, so that its sums have all registers.
-            match xs.width.min(xs.rows - token) {
-                1 => dispatch_wide(Of::<1>(strip)),
-                2 => dispatch_wide(Of::<2>(strip)),
-                3 => dispatch_wide(Of::<3>(strip)),
-                4 => dispatch_wide(Of::<4>(strip)),
-                5 => dispatch_wide(Of::<5>(strip)),
-                6 => dispatch_wide(Of::<6>(strip)),
-                7 => dispatch_wide(Of::<7>(strip)),
-                _ => dispatch_wide(Of::<8>(strip)),
-            }
-        }
-    }
-}
-
-/// All rows of weights times a strip of tokens, over a part of the inputs.
-struct Strip<'a> {
-    rows: Packed<'a>,
-    x: &'a [Line],
-    depth: Range<usize>,
-    /// [tokens, outputs], to whose columns from `column` the products are added.
-    ys: &'a mut [f32],
-    outputs: usize,
-    column: usize,
-}
-
-/// A strip of T tokens.
-struct Of<'a, const T: usize>(Strip<'a>);
-
-impl<const T: usize> WideKernel for Of<'_, T> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Wide>(self, s: S) {
-        let Strip { rows, x, depth, ys, outputs, column } = self.0;
-        let whole = rows.rows / ROWS_OF_TILE * ROWS_OF_TILE;
-        for row in (0..whole).step_by(ROWS_OF_TILE) {
-            let sums = tile::<S, ROWS_OF_TILE, T>(s, rows.strip(row, depth.clone()), x);
-            add(s, sums, &mut ys[column + row..], outputs);
-        }
-        let w = || rows.strip(whole, depth.clone());
-        match rows.rows - whole {
-            1 => add(s, tile::<S, 1, T>(s, w(), x), &mut ys[column + whole..], outputs),
-            2 => add(s, tile::<S, 2, T>(s, w(), x), &mut ys[column + whole..], outputs),
-            _ => {}
-        }
-    }
-}
-
-/// ys [tokens, outputs] += the sums of the lanes.
-#[inline(always)]
-fn add<S: Wide, const R: usize, const T: usize>(s: S, sums: [[S::W; T]; R], ys: &mut [f32], outputs: usize) {
-    for t in 0..T {
-        let y = &mut ys[t * outputs..][..R];
-        for r in 0..R {
-            y[r] += s.sum(sums[r][t]);
-        }
-    }
-}
-
-/// R rows of weights times T tokens. Every product has the sums of its own lanes, in the order of the inputs: its bits depend on nothing
-/// that is computed beside it.
-// `r` and `t` index several arrays at once; zipped iterators would hide the product.
-#[allow(clippy::needless_range_loop)]
-#[inline(always)]
-fn tile<S: Wide, const R: usize, const T: usize>(s: S, rows: &[Line], tokens: &[Line]) -> [[S::W; T]; R] {
-    let mut sums = [[s.zero(); T]; R];
-    for (rows, tokens) in rows.as_chunks::<R>().0.iter().zip(tokens.as_chunks::<T>().0) {
-        for lane in (0..Line::FLOATS).step_by(S::LANES) {
-            let mut w = [s.zero(); R];
-            for r in 0..R {
-                w[r] = s.load(&rows[r].0[lane..]);
-            }
-            for t in 0..T {
-                let x = s.load(&tokens[t].0[lane..]);
-                for r in 0..R {
-                    sums[r][t] = s.fma(w[r], x, sums[r][t]);
+            for i in whole..inputs {
+                for t in first..first + S::LANES {
+                    self.to[i * width + t] = if t < tokens { self.from[t * inputs + i] } else { 0.0 };
                 }
             }
         }
     }
-    sums
+}
+
+/// A group of rows of weights times all tokens.
+struct Multiply<'a, W> {
+    rows: &'a [W],
+    /// Of a row.
+    items: usize,
+    inputs: usize,
+    turned: &'a [f32],
+    /// By panel of tokens: [group, its tokens].
+    sums: &'a mut [f32],
+    group: usize,
+    /// Room for the group's weights.
+    of_group: &'a mut [f32],
+}
+
+impl<W: Weight> WideKernel for Multiply<'_, W> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Wide>(self, s: S) {
+        let Multiply { rows, items, inputs, turned, sums, group, of_group } = self;
+        let of_tile = rows_of_tile(S::LANES);
+        let count = rows.len() / items;
+        // Rows that are not there count nothing.
+        of_group[count * STRIDE..group * STRIDE].fill(0.0);
+        for first in (0..inputs).step_by(DEPTH) {
+            let inputs_here = first..inputs.min(first + DEPTH);
+            for (row, to) in rows.chunks_exact(items).zip(of_group.chunks_exact_mut(STRIDE)) {
+                widen(s, row, inputs, inputs_here.clone(), to);
+            }
+            let panel = 2 * S::LANES;
+            let panels = sums.chunks_mut(panel * group).zip(turned.chunks(panel * inputs));
+            for (sums, turned) in panels {
+                let width = turned.len() / inputs;
+                let tokens = &turned[inputs_here.start * width..inputs_here.end * width];
+                for (weights, sums) in of_group.chunks(of_tile * STRIDE).zip(sums.chunks_mut(of_tile * width)) {
+                    let part = Part { weights, tokens, sums, more: first > 0 };
+                    // Each tile is a function of its own, so that its sums have all registers.
+                    match (S::LANES > 8, width == panel) {
+                        (true, true) => dispatch_wide(Of::<8, 2>(part)),
+                        (true, false) => dispatch_wide(Of::<8, 1>(part)),
+                        (false, true) => dispatch_wide(Of::<6, 2>(part)),
+                        (false, false) => dispatch_wide(Of::<6, 1>(part)),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The inputs `range` of a row as f32.
+#[inline(always)]
+fn widen<S: Wide, W: Weight>(s: S, row: &[W], inputs: usize, range: Range<usize>, to: &mut [f32]) {
+    let lines: &mut [Line] = bytemuck::cast_slice_mut(to);
+    for (i, line) in (range.start / Line::FLOATS..range.end.div_ceil(Line::FLOATS)).zip(lines) {
+        W::line(s, row, inputs, i, line);
+    }
+}
+
+/// R rows of weights [R, `STRIDE`] times V vectors of tokens [inputs, V·lanes].
+struct Part<'a> {
+    weights: &'a [f32],
+    tokens: &'a [f32],
+    /// [R, V·lanes].
+    sums: &'a mut [f32],
+    /// Whether they are added to.
+    more: bool,
+}
+
+struct Of<'a, const R: usize, const V: usize>(Part<'a>);
+
+impl<const R: usize, const V: usize> WideKernel for Of<'_, R, V> {
+    type Output = ();
+    // `r` and `v` index several arrays at once; zipped iterators would hide the product.
+    #[allow(clippy::needless_range_loop)]
+    #[inline(always)]
+    fn run<S: Wide>(self, s: S) {
+        let Part { weights, tokens, sums, more } = self.0;
+        let (weights, _) = weights.as_chunks::<STRIDE>();
+        let weights: &[[f32; STRIDE]; R] = weights.first_chunk().expect("a tile has R rows");
+        let mut tile = [[s.zero(); V]; R];
+        for (i, x) in tokens.chunks_exact(V * S::LANES).enumerate() {
+            let mut vectors = [s.zero(); V];
+            for v in 0..V {
+                vectors[v] = s.load(&x[v * S::LANES..]);
+            }
+            for r in 0..R {
+                let weight = s.splat(weights[r][i]);
+                for v in 0..V {
+                    tile[r][v] = s.fma(weight, vectors[v], tile[r][v]);
+                }
+            }
+        }
+        for r in 0..R {
+            for v in 0..V {
+                let to = &mut sums[(r * V + v) * S::LANES..][..S::LANES];
+                let sum = if more { s.add(s.load(to), tile[r][v]) } else { tile[r][v] };
+                s.store(sum, to);
+            }
+        }
+    }
+}
+
+/// Turns the sums of the tokens of a panel to `ys` [tokens, outputs].
+struct TurnBack<'a> {
+    /// By group and panel: [group, tokens of the panel].
+    sums: &'a [f32],
+    group: usize,
+    padded: usize,
+    /// First token.
+    first: usize,
+    outputs: usize,
+    ys: &'a mut [f32],
+}
+
+impl WideKernel for TurnBack<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Wide>(self, s: S) {
+        let TurnBack { sums, group, padded, first, outputs, ys } = self;
+        let tokens = ys.len() / outputs;
+        let width = (padded - first).min(2 * S::LANES);
+        for (sums, column) in sums.chunks_exact(group * padded).zip((0..outputs).step_by(group)) {
+            let sums = &sums[group * first..][..group * width];
+            let rows = group.min(outputs - column);
+            for t in (0..width).step_by(S::LANES) {
+                let whole = if t + S::LANES <= tokens { rows / S::LANES * S::LANES } else { 0 };
+                for r in (0..whole).step_by(S::LANES) {
+                    s.transpose(&sums[r * width + t..], width, &mut ys[t * outputs + column + r..], outputs);
+                }
+                for r in whole..rows {
+                    for t in t..tokens.min(t + S::LANES) {
+                        ys[t * outputs + column + r] = sums[r * width + t];
+                    }
+                }
+            }
+        }
+    }
 }

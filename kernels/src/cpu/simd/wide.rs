@@ -15,6 +15,7 @@ pub(crate) trait Wide: Copy {
     type W: Copy;
 
     fn zero(self) -> Self::W;
+    fn splat(self, x: f32) -> Self::W;
     fn splat_f16(self, x: f16) -> Self::W;
     /// The first `LANES` elements; panics when there are fewer.
     fn load(self, xs: &[f32]) -> Self::W;
@@ -29,6 +30,8 @@ pub(crate) trait Wide: Copy {
     fn fma(self, a: Self::W, b: Self::W, c: Self::W) -> Self::W;
     /// Sum of the lanes, in an order of its own.
     fn sum(self, v: Self::W) -> f32;
+    /// Writes the rows of a square of `LANES` × `LANES` as columns; the rows of `from` and `to` stand their strides apart.
+    fn transpose(self, from: &[f32], from_stride: usize, to: &mut [f32], to_stride: usize);
     /// Asks for the cache line `ahead` bytes after the first element, be it in `xs` or not.
     fn prefetch<T>(self, xs: &[T], ahead: usize);
 }
@@ -39,7 +42,11 @@ impl<S: Simd> Wide for S {
 
     #[inline(always)]
     fn zero(self) -> S::V {
-        self.splat(0.0)
+        Simd::splat(self, 0.0)
+    }
+    #[inline(always)]
+    fn splat(self, x: f32) -> S::V {
+        Simd::splat(self, x)
     }
     #[inline(always)]
     fn splat_f16(self, x: f16) -> S::V {
@@ -80,6 +87,16 @@ impl<S: Simd> Wide for S {
     #[inline(always)]
     fn sum(self, v: S::V) -> f32 {
         Simd::sum(self, v)
+    }
+    #[inline(always)]
+    fn transpose(self, from: &[f32], from_stride: usize, to: &mut [f32], to_stride: usize) {
+        let mut rows = [Simd::splat(self, 0.0); LANES];
+        for (i, row) in rows.iter_mut().enumerate() {
+            *row = Simd::load(self, &from[i * from_stride..]);
+        }
+        for (i, column) in Simd::transpose(self, rows).into_iter().enumerate() {
+            Simd::store(self, column, &mut to[i * to_stride..]);
+        }
     }
     #[inline(always)]
     fn prefetch<T>(self, xs: &[T], ahead: usize) {
@@ -183,6 +200,11 @@ mod avx512 {
             unsafe { _mm512_setzero_ps() }
         }
         #[inline(always)]
+        fn splat(self, x: f32) -> __m512 {
+            // SAFETY: see above.
+            unsafe { _mm512_set1_ps(x) }
+        }
+        #[inline(always)]
         fn splat_f16(self, x: f16) -> __m512 {
             // SAFETY: see above.
             unsafe { _mm512_cvtph_ps(_mm256_set1_epi16(x.to_bits() as i16)) }
@@ -239,6 +261,43 @@ mod avx512 {
         fn sum(self, v: __m512) -> f32 {
             // SAFETY: see above.
             unsafe { _mm512_reduce_add_ps(v) }
+        }
+        #[inline(always)]
+        fn transpose(self, from: &[f32], from_stride: usize, to: &mut [f32], to_stride: usize) {
+            let mut a = [self.zero(); 16];
+            for i in 0..16 {
+                a[i] = self.load(&from[i * from_stride..]);
+            }
+            let mut b = [self.zero(); 16];
+            // SAFETY: see above.
+            unsafe {
+                // Within each quarter of a vector: squares of four rows.
+                for i in (0..16).step_by(4) {
+                    let (low, high) = (_mm512_unpacklo_ps(a[i], a[i + 1]), _mm512_unpackhi_ps(a[i], a[i + 1]));
+                    let (next_low, next_high) =
+                        (_mm512_unpacklo_ps(a[i + 2], a[i + 3]), _mm512_unpackhi_ps(a[i + 2], a[i + 3]));
+                    let (l, nl) = (_mm512_castps_pd(low), _mm512_castps_pd(next_low));
+                    let (h, nh) = (_mm512_castps_pd(high), _mm512_castps_pd(next_high));
+                    b[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(l, nl));
+                    b[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(l, nl));
+                    b[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(h, nh));
+                    b[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(h, nh));
+                }
+                // Then the quarters: column 4q + j is quarter q of row j of each square.
+                for j in 0..4 {
+                    let even = _mm512_shuffle_f32x4::<0x88>(b[j], b[j + 4]);
+                    let odd = _mm512_shuffle_f32x4::<0xdd>(b[j], b[j + 4]);
+                    let next_even = _mm512_shuffle_f32x4::<0x88>(b[j + 8], b[j + 12]);
+                    let next_odd = _mm512_shuffle_f32x4::<0xdd>(b[j + 8], b[j + 12]);
+                    a[j] = _mm512_shuffle_f32x4::<0x88>(even, next_even);
+                    a[j + 4] = _mm512_shuffle_f32x4::<0x88>(odd, next_odd);
+                    a[j + 8] = _mm512_shuffle_f32x4::<0xdd>(even, next_even);
+                    a[j + 12] = _mm512_shuffle_f32x4::<0xdd>(odd, next_odd);
+                }
+            }
+            for i in 0..16 {
+                self.store(a[i], &mut to[i * to_stride..]);
+            }
         }
         #[inline(always)]
         fn prefetch<T>(self, xs: &[T], ahead: usize) {
