@@ -154,7 +154,7 @@ impl<W: Weight> WideKernel for Multiply<'_, W> {
         for first in (0..inputs).step_by(DEPTH) {
             let inputs_here = first..inputs.min(first + DEPTH);
             for (row, to) in rows.chunks_exact(items).zip(of_group.chunks_exact_mut(STRIDE)) {
-                widen(s, row, inputs, inputs_here.clone(), to);
+                widen(s, row, inputs, inputs_here.clone(), group * items, to);
             }
             let panel = 2 * S::LANES;
             let panels = sums.chunks_mut(panel * group).zip(turned.chunks(panel * inputs));
@@ -176,9 +176,14 @@ impl<W: Weight> WideKernel for Multiply<'_, W> {
     }
 }
 
-/// The inputs `range` of a row as f32.
+/// The inputs `range` of a row as f32. Memory is asked for those that come next: more of the row, or the row `group` items further on.
 #[inline(always)]
-fn widen<S: Wide, W: Weight>(s: S, row: &[W], inputs: usize, range: Range<usize>, to: &mut [f32]) {
+fn widen<S: Wide, W: Weight>(s: S, row: &[W], inputs: usize, range: Range<usize>, group: usize, to: &mut [f32]) {
+    let here = &row[range.start / W::WEIGHTS..range.end.div_ceil(W::WEIGHTS)];
+    let next = if range.end < inputs { here.len() } else { group + here.len() - row.len() };
+    for at in (0..size_of_val(here)).step_by(size_of::<Line>()) {
+        s.prefetch(here, next * size_of::<W>() + at);
+    }
     let lines: &mut [Line] = bytemuck::cast_slice_mut(to);
     for (i, line) in (range.start / Line::FLOATS..range.end.div_ceil(Line::FLOATS)).zip(lines) {
         W::line(s, row, inputs, i, line);
