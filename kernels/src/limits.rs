@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use half::f16;
 
 use crate::{
-    cpu::simd::{Kernel, LANES, Simd, Wide, WideKernel, dispatch, dispatch_wide},
+    cpu::simd::{Kernel, Simd, dispatch, lanes},
     par,
 };
 
@@ -23,13 +23,12 @@ pub fn read_bandwidth() -> f64 {
 pub fn multiply_adds() -> f64 {
     const REPEATS: usize = 1 << 20;
     let mut sums = vec![0.0f32; par::threads() * 8];
-    let (pieces, mut lanes) = (sums.len(), 0);
+    let pieces = sums.len();
     let chains = || {
-        par::for_each_chunk(&mut sums, 1, usize::MAX, |_, sum| sum[0] = dispatch_wide(Chains(REPEATS)));
-        lanes = dispatch_wide(Lanes);
+        par::for_each_chunk(&mut sums, 1, usize::MAX, |_, sum| sum[0] = dispatch(Chains(REPEATS)));
     };
     let seconds = least_time(chains);
-    (pieces * REPEATS * CHAINS * lanes) as f64 / seconds
+    (pieces * REPEATS * CHAINS * lanes()) as f64 / seconds
 }
 
 fn least_time(mut call: impl FnMut()) -> f64 {
@@ -50,9 +49,9 @@ impl Kernel for Sum<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let mut sums = [s.splat(0.0); 8];
-        for block in self.0.chunks_exact(8 * LANES) {
+        for block in self.0.chunks_exact(8 * S::LANES) {
             for (i, sum) in sums.iter_mut().enumerate() {
-                *sum = s.add(*sum, s.load(&block[i * LANES..]));
+                *sum = s.add(*sum, s.load(&block[i * S::LANES..]));
             }
         }
         self.0[0] = s.sum(sums.into_iter().fold(s.splat(0.0), |total, sum| s.add(total, sum))).min(1.0);
@@ -64,13 +63,13 @@ const CHAINS: usize = 12;
 
 struct Chains(usize);
 
-impl WideKernel for Chains {
+impl Kernel for Chains {
     type Output = f32;
     // `i` counts chains.
     #[allow(clippy::needless_range_loop)]
     #[inline(always)]
-    fn run<S: Wide>(self, s: S) -> f32 {
-        let mut sums = [s.zero(); CHAINS];
+    fn run<S: Simd>(self, s: S) -> f32 {
+        let mut sums = [s.splat(0.0); CHAINS];
         let (factor, term) =
             (s.splat_f16(f16::from_f32(0.999)), s.splat_f16(f16::from_f32(std::hint::black_box(0.001))));
         for _ in 0..self.0 {
@@ -78,20 +77,10 @@ impl WideKernel for Chains {
                 sums[i] = s.fma(sums[i], factor, term);
             }
         }
-        let mut total = s.zero();
+        let mut total = s.splat(0.0);
         for i in 0..CHAINS {
             total = s.add(total, sums[i]);
         }
         s.sum(total)
-    }
-}
-
-struct Lanes;
-
-impl WideKernel for Lanes {
-    type Output = usize;
-    #[inline(always)]
-    fn run<S: Wide>(self, _: S) -> usize {
-        S::LANES
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     cpu::{
-        simd::{Kernel, LANES, Simd, dispatch},
+        simd::{Kernel, Simd, dispatch},
         vector,
     },
     par,
@@ -60,7 +60,7 @@ impl<M: Map> Kernel for InPlace<'_, M> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        for x in self.0.chunks_mut(LANES) {
+        for x in self.0.chunks_mut(S::LANES) {
             s.store_some(M::map(s, s.load_some(x)), x);
         }
     }
@@ -82,7 +82,7 @@ impl<M: Map> Kernel for Gated<'_, M> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Gated(_, gate, up, out) = self;
-        for ((gate, up), out) in gate.chunks(LANES).zip(up.chunks(LANES)).zip(out.chunks_mut(LANES)) {
+        for ((gate, up), out) in gate.chunks(S::LANES).zip(up.chunks(S::LANES)).zip(out.chunks_mut(S::LANES)) {
             s.store_some(s.mul(M::map(s, s.load_some(gate)), s.load_some(up)), out);
         }
     }

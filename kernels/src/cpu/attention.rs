@@ -5,15 +5,13 @@ use std::ops::Range;
 use crate::{
     Attention, PAGE,
     cpu::{
-        product::{View, add_product, transpose},
-        simd::{Kernel, LANES, Simd, dispatch},
+        product::{View, add_product, panel, transpose},
+        simd::{Kernel, MOST_LANES, Simd, dispatch, lanes},
         vector::{axpy, dot, exp},
     },
     par,
 };
 
-/// Queries of a tile: they are the columns of its products, two vectors.
-const QUERIES: usize = 2 * LANES;
 /// Fewer queries than this go one by one: a tile would be mostly empty.
 const FEW: usize = 4;
 
@@ -30,9 +28,11 @@ pub(crate) fn forward(
     let window = attention.window.map_or(usize::MAX, |window| window + attention.sinks);
     let seen = (first_position + tokens / 2 + 1).min(window);
     let work = (q.len() + y.len()) * seen;
-    // Pieces are tiles of tokens with all heads, or of one token the heads that read the same keys.
+    // Pieces are tiles of tokens with all heads, or of one token the heads that read the same keys. The queries of a tile are the columns
+    // of its products.
     let few = tokens < FEW;
-    let of_piece = if few { heads / kv_heads } else { QUERIES * heads };
+    let queries = 2 * lanes();
+    let of_piece = if few { heads / kv_heads } else { queries * heads };
     let mut entropy_bits = entropy_bits.map(|bits| bits.chunks_mut(of_piece));
     let pieces: Vec<_> = q
         .chunks(of_piece * head_dim)
@@ -40,12 +40,13 @@ pub(crate) fn forward(
         .enumerate()
         .map(|(i, (q, y))| (i, q, y, entropy_bits.as_mut().and_then(Iterator::next)))
         .collect();
-    par::for_each(pieces.into_iter(), work, |(i, q, y, entropy_bits)| {
+    // The last tile sees most and takes longest: it begins first.
+    par::for_each(pieces.into_iter().rev(), work, |(i, q, y, entropy_bits)| {
         if few {
             let (position, kv_head) = (first_position + i / kv_heads, i % kv_heads);
             dispatch(Single { attention, kv_head, q, position, y, entropy_bits });
         } else {
-            dispatch(Tile { attention, q, first: first_position + i * QUERIES, y, entropy_bits });
+            dispatch(Tile { attention, q, first: first_position + i * queries, y, entropy_bits });
         }
     });
 }
@@ -131,9 +132,9 @@ impl Kernel for Row<'_> {
 fn soften<S: Simd>(s: S, logits: &mut [f32]) -> Moments {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let (mut sum, mut inner) = (s.splat(0.0), s.splat(0.0));
-    for logits in logits.chunks_mut(LANES) {
+    for logits in logits.chunks_mut(S::LANES) {
         // Lanes beyond the last logit: −∞.
-        let mut lanes = [f32::NEG_INFINITY; LANES];
+        let mut lanes = [f32::NEG_INFINITY; MOST_LANES];
         lanes[..logits.len()].copy_from_slice(logits);
         let (weight, product) = weigh(s, s.sub(s.load(&lanes), s.splat(max)));
         s.store_some(weight, logits);
@@ -184,16 +185,19 @@ impl Kernel for Single<'_> {
     }
 }
 
+/// Keys that go together.
+const KEYS: usize = 8;
+
 /// out_i = scale · q·k_i, eight keys at a time, whose sums are added up together.
 #[inline(always)]
 fn dots<S: Simd>(s: S, q: &[f32], keys: View, scale: f32, out: &mut [f32]) {
-    let whole = q.len() / LANES * LANES;
-    for (block, out) in out.chunks_mut(LANES).enumerate() {
+    let whole = q.len() / S::LANES * S::LANES;
+    for (block, out) in out.chunks_mut(KEYS).enumerate() {
         // Beyond the last key it is read again, and left out.
-        let key: [&[f32]; LANES] =
-            std::array::from_fn(|i| &keys.data[(block * LANES + i.min(out.len() - 1)) * keys.stride..][..q.len()]);
-        let mut sums = [s.splat(0.0); LANES];
-        for d in (0..whole).step_by(LANES) {
+        let key: [&[f32]; KEYS] =
+            std::array::from_fn(|i| &keys.data[(block * KEYS + i.min(out.len() - 1)) * keys.stride..][..q.len()]);
+        let mut sums = [s.splat(0.0); KEYS];
+        for d in (0..whole).step_by(S::LANES) {
             let q = s.load(&q[d..]);
             for (sum, key) in sums.iter_mut().zip(&key) {
                 *sum = s.fma(q, s.load(&key[d..]), *sum);
@@ -205,9 +209,7 @@ fn dots<S: Simd>(s: S, q: &[f32], keys: View, scale: f32, out: &mut [f32]) {
                 *sum = s.fma(q, s.load_some(&key[whole..]), *sum);
             }
         }
-        let [a, b, c, d, e, f, g, h] = s.transpose(sums);
-        let total = s.add(s.add(s.add(a, e), s.add(c, g)), s.add(s.add(b, f), s.add(d, h)));
-        s.store_some(s.mul(total, s.splat(scale)), out);
+        out.iter_mut().zip(s.sums(sums)).for_each(|(out, sum)| *out = scale * sum);
     }
 }
 
@@ -215,13 +217,13 @@ fn dots<S: Simd>(s: S, q: &[f32], keys: View, scale: f32, out: &mut [f32]) {
 #[inline(always)]
 fn add_weighted<S: Simd>(s: S, weights: &[f32], values: View, y: &mut [f32]) {
     let mut at = 0;
-    while y.len() - at >= 4 * LANES {
+    while y.len() - at >= 4 * S::LANES {
         add_columns::<S, 4>(s, weights, values, at, y);
-        at += 4 * LANES;
+        at += 4 * S::LANES;
     }
-    while y.len() - at >= LANES {
+    while y.len() - at >= S::LANES {
         add_columns::<S, 1>(s, weights, values, at, y);
-        at += LANES;
+        at += S::LANES;
     }
     if at < y.len() {
         let y = &mut y[at..];
@@ -234,8 +236,8 @@ fn add_weighted<S: Simd>(s: S, weights: &[f32], values: View, y: &mut [f32]) {
 /// [`add_weighted`] for N vectors of y. Even and odd positions have sums of their own, so that more multiply-adds overlap.
 #[inline(always)]
 fn add_columns<S: Simd, const N: usize>(s: S, weights: &[f32], values: View, at: usize, y: &mut [f32]) {
-    let y = &mut y[at..][..N * LANES];
-    let mut sums: [[S::V; N]; 2] = [std::array::from_fn(|j| s.load(&y[j * LANES..])), [s.splat(0.0); N]];
+    let y = &mut y[at..][..N * S::LANES];
+    let mut sums: [[S::V; N]; 2] = [std::array::from_fn(|j| s.load(&y[j * S::LANES..])), [s.splat(0.0); N]];
     let (pairs, last) = weights.as_chunks::<2>();
     for (i, pair) in pairs.iter().enumerate() {
         for (sums, (i, weight)) in sums.iter_mut().zip([(2 * i, pair[0]), (2 * i + 1, pair[1])]) {
@@ -247,20 +249,20 @@ fn add_columns<S: Simd, const N: usize>(s: S, weights: &[f32], values: View, at:
     }
     let [even, odd] = sums;
     for (j, (even, odd)) in even.into_iter().zip(odd).enumerate() {
-        s.store(s.add(even, odd), &mut y[j * LANES..]);
+        s.store(s.add(even, odd), &mut y[j * S::LANES..]);
     }
 }
 
 /// sums += weight · value.
 #[inline(always)]
 fn add_row<S: Simd, const N: usize>(s: S, weight: f32, value: &[f32], sums: &mut [S::V; N]) {
-    let (weight, value) = (s.splat(weight), &value[..N * LANES]);
+    let (weight, value) = (s.splat(weight), &value[..N * S::LANES]);
     for (j, sum) in sums.iter_mut().enumerate() {
-        *sum = s.fma(weight, s.load(&value[j * LANES..]), *sum);
+        *sum = s.fma(weight, s.load(&value[j * S::LANES..]), *sum);
     }
 }
 
-/// Up to 16 queries, all heads.
+/// Up to two vectors of queries, all heads.
 struct Tile<'a> {
     attention: &'a Attention<'a>,
     /// [queries, H, head_dim]
@@ -280,48 +282,49 @@ impl Kernel for Tile<'_> {
         let Tile { attention, q, first, y, mut entropy_bits } = self;
         let Attention { heads, head_dim, value_dim, scale, .. } = *attention;
         let (width, value_width) = (heads * head_dim, heads * value_dim);
-        let queries = q.len() / width;
+        let (queries, panel) = (q.len() / width, panel::<S>());
         // Positions that any query of the tile sees: sinks, and a window of all. Each has a row of weights, in that order.
         let (start, end) = (attention.first_seen(first), first + queries);
         let sunk = attention.sunk(start);
-        let mut columns = vec![0.0; head_dim * QUERIES];
-        let mut weights = vec![0.0; (sunk + end - start) * QUERIES];
+        let mut columns = vec![0.0; head_dim * panel];
+        let mut weights = vec![0.0; (sunk + end - start) * panel];
         let pages = by_page(0..sunk, 0).chain(by_page(start..end, sunk));
         y.fill(0.0);
         for head in 0..heads {
             let kv_head = attention.kv_head(head);
 
             // Logits [position, query].
-            transpose(q.chunks_exact(width).map(|q| &q[head * head_dim..][..head_dim]), &mut columns, QUERIES);
+            let of_head = View { data: &q[head * head_dim..], stride: width };
+            transpose(s, of_head, (queries, head_dim), &mut columns, panel);
             columns.iter_mut().for_each(|q| *q *= scale);
             weights.fill(0.0);
             for (page, at, row, length) in pages.clone() {
                 let keys = vectors(attention, attention.keys[page], kv_head, head_dim, at);
-                let logits = &mut weights[row * QUERIES..];
+                let logits = &mut weights[row * panel..];
                 add_product::<S, false>(
                     s,
                     keys,
-                    View { data: &columns, stride: QUERIES },
-                    (length, QUERIES, head_dim),
+                    View { data: &columns, stride: panel },
+                    (length, panel, head_dim),
                     logits,
-                    QUERIES,
+                    panel,
                 );
             }
             // Query i sees the positions up to first + i, and before its window only sinks.
             for i in 0..queries {
                 let before = start.max(attention.sinks)..attention.first_seen(first + i);
                 for unseen in before.chain(first + i + 1..end) {
-                    weights[(sunk + unseen - start) * QUERIES + i] = f32::NEG_INFINITY;
+                    weights[(sunk + unseen - start) * panel + i] = f32::NEG_INFINITY;
                 }
             }
 
             let mut max = [s.splat(f32::NEG_INFINITY); 2];
-            for logits in weights.chunks_exact(QUERIES) {
-                max = [s.max(max[0], s.load(logits)), s.max(max[1], s.load(&logits[LANES..]))];
+            for logits in weights.chunks_exact(panel) {
+                max = [s.max(max[0], s.load(logits)), s.max(max[1], s.load(&logits[S::LANES..]))];
             }
             let (mut sums, mut inner) = ([s.splat(0.0); 2], [s.splat(0.0); 2]);
-            for logits in weights.chunks_exact_mut(QUERIES) {
-                for (half, logits) in logits.chunks_exact_mut(LANES).enumerate() {
+            for logits in weights.chunks_exact_mut(panel) {
+                for (half, logits) in logits.chunks_exact_mut(S::LANES).enumerate() {
                     let (weight, product) = weigh(s, s.sub(s.load(logits), max[half]));
                     s.store(weight, logits);
                     (sums[half], inner[half]) = (s.add(sums[half], weight), s.add(inner[half], product));
@@ -330,17 +333,11 @@ impl Kernel for Tile<'_> {
 
             let y = &mut y[head * value_dim..];
             for (page, at, row, length) in pages.clone() {
-                let weights = View { data: &weights[row * QUERIES..], stride: QUERIES };
+                let weights = View { data: &weights[row * panel..], stride: panel };
                 let values = vectors(attention, attention.values[page], kv_head, value_dim, at);
                 add_product::<S, true>(s, weights, values, (queries, value_dim, length), y, value_width);
             }
-            let lanes = |halves: [S::V; 2]| {
-                let mut lanes = [0.0; QUERIES];
-                s.store(halves[0], &mut lanes);
-                s.store(halves[1], &mut lanes[LANES..]);
-                lanes
-            };
-            let (sums, inner) = (lanes(sums), lanes(inner));
+            let (sums, inner) = (lanes_of(s, sums), lanes_of(s, inner));
             for i in 0..queries {
                 y[i * value_width..][..value_dim].iter_mut().for_each(|y| *y /= sums[i]);
                 if let Some(bits) = &mut entropy_bits {
@@ -349,4 +346,13 @@ impl Kernel for Tile<'_> {
             }
         }
     }
+}
+
+/// The lanes of two vectors.
+#[inline(always)]
+fn lanes_of<S: Simd>(s: S, [first, second]: [S::V; 2]) -> [f32; 2 * MOST_LANES] {
+    let mut lanes = [0.0; 2 * MOST_LANES];
+    s.store(first, &mut lanes);
+    s.store(second, &mut lanes[S::LANES..]);
+    lanes
 }

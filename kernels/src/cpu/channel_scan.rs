@@ -3,7 +3,7 @@
 use crate::{
     ChannelScan,
     cpu::{
-        simd::{Kernel, LANES, Simd, dispatch},
+        simd::{Kernel, Simd, dispatch},
         vector::exp,
     },
 };
@@ -27,8 +27,8 @@ impl Kernel for Scan<'_> {
         let Scan { scan, state, mut y } = self;
         let channels = scan.channels;
         for start in (0..scan.x.len()).step_by(channels) {
-            for (i, h) in state.chunks_mut(LANES).enumerate() {
-                let at = start + i * LANES..start + i * LANES + h.len();
+            for (i, h) in state.chunks_mut(S::LANES).enumerate() {
+                let at = start + i * S::LANES..start + i * S::LANES + h.len();
                 let (before, x) = (s.load_some(h), s.load_some(&scan.x[at.clone()]));
                 let decay = exp(s, s.load_some(&scan.log_decay[at.clone()]));
                 let next = s.fma(decay, before, s.mul(s.load_some(&scan.input[at.clone()]), x));

@@ -1,7 +1,7 @@
 //! CPU twin of [`crate::conv`].
 
 use crate::{
-    cpu::simd::{Kernel, LANES, Simd, dispatch},
+    cpu::simd::{Kernel, MOST_LANES, Simd, dispatch},
     par,
 };
 
@@ -40,25 +40,28 @@ impl Kernel for Conv<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Conv { xs, weight, bias, history, out, channels, taps, first } = self;
-        // Eight channels and up to eight of their taps at a time: [K, C] is what the products need.
-        for c in (0..channels).step_by(LANES) {
-            let width = LANES.min(channels - c);
+        // A vector of channels and up to as many of their taps at a time: [K, C] is what the products need.
+        for c in (0..channels).step_by(S::LANES) {
+            let width = S::LANES.min(channels - c);
             let bias = bias.map_or(s.splat(0.0), |bias| s.load_some(&bias[c..c + width]));
-            for from in (0..taps).step_by(LANES) {
-                let count = LANES.min(taps - from);
-                let mut square = [s.splat(0.0); LANES];
-                for r in 0..width {
-                    // What follows the taps of a channel is loaded with them and not used.
-                    square[r] = s.load_some(&weight[(c + r) * taps + from..]);
+            for from in (0..taps).step_by(S::LANES) {
+                let count = S::LANES.min(taps - from);
+                let (rows, mut square) = (&weight[c * taps + from..], [0.0; MOST_LANES * MOST_LANES]);
+                if width == S::LANES && rows.len() >= (width - 1) * taps + width {
+                    // What follows the taps of a channel is turned with them and not used.
+                    s.transpose(rows, taps, &mut square, S::LANES);
+                } else {
+                    for (r, j) in (0..width).flat_map(|r| (0..count).map(move |j| (r, j))) {
+                        square[j * S::LANES + r] = rows[r * taps + j];
+                    }
                 }
-                let w = s.transpose(square);
                 for (t, out) in out.chunks_exact_mut(channels).enumerate() {
                     let out = &mut out[c..];
                     let mut sum = match from {
                         0 => bias,
                         _ => s.load_some(&out[..width]),
                     };
-                    for (j, w) in w.iter().enumerate().take(count) {
+                    for (j, w) in square.chunks_exact(S::LANES).enumerate().take(count) {
                         // Row t + j of (history, xs).
                         let at = (first + t + from + j) * channels + c;
                         let x = match at.checked_sub(history.len()) {
@@ -66,7 +69,7 @@ impl Kernel for Conv<'_> {
                             None => &history[at..],
                         };
                         // Likewise the channels that follow.
-                        sum = s.fma(s.load_some(x), *w, sum);
+                        sum = s.fma(s.load_some(x), s.load(w), sum);
                     }
                     s.store_some(sum, &mut out[..width]);
                 }

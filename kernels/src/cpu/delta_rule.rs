@@ -9,7 +9,7 @@ use crate::{
     DeltaRule,
     cpu::{
         heads,
-        simd::{Kernel, LANES, Simd, dispatch},
+        simd::{Kernel, Simd, UNIT, dispatch},
     },
 };
 
@@ -23,7 +23,7 @@ pub(crate) fn run(rule: &DeltaRule, state: &mut [f32], y: Option<&mut [f32]>) {
     if rule.tokens() == 0 {
         return;
     }
-    let work = 4 * rule.v.len() * key_dim.div_ceil(LANES);
+    let work = 4 * rule.v.len() * key_dim.div_ceil(UNIT);
     heads::for_each(heads, head_dim, state, y, work, |head, state, y| dispatch(Head { rule, head, state, y }));
 }
 
@@ -92,10 +92,10 @@ fn advance<S: Simd, const R: usize>(s: S, mut state: &mut [f32], v: &[f32; R], t
     let n = token.k.len();
     let mut rows: [&mut [f32]; R] = std::array::from_fn(|_| state.split_off_mut(..n).unwrap_or_default());
     // Whole vectors apart from the last: of those the compiler knows the length.
-    let (whole, zero) = (n - n % LANES, [s.splat(0.0); R]);
+    let (whole, zero) = (n - n % S::LANES, [s.splat(0.0); R]);
     let mut sums = zero;
-    for at in (0..whole).step_by(LANES) {
-        predict(s, &rows, token, at..at + LANES, &mut sums);
+    for at in (0..whole).step_by(S::LANES) {
+        predict(s, &rows, token, at..at + S::LANES, &mut sums);
     }
     if whole < n {
         predict(s, &rows, token, whole..n, &mut sums);
@@ -104,8 +104,8 @@ fn advance<S: Simd, const R: usize>(s: S, mut state: &mut [f32], v: &[f32; R], t
     let Token { decay, beta, .. } = *token;
     let writes = std::array::from_fn(|r| s.splat(beta * (v[r] - decay * s.sum(sums[r]))));
     let mut sums = zero;
-    for at in (0..whole).step_by(LANES) {
-        correct(s, &mut rows, token, at..at + LANES, &writes, &mut sums);
+    for at in (0..whole).step_by(S::LANES) {
+        correct(s, &mut rows, token, at..at + S::LANES, &writes, &mut sums);
     }
     if whole < n {
         correct(s, &mut rows, token, whole..n, &writes, &mut sums);

@@ -8,9 +8,12 @@ use std::{cell::Cell, ops::Range};
 
 use bytemuck::Zeroable;
 
-use super::linear::{Line, Weight};
+use super::{
+    linear::{Line, Weight},
+    product::{View, transpose},
+};
 use crate::{
-    cpu::simd::{Wide, WideKernel, dispatch_wide},
+    cpu::simd::{Kernel, Simd, dispatch, lanes},
     par,
 };
 
@@ -44,7 +47,8 @@ pub(super) fn gemm<W: Weight>(weight: &[W], inputs: usize, xs: &[f32], ys: &mut 
     }
     let items = inputs.div_ceil(W::WEIGHTS);
     let (outputs, tokens) = (weight.len() / items, xs.len() / inputs);
-    let Tile { rows: of_tile, lanes } = dispatch_wide(Tiling);
+    let lanes = lanes();
+    let of_tile = rows_of_tile(lanes);
     let (panel, padded) = (2 * lanes, tokens.next_multiple_of(lanes));
     let group = group(outputs.div_ceil(of_tile), GROUP / of_tile) * of_tile;
 
@@ -53,7 +57,7 @@ pub(super) fn gemm<W: Weight>(weight: &[W], inputs: usize, xs: &[f32], ys: &mut 
     let turned = floats(turned, padded * inputs);
     par::for_each_chunk(turned, panel * inputs, tokens * inputs, |i, to| {
         let from = &xs[i * panel * inputs..];
-        dispatch_wide(Turn { from: &from[..from.len().min(panel * inputs)], inputs, to });
+        dispatch(Turn { from: &from[..from.len().min(panel * inputs)], inputs, to });
     });
     let turned = &*turned;
 
@@ -61,13 +65,13 @@ pub(super) fn gemm<W: Weight>(weight: &[W], inputs: usize, xs: &[f32], ys: &mut 
     par::for_each_chunk(sums, group * padded, tokens * outputs * inputs / 8, |i, sums| {
         let rows = &weight[i * group * items..outputs.min((i + 1) * group) * items];
         let mut room = WEIGHTS.take();
-        dispatch_wide(Multiply { rows, items, inputs, turned, sums, group, of_group: floats(&mut room, GROUP * STRIDE) });
+        dispatch(Multiply { rows, items, inputs, turned, sums, group, of_group: floats(&mut room, GROUP * STRIDE) });
         WEIGHTS.set(room);
     });
     let sums = &*sums;
 
     par::for_each_chunk(ys, panel * outputs, tokens * outputs, |i, ys| {
-        dispatch_wide(TurnBack { sums, group, padded, first: i * panel, outputs, ys });
+        dispatch(TurnBack { sums, group, padded, first: i * panel, outputs, ys });
     });
     ROOM.set(room);
 }
@@ -80,25 +84,9 @@ fn group(tiles: usize, most: usize) -> usize {
     (most.div_ceil(2)..=most).rev().min_by_key(last_ends).unwrap_or(most)
 }
 
-/// A register tile: rows of weights × two vectors of tokens.
-struct Tile {
-    rows: usize,
-    lanes: usize,
-}
-
-/// Sums, two vectors of tokens and a weight fill the registers: 32 with sixteen lanes, else 16.
+/// Rows of weights of a register tile: sums, two vectors of tokens and a weight fill the registers: 32 with sixteen lanes, else 16.
 const fn rows_of_tile(lanes: usize) -> usize {
     if lanes > 8 { 8 } else { 6 }
-}
-
-struct Tiling;
-
-impl WideKernel for Tiling {
-    type Output = Tile;
-    #[inline(always)]
-    fn run<S: Wide>(self, _: S) -> Tile {
-        Tile { rows: rows_of_tile(S::LANES), lanes: S::LANES }
-    }
 }
 
 /// Turns up to two vectors of tokens [tokens, inputs] to [inputs, lanes or twice as many], with zeros for tokens that are not there.
@@ -108,23 +96,18 @@ struct Turn<'a> {
     to: &'a mut [f32],
 }
 
-impl WideKernel for Turn<'_> {
+impl Kernel for Turn<'_> {
     type Output = ();
     #[inline(always)]
-    fn run<S: Wide>(self, s: S) {
+    fn run<S: Simd>(self, s: S) {
         let (width, inputs) = (self.to.len() / self.inputs, self.inputs);
         let tokens = self.from.len() / inputs;
-        for first in (0..width).step_by(S::LANES) {
-            let whole = if first + S::LANES <= tokens { inputs / S::LANES * S::LANES } else { 0 };
-            for i in (0..whole).step_by(S::LANES) {
-                s.transpose(&self.from[first * inputs + i..], inputs, &mut self.to[i * width + first..], width);
-            }
-            for i in whole..inputs {
-                for t in first..first + S::LANES {
-                    self.to[i * width + t] = if t < tokens { self.from[t * inputs + i] } else { 0.0 };
-                }
+        if tokens < width {
+            for to in self.to.chunks_exact_mut(width) {
+                to[tokens..].fill(0.0);
             }
         }
+        transpose(s, View { data: self.from, stride: inputs }, (tokens, inputs), self.to, width);
     }
 }
 
@@ -142,10 +125,10 @@ struct Multiply<'a, W> {
     of_group: &'a mut [f32],
 }
 
-impl<W: Weight> WideKernel for Multiply<'_, W> {
+impl<W: Weight> Kernel for Multiply<'_, W> {
     type Output = ();
     #[inline(always)]
-    fn run<S: Wide>(self, s: S) {
+    fn run<S: Simd>(self, s: S) {
         let Multiply { rows, items, inputs, turned, sums, group, of_group } = self;
         let of_tile = rows_of_tile(S::LANES);
         let count = rows.len() / items;
@@ -165,10 +148,10 @@ impl<W: Weight> WideKernel for Multiply<'_, W> {
                     let part = Part { weights, tokens, sums, more: first > 0 };
                     // Each tile is a function of its own, so that its sums have all registers.
                     match (S::LANES > 8, width == panel) {
-                        (true, true) => dispatch_wide(Of::<8, 2>(part)),
-                        (true, false) => dispatch_wide(Of::<8, 1>(part)),
-                        (false, true) => dispatch_wide(Of::<6, 2>(part)),
-                        (false, false) => dispatch_wide(Of::<6, 1>(part)),
+                        (true, true) => dispatch(Of::<8, 2>(part)),
+                        (true, false) => dispatch(Of::<8, 1>(part)),
+                        (false, true) => dispatch(Of::<6, 2>(part)),
+                        (false, false) => dispatch(Of::<6, 1>(part)),
                     }
                 }
             }
@@ -178,7 +161,7 @@ impl<W: Weight> WideKernel for Multiply<'_, W> {
 
 /// The inputs `range` of a row as f32. Memory is asked for those that come next: more of the row, or the row `group` items further on.
 #[inline(always)]
-fn widen<S: Wide, W: Weight>(s: S, row: &[W], inputs: usize, range: Range<usize>, group: usize, to: &mut [f32]) {
+fn widen<S: Simd, W: Weight>(s: S, row: &[W], inputs: usize, range: Range<usize>, group: usize, to: &mut [f32]) {
     let here = &row[range.start / W::WEIGHTS..range.end.div_ceil(W::WEIGHTS)];
     let next = if range.end < inputs { here.len() } else { group + here.len() - row.len() };
     for at in (0..size_of_val(here)).step_by(size_of::<Line>()) {
@@ -202,18 +185,18 @@ struct Part<'a> {
 
 struct Of<'a, const R: usize, const V: usize>(Part<'a>);
 
-impl<const R: usize, const V: usize> WideKernel for Of<'_, R, V> {
+impl<const R: usize, const V: usize> Kernel for Of<'_, R, V> {
     type Output = ();
     // `r` and `v` index several arrays at once; zipped iterators would hide the product.
     #[allow(clippy::needless_range_loop)]
     #[inline(always)]
-    fn run<S: Wide>(self, s: S) {
+    fn run<S: Simd>(self, s: S) {
         let Part { weights, tokens, sums, more } = self.0;
         let (weights, _) = weights.as_chunks::<STRIDE>();
         let weights: &[[f32; STRIDE]; R] = weights.first_chunk().expect("a tile has R rows");
-        let mut tile = [[s.zero(); V]; R];
+        let mut tile = [[s.splat(0.0); V]; R];
         for (i, x) in tokens.chunks_exact(V * S::LANES).enumerate() {
-            let mut vectors = [s.zero(); V];
+            let mut vectors = [s.splat(0.0); V];
             for v in 0..V {
                 vectors[v] = s.load(&x[v * S::LANES..]);
             }
@@ -246,27 +229,17 @@ struct TurnBack<'a> {
     ys: &'a mut [f32],
 }
 
-impl WideKernel for TurnBack<'_> {
+impl Kernel for TurnBack<'_> {
     type Output = ();
     #[inline(always)]
-    fn run<S: Wide>(self, s: S) {
+    fn run<S: Simd>(self, s: S) {
         let TurnBack { sums, group, padded, first, outputs, ys } = self;
         let tokens = ys.len() / outputs;
         let width = (padded - first).min(2 * S::LANES);
         for (sums, column) in sums.chunks_exact(group * padded).zip((0..outputs).step_by(group)) {
             let sums = &sums[group * first..][..group * width];
             let rows = group.min(outputs - column);
-            for t in (0..width).step_by(S::LANES) {
-                let whole = if t + S::LANES <= tokens { rows / S::LANES * S::LANES } else { 0 };
-                for r in (0..whole).step_by(S::LANES) {
-                    s.transpose(&sums[r * width + t..], width, &mut ys[t * outputs + column + r..], outputs);
-                }
-                for r in whole..rows {
-                    for t in t..tokens.min(t + S::LANES) {
-                        ys[t * outputs + column + r] = sums[r * width + t];
-                    }
-                }
-            }
+            transpose(s, View { data: sums, stride: width }, (rows, tokens), &mut ys[column..], outputs);
         }
     }
 }

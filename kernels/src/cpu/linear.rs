@@ -7,7 +7,7 @@ use crate::{
     Matrix, Q8Block, Values,
     cpu::{
         gemm,
-        simd::{Wide, WideKernel, dispatch_wide},
+        simd::{Kernel, Simd, dispatch},
     },
     par,
 };
@@ -27,21 +27,21 @@ pub(super) trait Weight: Copy + Sync {
     const WEIGHTS: usize;
 
     /// R rows times x at once: their sums are independent, which hides the latency of the multiply-adds, and x is loaded once for all.
-    fn dot_rows<S: Wide, const R: usize>(s: S, rows: [&[Self]; R], x: &[f32]) -> [f32; R];
+    fn dot_rows<S: Simd, const R: usize>(s: S, rows: [&[Self]; R], x: &[f32]) -> [f32; R];
 
     /// Line `i` of a row as f32: its inputs from 16 i on, zeros beyond the last.
-    fn line<S: Wide>(s: S, row: &[Self], inputs: usize, i: usize, out: &mut Line);
+    fn line<S: Simd>(s: S, row: &[Self], inputs: usize, i: usize, out: &mut Line);
 }
 
 /// A weight that is stored as a number of its own.
 pub(super) trait Number: Copy + Sync {
-    fn load<S: Wide>(s: S, xs: &[Self]) -> S::W;
+    fn load<S: Simd>(s: S, xs: &[Self]) -> S::V;
     fn to_f32(self) -> f32;
 }
 
 impl Number for f32 {
     #[inline(always)]
-    fn load<S: Wide>(s: S, xs: &[f32]) -> S::W {
+    fn load<S: Simd>(s: S, xs: &[f32]) -> S::V {
         s.load(xs)
     }
     #[inline(always)]
@@ -52,7 +52,7 @@ impl Number for f32 {
 
 impl Number for bf16 {
     #[inline(always)]
-    fn load<S: Wide>(s: S, xs: &[bf16]) -> S::W {
+    fn load<S: Simd>(s: S, xs: &[bf16]) -> S::V {
         s.load_bf16(xs)
     }
     #[inline(always)]
@@ -63,7 +63,7 @@ impl Number for bf16 {
 
 impl Number for f16 {
     #[inline(always)]
-    fn load<S: Wide>(s: S, xs: &[f16]) -> S::W {
+    fn load<S: Simd>(s: S, xs: &[f16]) -> S::V {
         s.load_f16(xs)
     }
     #[inline(always)]
@@ -76,10 +76,10 @@ impl<N: Number> Weight for N {
     const WEIGHTS: usize = 1;
 
     #[inline(always)]
-    fn dot_rows<S: Wide, const R: usize>(s: S, rows: [&[N]; R], x: &[f32]) -> [f32; R] {
+    fn dot_rows<S: Simd, const R: usize>(s: S, rows: [&[N]; R], x: &[f32]) -> [f32; R] {
         let (n, body) = (x.len(), x.len() - x.len() % (2 * S::LANES));
         let rows = rows.map(|r| &r[..n]);
-        let mut sums = [[s.zero(); 2]; R];
+        let mut sums = [[s.splat(0.0); 2]; R];
         let mut i = 0;
         while i < body {
             let x = [s.load(&x[i..]), s.load(&x[i + S::LANES..])];
@@ -104,7 +104,7 @@ impl<N: Number> Weight for N {
     }
 
     #[inline(always)]
-    fn line<S: Wide>(s: S, row: &[N], inputs: usize, i: usize, Line(out): &mut Line) {
+    fn line<S: Simd>(s: S, row: &[N], inputs: usize, i: usize, Line(out): &mut Line) {
         let row = &row[i * Line::FLOATS..inputs];
         if row.len() >= Line::FLOATS {
             for lane in (0..Line::FLOATS).step_by(S::LANES) {
@@ -123,7 +123,7 @@ const AHEAD: usize = 2048;
 
 /// sum + scale · Σ quants · x.
 #[inline(always)]
-fn add_block<S: Wide>(s: S, block: &Q8Block, x: &[f32; Q8Block::WEIGHTS], sum: S::W) -> S::W {
+fn add_block<S: Simd>(s: S, block: &Q8Block, x: &[f32; Q8Block::WEIGHTS], sum: S::V) -> S::V {
     let q = &block.quants;
     let mut products = s.mul(s.load_i8(q), s.load(x));
     for j in (S::LANES..Q8Block::WEIGHTS).step_by(S::LANES) {
@@ -137,8 +137,8 @@ impl Weight for Q8Block {
 
     /// The quants of a block times x are summed before the scale comes in.
     #[inline(always)]
-    fn dot_rows<S: Wide, const R: usize>(s: S, rows: [&[Q8Block]; R], x: &[f32]) -> [f32; R] {
-        let mut sums = [s.zero(); R];
+    fn dot_rows<S: Simd, const R: usize>(s: S, rows: [&[Q8Block]; R], x: &[f32]) -> [f32; R] {
+        let mut sums = [s.splat(0.0); R];
         let (whole, rest) = x.as_chunks::<{ Q8Block::WEIGHTS }>();
         for (i, x) in whole.iter().enumerate() {
             for r in 0..R {
@@ -162,7 +162,7 @@ impl Weight for Q8Block {
 
     /// The last block ends in zeros of its own.
     #[inline(always)]
-    fn line<S: Wide>(s: S, row: &[Q8Block], _: usize, i: usize, Line(out): &mut Line) {
+    fn line<S: Simd>(s: S, row: &[Q8Block], _: usize, i: usize, Line(out): &mut Line) {
         let (block, half) = (&row[i / 2], i % 2 * Line::FLOATS);
         let scale = s.splat_f16(block.scale);
         for lane in (0..Line::FLOATS).step_by(S::LANES) {
@@ -197,7 +197,7 @@ fn gemv_of<W: Weight>(weight: &[W], x: &[f32], y: &mut [f32]) {
     let rows = gemv_rows(y.len(), x.len());
     par::for_each_chunk(y, rows, work, |i, y| {
         let first = i * rows * items;
-        dispatch_wide(Gemv { rows: &weight[first..first + y.len() * items], x, y });
+        dispatch(Gemv { rows: &weight[first..first + y.len() * items], x, y });
     });
 }
 
@@ -207,10 +207,10 @@ struct Gemv<'a, W> {
     y: &'a mut [f32],
 }
 
-impl<W: Weight> WideKernel for Gemv<'_, W> {
+impl<W: Weight> Kernel for Gemv<'_, W> {
     type Output = ();
     #[inline(always)]
-    fn run<S: Wide>(self, s: S) {
+    fn run<S: Simd>(self, s: S) {
         let items = self.x.len().div_ceil(W::WEIGHTS);
         if items == 0 {
             return self.y.fill(0.0);

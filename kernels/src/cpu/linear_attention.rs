@@ -9,7 +9,7 @@ use crate::{
     KeyDecay, LinearAttention,
     cpu::{
         heads,
-        simd::{Kernel, LANES, Simd, dispatch},
+        simd::{Kernel, Simd, UNIT, dispatch},
         vector::{dot, exp},
     },
 };
@@ -21,7 +21,7 @@ const ROWS: usize = 4;
 
 pub(crate) fn run(op: &LinearAttention, state: &mut [f32], y: Option<&mut [f32]>) {
     if op.tokens() > 0 {
-        let work = 4 * op.v.len() * op.key_dim.div_ceil(LANES);
+        let work = 4 * op.v.len() * op.key_dim.div_ceil(UNIT);
         heads::for_each(op.heads, op.head_dim, state, y, work, |head, state, y| dispatch(Head { op, head, state, y }));
     }
 }
@@ -97,7 +97,7 @@ fn decays<S: Simd>(s: S, op: &LinearAttention, head: usize) -> (Vec<f32>, usize)
             let mut decays = vec![0.0; op.tokens() * key_dim];
             for (out, row) in decays.chunks_exact_mut(key_dim).zip(log.chunks_exact(heads * key_dim)) {
                 let row = &row[head * key_dim..][..key_dim];
-                for (out, log) in out.chunks_mut(LANES).zip(row.chunks(LANES)) {
+                for (out, log) in out.chunks_mut(S::LANES).zip(row.chunks(S::LANES)) {
                     s.store_some(exp(s, s.load_some(log)), out);
                 }
             }
@@ -142,9 +142,9 @@ fn advance<S: Simd, const R: usize>(s: S, mut state: &mut [f32], v: &[f32; R], t
         *write = s.splat(token.weight * v);
     }
     // Whole vectors apart from the last: of those the compiler knows the length.
-    let (whole, mut sums) = (n - n % LANES, [s.splat(0.0); R]);
-    for at in (0..whole).step_by(LANES) {
-        update(s, &mut rows, token, at..at + LANES, &write, &found, &mut sums);
+    let (whole, mut sums) = (n - n % S::LANES, [s.splat(0.0); R]);
+    for at in (0..whole).step_by(S::LANES) {
+        update(s, &mut rows, token, at..at + S::LANES, &write, &found, &mut sums);
     }
     if whole < n {
         update(s, &mut rows, token, whole..n, &write, &found, &mut sums);

@@ -1,7 +1,7 @@
 //! CPU twin of [`fn@crate::long_conv`].
 
 use crate::{
-    cpu::simd::{Kernel, LANES, Simd, dispatch},
+    cpu::simd::{Kernel, Simd, dispatch},
     par,
 };
 
@@ -34,8 +34,8 @@ impl Kernel for Conv<'_> {
     fn run<S: Simd>(self, s: S) {
         let Conv { xs, taps, channels, first, out } = self;
         for (t, out) in out.chunks_exact_mut(channels).enumerate() {
-            for c in (0..channels).step_by(LANES) {
-                let width = LANES.min(channels - c);
+            for c in (0..channels).step_by(S::LANES) {
+                let width = S::LANES.min(channels - c);
                 let mut sum = s.splat(0.0);
                 for age in 0..(taps.len() / channels).min(first + t + 1) {
                     let (tap, x) = (age * channels + c, (first + t - age) * channels + c);

@@ -9,7 +9,7 @@ use std::ops::Range;
 use crate::{
     Decay, Lowered, Recurrent, Strided, Toeplitz,
     cpu::{
-        simd::{Kernel, LANES, Simd, dispatch},
+        simd::{Kernel, Simd, UNIT, dispatch},
         vector::{axpy, dot, exp},
     },
     par,
@@ -29,13 +29,13 @@ pub(crate) fn rows(lowered: &Lowered, range: Range<usize>, out: &mut [f32]) {
     match lowered {
         Lowered::Recurrent(recurrent) => {
             let drawing = Drawing::new(recurrent, width);
-            let work = out.len() * recurrent.key.width.div_ceil(LANES) / 2;
+            let work = out.len() * recurrent.key.width.div_ceil(UNIT) / 2;
             par::for_each(groups(range, out).into_iter(), work, |(rows, out)| {
                 dispatch(Group { drawing: &drawing, rows, out })
             });
         }
         Lowered::Softmax { attention, query, head } => {
-            let work = out.len() * attention.head_dim.div_ceil(LANES) / 2;
+            let work = out.len() * attention.head_dim.div_ceil(UNIT) / 2;
             par::for_each_chunk(out, width, work, |i, out| {
                 let t = range.start + i;
                 attention.row(query.row(t), *head, t, &mut out[..=t]);
@@ -45,13 +45,13 @@ pub(crate) fn rows(lowered: &Lowered, range: Range<usize>, out: &mut [f32]) {
         Lowered::Product(bands) => {
             // The newest tap first, as each token meets those before it.
             let forward: Vec<Vec<f32>> = bands.iter().map(|band| band.taps.iter().rev().copied().collect()).collect();
-            let work = out.len() * width.div_ceil(LANES) / 2 * bands.len();
+            let work = out.len() * width.div_ceil(UNIT) / 2 * bands.len();
             par::for_each_chunk(out, width, work, |i, out| {
                 dispatch(Product { bands, forward: &forward, row: range.start + i, out });
             });
         }
         Lowered::Toeplitz(band) => {
-            let work = out.len() * band.pre.width.div_ceil(LANES) / 2;
+            let work = out.len() * band.pre.width.div_ceil(UNIT) / 2;
             par::for_each_chunk(out, width, work, |i, out| dispatch(Band { band, row: range.start + i, out }));
         }
     }
@@ -134,7 +134,7 @@ impl Kernel for Apply<'_> {
             for (out, row) in out.iter_mut().zip(rows.chunks_exact(width)) {
                 // One running sum, so that zeros at the end of a row change no bit.
                 let mut sum = s.splat(0.0);
-                for (row, column) in row.chunks(LANES).zip(column.chunks(LANES)) {
+                for (row, column) in row.chunks(S::LANES).zip(column.chunks(S::LANES)) {
                     sum = s.fma(s.load_some(row), s.load_some(column), sum);
                 }
                 *out = s.sum(sum);
@@ -282,7 +282,7 @@ fn decay<S: Simd>(s: S, x: S::V) -> S::V {
 /// `xs` become their decays; e^0 is 1.
 #[inline(always)]
 fn decays<S: Simd>(s: S, xs: &mut [f32]) {
-    for xs in xs.chunks_mut(LANES) {
+    for xs in xs.chunks_mut(S::LANES) {
         s.store_some(decay(s, s.load_some(xs)), xs);
     }
 }
@@ -330,8 +330,8 @@ fn scalar<S: Simd>(s: S, r: &Recurrent, log: &[f32], factor: f32, anchor: usize,
 #[inline(always)]
 fn diagonal<S: Simd>(s: S, r: &Recurrent, log: &[f32], rates: &[f32], anchor: usize, lines: &mut [Line]) {
     let zero = s.splat(0.0);
-    let padded = rates.len().next_multiple_of(LANES);
-    let blocks = |row: usize| (r.key.row(row).chunks(LANES)).zip(rates.chunks(LANES));
+    let padded = rates.len().next_multiple_of(S::LANES);
+    let blocks = |row: usize| (r.key.row(row).chunks(S::LANES)).zip(rates.chunks(S::LANES));
 
     // k[n] decayed from each token up to the anchor [anchor + 1, N padded], as far back as anything is left.
     let mut keys = vec![0.0; (anchor + 1) * padded];
@@ -339,7 +339,7 @@ fn diagonal<S: Simd>(s: S, r: &Recurrent, log: &[f32], rates: &[f32], anchor: us
     while first > 0 {
         let mut largest = zero;
         let decayed = &mut keys[(first - 1) * padded..first * padded];
-        for ((key, rates), decayed) in blocks(first - 1).zip(decayed.chunks_exact_mut(LANES)) {
+        for ((key, rates), decayed) in blocks(first - 1).zip(decayed.chunks_exact_mut(S::LANES)) {
             let decay = decay(s, s.mul(s.splat(sum as f32), s.load_some(rates)));
             largest = s.max(largest, decay);
             s.store(s.mul(decay, s.load_some(key)), decayed);
@@ -357,7 +357,7 @@ fn diagonal<S: Simd>(s: S, r: &Recurrent, log: &[f32], rates: &[f32], anchor: us
         let mut sum = 0.0f64;
         for i in (anchor + 1..=t).rev() {
             let (elapsed, mut total) = (s.splat(sum as f32), zero);
-            for ((key, rates), query) in blocks(i).zip(read.chunks(LANES)) {
+            for ((key, rates), query) in blocks(i).zip(read.chunks(S::LANES)) {
                 total = s.fma(
                     s.mul(s.load_some(query), decay(s, s.mul(elapsed, s.load_some(rates)))),
                     s.load_some(key),
@@ -367,14 +367,14 @@ fn diagonal<S: Simd>(s: S, r: &Recurrent, log: &[f32], rates: &[f32], anchor: us
             line[i] = s.sum(total);
             sum += f64::from(log[i]);
         }
-        let parts = query.chunks_exact_mut(LANES).zip(read.chunks(LANES)).zip(rates.chunks(LANES));
+        let parts = query.chunks_exact_mut(S::LANES).zip(read.chunks(S::LANES)).zip(rates.chunks(S::LANES));
         let since = s.splat(sum as f32);
         for ((query, q), rates) in parts {
             s.store(s.mul(s.load_some(q), decay(s, s.mul(since, s.load_some(rates)))), query);
         }
         for (out, key) in line[first..=anchor].iter_mut().zip(keys[first * padded..].chunks_exact(padded)) {
             let mut total = zero;
-            for (query, key) in query.chunks_exact(LANES).zip(key.chunks_exact(LANES)) {
+            for (query, key) in query.chunks_exact(S::LANES).zip(key.chunks_exact(S::LANES)) {
                 total = s.fma(s.load(query), s.load(key), total);
             }
             *out = s.sum(total);
@@ -385,7 +385,7 @@ fn diagonal<S: Simd>(s: S, r: &Recurrent, log: &[f32], rates: &[f32], anchor: us
 /// What is kept of each key dimension, a product of factors ≤ 1. Once it is 0 it stays so.
 #[inline(always)]
 fn fade<S: Simd>(s: S, kept: &mut [f32], factors: &[f32]) {
-    for (kept, factors) in kept.chunks_mut(LANES).zip(factors.chunks(LANES)) {
+    for (kept, factors) in kept.chunks_mut(S::LANES).zip(factors.chunks(S::LANES)) {
         let product = s.fma(s.load_some(kept), s.load_some(factors), s.splat(-1e-30));
         s.store_some(s.max(product, s.splat(0.0)), kept);
     }
@@ -393,7 +393,7 @@ fn fade<S: Simd>(s: S, kept: &mut [f32], factors: &[f32]) {
 
 #[inline(always)]
 fn times<S: Simd>(s: S, a: &[f32], b: &[f32], out: &mut [f32]) {
-    for ((a, b), out) in a.chunks(LANES).zip(b.chunks(LANES)).zip(out.chunks_mut(LANES)) {
+    for ((a, b), out) in a.chunks(S::LANES).zip(b.chunks(S::LANES)).zip(out.chunks_mut(S::LANES)) {
         s.store_some(s.mul(s.load_some(a), s.load_some(b)), out);
     }
 }
@@ -455,7 +455,7 @@ fn delta<S: Simd>(s: S, r: &Recurrent, log: &[f32], beta: &[f32], line: &mut Lin
         *decay = sum.min(0.0) as f32;
         sum += f64::from(*log);
     }
-    for decay in line.chunks_mut(LANES) {
+    for decay in line.chunks_mut(S::LANES) {
         s.store_some(exp(s, s.load_some(decay)), decay);
     }
     let mut u = query.to_vec();

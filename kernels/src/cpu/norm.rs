@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::{
     cpu::{
-        simd::{Kernel, LANES, Simd, dispatch},
+        simd::{Kernel, Simd, dispatch},
         vector::{dot, sigmoid, sum},
     },
     norm::{Gated, Order},
@@ -43,7 +43,7 @@ impl Kernel for RmsNorm<'_> {
         let d = self.weight.len();
         for (x, y) in self.xs.chunks_exact(d).zip(self.ys.chunks_exact_mut(d)) {
             let scale = s.splat(rms_scale(s, x, self.eps));
-            for ((x, w), y) in x.chunks(LANES).zip(self.weight.chunks(LANES)).zip(y.chunks_mut(LANES)) {
+            for ((x, w), y) in x.chunks(S::LANES).zip(self.weight.chunks(S::LANES)).zip(y.chunks_mut(S::LANES)) {
                 s.store_some(s.mul(s.mul(s.load_some(x), scale), s.load_some(w)), y);
             }
         }
@@ -71,12 +71,18 @@ impl Kernel for LayerNorm<'_> {
         for (x, out) in xs.chunks_exact(d).zip(out.chunks_exact_mut(d)) {
             // Centred first: the variance as a difference of squares would lose a small spread about a large mean.
             let mean = s.splat(sum(s, x) / d as f32);
-            for (x, out) in x.chunks(LANES).zip(out.chunks_mut(LANES)) {
+            for (x, out) in x.chunks(S::LANES).zip(out.chunks_mut(S::LANES)) {
                 s.store_some(s.sub(s.load_some(x), mean), out);
             }
+            // What the mean was rounded by is a part of every number, and of a small spread a large one.
+            let rest = s.splat(sum(s, out) / d as f32);
+            for out in out.chunks_mut(S::LANES) {
+                s.store_some(s.sub(s.load_some(out), rest), out);
+            }
             let scale = s.splat(rms_scale(s, out, eps));
-            for (i, (out, w)) in out.chunks_mut(LANES).zip(weight.chunks(LANES)).enumerate() {
-                let bias = bias.map_or(s.splat(0.0), |bias| s.load_some(&bias[i * LANES..d.min((i + 1) * LANES)]));
+            for (i, (out, w)) in out.chunks_mut(S::LANES).zip(weight.chunks(S::LANES)).enumerate() {
+                let bias =
+                    bias.map_or(s.splat(0.0), |bias| s.load_some(&bias[i * S::LANES..d.min((i + 1) * S::LANES)]));
                 s.store_some(s.fma(s.mul(s.load_some(out), scale), s.load_some(w), bias), out);
             }
         }
@@ -100,7 +106,7 @@ impl Kernel for L2<'_> {
     fn run<S: Simd>(self, s: S) {
         for x in self.xs.chunks_exact_mut(self.width) {
             let scale = s.splat(self.scale / (dot(s, x, x) + self.eps).sqrt());
-            for x in x.chunks_mut(LANES) {
+            for x in x.chunks_mut(S::LANES) {
                 s.store_some(s.mul(s.load_some(x), scale), x);
             }
         }
@@ -144,7 +150,7 @@ impl Kernel for GatedNorm<'_> {
         {
             match order {
                 Order::GateFirst => {
-                    for ((y, z), v) in y.chunks(LANES).zip(z.chunks(LANES)).zip(v.chunks_mut(LANES)) {
+                    for ((y, z), v) in y.chunks(S::LANES).zip(z.chunks(S::LANES)).zip(v.chunks_mut(S::LANES)) {
                         s.store_some(gate(s, y, z), v);
                     }
                 }
@@ -152,11 +158,11 @@ impl Kernel for GatedNorm<'_> {
             }
             let scale = rms_scale(s, v, eps);
             let weight = &weight[i % groups * size..][..size];
-            for (v, w) in v.chunks_mut(LANES).zip(weight.chunks(LANES)) {
+            for (v, w) in v.chunks_mut(S::LANES).zip(weight.chunks(S::LANES)) {
                 s.store_some(s.mul(s.mul(s.load_some(v), s.splat(scale)), s.load_some(w)), v);
             }
             if order == Order::NormFirst {
-                for (v, z) in v.chunks_mut(LANES).zip(z.chunks(LANES)) {
+                for (v, z) in v.chunks_mut(S::LANES).zip(z.chunks(S::LANES)) {
                     s.store_some(gate(s, v, z), v);
                 }
             }

@@ -3,12 +3,14 @@
 //! Every output is one chain of multiply-adds in the order of the summed index, so that its bits depend neither on the tiling nor on
 //! how many rows are computed together.
 
-use crate::cpu::simd::{LANES, Simd};
+use crate::cpu::simd::Simd;
 
 /// Rows of a register tile: 6 × 2 sums, 2 vectors of B and 1 broadcast of A fill the sixteen registers.
 pub(crate) const TILE: usize = 6;
 /// Columns of a register tile: two vectors.
-pub(crate) const PANEL: usize = 2 * LANES;
+pub(crate) const fn panel<S: Simd>() -> usize {
+    2 * S::LANES
+}
 
 /// A matrix whose row r is `data[r·stride ..]`.
 #[derive(Clone, Copy)]
@@ -35,8 +37,8 @@ pub(crate) fn add_product<S: Simd, const TRANSPOSED: bool>(
     out: &mut [f32],
     out_stride: usize,
 ) {
-    for column in (0..columns).step_by(PANEL) {
-        let width = PANEL.min(columns - column);
+    for column in (0..columns).step_by(panel::<S>()) {
+        let width = panel::<S>().min(columns - column);
         for row in (0..rows).step_by(TILE) {
             let a = if TRANSPOSED { a.from(0, row) } else { a.from(row, 0) };
             let (b, out) = (b.from(0, column), &mut out[row * out_stride + column..]);
@@ -52,7 +54,7 @@ pub(crate) fn add_product<S: Simd, const TRANSPOSED: bool>(
     }
 }
 
-/// M rows × up to 16 columns.
+/// M rows × up to two vectors of columns.
 // `k` and `m` index several arrays at once; zipped iterators would hide the product.
 #[allow(clippy::needless_range_loop)]
 #[inline(always)]
@@ -67,7 +69,7 @@ fn tile<S: Simd, const M: usize, const TRANSPOSED: bool>(
     let mut sums = [[s.splat(0.0); 2]; M];
     for (m, sums) in sums.iter_mut().enumerate() {
         let out = &out[m * out_stride..][..width];
-        *sums = [s.load_some(out), s.load_some(&out[width.min(LANES)..])];
+        *sums = [s.load_some(out), s.load_some(&out[width.min(S::LANES)..])];
     }
     // Slices of known length spare the inner loop most checks.
     let mut a_rows: [&[f32]; M] = [&[]; M];
@@ -78,10 +80,10 @@ fn tile<S: Simd, const M: usize, const TRANSPOSED: bool>(
     }
     for k in 0..depth {
         let b = &b.data[k * b.stride..];
-        let b = if width == PANEL {
-            [s.load(b), s.load(&b[LANES..])]
+        let b = if width == panel::<S>() {
+            [s.load(b), s.load(&b[S::LANES..])]
         } else {
-            [s.load_some(&b[..width]), s.load_some(&b[width.min(LANES)..width])]
+            [s.load_some(&b[..width]), s.load_some(&b[width.min(S::LANES)..width])]
         };
         let column: &[f32] = if TRANSPOSED { &a.data[k * a.stride..][..M] } else { &[] };
         for m in 0..M {
@@ -93,16 +95,24 @@ fn tile<S: Simd, const M: usize, const TRANSPOSED: bool>(
     for (m, sums) in sums.into_iter().enumerate() {
         let out = &mut out[m * out_stride..][..width];
         s.store_some(sums[0], out);
-        s.store_some(sums[1], &mut out[width.min(LANES)..]);
+        s.store_some(sums[1], &mut out[width.min(S::LANES)..]);
     }
 }
 
-/// out[c, r] = rows[r][c]: `out` [columns, ≥ rows], its rows of `out_stride`.
+/// out[c, r] = a[r, c] for `rows` × `columns` of A; `out` has rows of `out_stride`.
 #[inline(always)]
-pub(crate) fn transpose<'a>(rows: impl Iterator<Item = &'a [f32]>, out: &mut [f32], out_stride: usize) {
-    for (r, row) in rows.enumerate() {
-        for (out, x) in out.chunks_mut(out_stride).zip(row) {
-            out[r] = *x;
+pub(crate) fn transpose<S: Simd>(s: S, a: View, (rows, columns): (usize, usize), out: &mut [f32], out_stride: usize) {
+    let lanes = S::LANES;
+    let (whole_rows, whole_columns) = (rows - rows % lanes, columns - columns % lanes);
+    for row in (0..whole_rows).step_by(lanes) {
+        for column in (0..whole_columns).step_by(lanes) {
+            s.transpose(a.from(row, column).data, a.stride, &mut out[column * out_stride + row..], out_stride);
+        }
+    }
+    for r in 0..rows {
+        let from = if r < whole_rows { whole_columns } else { 0 };
+        for c in from..columns {
+            out[c * out_stride + r] = a.data[r * a.stride + c];
         }
     }
 }

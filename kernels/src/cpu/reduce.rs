@@ -1,12 +1,12 @@
 //! CPU twin of [`crate::reduce`].
 
 use crate::cpu::{
-    simd::{Kernel, LANES, Simd, dispatch},
+    simd::{Kernel, MOST_LANES, Simd, dispatch},
     vector::exp,
 };
 
 /// Elements whose sums stay in f32.
-const BLOCK: usize = 32 * LANES;
+const BLOCK: usize = 256;
 
 /// Σ x², f32 within a block and f64 between them.
 struct SumOfSquares<'a>(&'a [f32]);
@@ -18,7 +18,7 @@ impl Kernel for SumOfSquares<'_> {
         let mut total = 0.0;
         for block in self.0.chunks(BLOCK) {
             let mut sums = [s.splat(0.0); 2];
-            for (i, xs) in block.chunks(LANES).enumerate() {
+            for (i, xs) in block.chunks(S::LANES).enumerate() {
                 let x = s.load_some(xs);
                 sums[i % 2] = s.fma(x, x, sums[i % 2]);
             }
@@ -51,8 +51,8 @@ impl Kernel for Moments<'_> {
         let (mut total, mut inner) = (0.0, 0.0);
         for block in self.logits.chunks(BLOCK) {
             let (mut totals, mut inners) = (nothing, nothing);
-            let (whole, rest) = block.as_chunks::<LANES>();
-            for xs in whole {
+            let mut whole = block.chunks_exact(S::LANES);
+            for xs in &mut whole {
                 // −∞ times the 0 that it weighs would be NaN; e^{−110} is 0 in f32.
                 let shifted = s.max(s.sub(s.load(xs), max), lowest);
                 let weight = exp(s, shifted);
@@ -61,7 +61,7 @@ impl Kernel for Moments<'_> {
             }
             total += f64::from(s.sum(totals));
             inner += f64::from(s.sum(inners));
-            for x in rest {
+            for x in whole.remainder() {
                 let shifted = f64::from(x - self.max).max(-110.0);
                 total += shifted.exp();
                 inner += shifted.exp() * shifted;
@@ -84,13 +84,16 @@ impl Kernel for Extremes<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> (f32, f32) {
         let (mut low, mut high) = ([s.splat(f32::INFINITY); 2], [s.splat(f32::NEG_INFINITY); 2]);
-        let (whole, rest) = self.0.as_chunks::<LANES>();
-        for (i, xs) in whole.iter().enumerate() {
+        let mut whole = self.0.chunks_exact(S::LANES);
+        for (i, xs) in (&mut whole).enumerate() {
             // Of a comparison with NaN the second is taken.
             let x = s.load(xs);
             (low[i % 2], high[i % 2]) = (s.min(x, low[i % 2]), s.max(x, high[i % 2]));
         }
-        let (low, high) = (s.lanes(s.min(low[0], low[1])), s.lanes(s.max(high[0], high[1])));
+        let mut lanes = [[f32::NAN; MOST_LANES]; 2];
+        s.store(s.min(low[0], low[1]), &mut lanes[0]);
+        s.store(s.max(high[0], high[1]), &mut lanes[1]);
+        let ([low, high], rest) = (lanes, whole.remainder());
         let low = low.iter().chain(rest).fold(f32::INFINITY, |min, &x| x.min(min));
         let high = high.iter().chain(rest).fold(f32::NEG_INFINITY, |max, &x| x.max(max));
         (low, high)
@@ -116,10 +119,10 @@ impl Kernel for ShortList<'_> {
         }
         let mut best: Vec<(u32, f32)> = Vec::with_capacity(self.k + 1);
         let mut least = f32::NEG_INFINITY;
-        for (block, first) in self.xs.chunks(2 * LANES).zip((0..).step_by(2 * LANES)) {
+        for (block, first) in self.xs.chunks(2 * S::LANES).zip((0..).step_by(2 * S::LANES)) {
             // Hardly a block has one that is large enough; all of it is compared at once.
-            if let (true, Some((a, b))) = (best.len() == self.k, block.split_at_checked(LANES))
-                && b.len() == LANES
+            if let (true, Some((a, b))) = (best.len() == self.k, block.split_at_checked(S::LANES))
+                && b.len() == S::LANES
                 && !s.any_greater(s.load(a), s.splat(least))
                 && !s.any_greater(s.load(b), s.splat(least))
             {

@@ -5,7 +5,8 @@ use std::f32::consts::LOG2_E;
 use crate::{
     SelectiveScan,
     cpu::{
-        simd::{Kernel, LANES, Simd, dispatch},
+        product::{View, transpose},
+        simd::{Kernel, Simd, UNIT, dispatch},
         vector::exp2,
     },
     par,
@@ -17,13 +18,13 @@ const PIECE: usize = 64;
 /// Tokens whose outputs are copied into place together.
 const COPIED: usize = 16;
 
-/// Eight elements of a state in units of multiply-adds: an exponential, above all.
-const EIGHT: usize = 64;
+/// A unit of a state in multiply-adds: an exponential, above all.
+const STEP: usize = 64;
 
 pub(crate) fn forward(scan: &SelectiveScan, state: &mut [f32], y: Option<&mut [f32]>, state_norm: Option<&mut [f32]>) {
     let (channels, tokens) = (scan.channels(), scan.x.len() / scan.channels());
     let n = scan.state_dim();
-    let work = tokens * channels * n.div_ceil(LANES) * EIGHT;
+    let work = tokens * channels * n.div_ceil(UNIT) * STEP;
     // Pieces own columns of y, which are no slices of it: each works on a strip [T, its channels], copied into place at the end.
     let strip = |wanted: bool| vec![0.0; if wanted { tokens * channels } else { 0 }];
     let (mut y_strips, mut norm_strips) = (strip(y.is_some()), strip(state_norm.is_some()));
@@ -68,40 +69,41 @@ impl Kernel for Scan<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        // Vectors of channels, so that nothing is summed over lanes: A and the states are turned before the first token, the states back
+        // after the last.
         let Scan { scan, first, state, mut y, mut norm } = self;
         let (channels, n) = (scan.channels(), scan.state_dim());
         let width = state.len() / n;
-        let a = &scan.a[first * n..][..width * n];
+        // [N, channels]
+        let row = width.next_multiple_of(S::LANES);
+        let (mut a, mut h) = (vec![0.0; n * row], vec![0.0; n * row]);
+        transpose(s, View { data: &scan.a[first * n..], stride: n }, (width, n), &mut a, row);
+        transpose(s, View { data: state, stride: n }, (width, n), &mut h, row);
         for t in 0..scan.x.len() / channels {
             let (b, c) = (&scan.b[t * n..][..n], &scan.c[t * n..][..n]);
-            let delta = &scan.delta[t * channels + first..][..width];
-            let x = &scan.x[t * channels + first..][..width];
-            for (i, (h, a)) in state.chunks_exact_mut(n).zip(a.chunks_exact(n)).enumerate() {
-                let (step, write) = (s.splat(delta[i] * LOG2_E), s.splat(delta[i] * x[i]));
-                let (mut sum, mut square) = (s.splat(0.0), s.splat(0.0));
-                let mut k = 0;
-                while k + LANES <= n {
-                    let decay = exp2(s, s.mul(step, s.load(&a[k..])));
-                    let next = s.fma(decay, s.load(&h[k..]), s.mul(write, s.load(&b[k..])));
-                    s.store(next, &mut h[k..]);
-                    sum = s.fma(s.load(&c[k..]), next, sum);
-                    square = s.fma(next, next, square);
-                    k += LANES;
-                }
-                if k < n {
-                    let decay = exp2(s, s.mul(step, s.load_some(&a[k..])));
-                    let next = s.fma(decay, s.load_some(&h[k..]), s.mul(write, s.load_some(&b[k..])));
-                    s.store_some(next, &mut h[k..]);
-                    sum = s.fma(s.load_some(&c[k..]), next, sum);
+            for i in (0..width).step_by(S::LANES) {
+                let own = i..width.min(i + S::LANES);
+                let of_piece = t * channels + first;
+                let delta = s.load_some(&scan.delta[of_piece..][own.clone()]);
+                let x = s.load_some(&scan.x[of_piece..][own.clone()]);
+                let (step, write) = (s.mul(delta, s.splat(LOG2_E)), s.mul(delta, x));
+                let (mut sum, mut square) = (s.mul(x, s.load_some(&scan.d[first..][own.clone()])), s.splat(0.0));
+                let of_channels = a.chunks_exact(row).zip(h.chunks_exact_mut(row));
+                for ((a, h), (b, c)) in of_channels.zip(b.iter().zip(c)) {
+                    let decay = exp2(s, s.mul(step, s.load(&a[i..])));
+                    let next = s.fma(decay, s.load(&h[i..]), s.mul(write, s.splat(*b)));
+                    s.store(next, &mut h[i..]);
+                    sum = s.fma(s.splat(*c), next, sum);
                     square = s.fma(next, next, square);
                 }
                 if let Some(y) = &mut y {
-                    y[t * width + i] = s.sum(sum) + scan.d[first + i] * x[i];
+                    s.store_some(sum, &mut y[t * width..][own.clone()]);
                 }
                 if let Some(norm) = &mut norm {
-                    norm[t * width + i] = s.sum(square).sqrt();
+                    s.store_some(s.sqrt(square), &mut norm[t * width..][own]);
                 }
             }
         }
+        transpose(s, View { data: &h, stride: row }, (n, width), state, n);
     }
 }

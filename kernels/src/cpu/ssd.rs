@@ -4,7 +4,7 @@ use crate::{
     Ssd,
     cpu::{
         product::{TILE, View, add_product, transpose},
-        simd::{Kernel, LANES, Simd, dispatch},
+        simd::{Kernel, Simd, UNIT, dispatch},
         vector::exp,
     },
     par,
@@ -79,8 +79,8 @@ fn advance<S: Simd, const R: usize>(
     let n = b.len();
     let writes = x.map(|x| s.splat(delta * x));
     let mut sums = [s.splat(0.0); R];
-    for k in (0..n).step_by(LANES) {
-        let end = n.min(k + LANES);
+    for k in (0..n).step_by(S::LANES) {
+        let end = n.min(k + S::LANES);
         let (b, c) = (s.load_some(&b[k..end]), s.load_some(&c[k..end]));
         for r in 0..R {
             let h = &mut state[r * n + k..r * n + end];
@@ -134,7 +134,7 @@ impl Kernel for Fold<'_> {
             let mut square = s.splat(0.0);
             for (state, x) in self.state.chunks_exact_mut(n).zip(x) {
                 let write = s.splat(delta * x);
-                for (h, b) in state.chunks_mut(LANES).zip(b.chunks(LANES)) {
+                for (h, b) in state.chunks_mut(S::LANES).zip(b.chunks(S::LANES)) {
                     let next = s.fma(decay, s.load_some(h), s.mul(write, s.load_some(b)));
                     s.store_some(next, h);
                     square = s.fma(next, next, square);
@@ -159,7 +159,7 @@ pub(crate) fn chunked(ssd: &Ssd, state: &mut [f32], y: &mut [f32]) {
     // What the heads of a group share, by chunk and group.
     let shared_size = CHUNK * (CHUNK + ssd.state_dim);
     let mut shared = vec![0.0; tokens.div_ceil(CHUNK) * ssd.groups * shared_size];
-    let work = tokens * ssd.groups * CHUNK * ssd.state_dim / LANES;
+    let work = tokens * ssd.groups * CHUNK * ssd.state_dim / UNIT;
     par::for_each_chunk(&mut shared, shared_size, work, |i, shared| {
         dispatch(Gram { ssd, first: i / ssd.groups * CHUNK, group: i % ssd.groups, shared });
     });
@@ -167,7 +167,7 @@ pub(crate) fn chunked(ssd: &Ssd, state: &mut [f32], y: &mut [f32]) {
 
     // A head owns columns of y, which are no slice of it: it works on a strip [T, P], copied into place at the end.
     let (mut strips, y_len) = (vec![0.0; y.len()], y.len());
-    let work = tokens * ssd.heads * (2 * size + CHUNK / 2 * ssd.head_dim) / LANES;
+    let work = tokens * ssd.heads * (2 * size + CHUNK / 2 * ssd.head_dim) / UNIT;
     let heads = state.chunks_mut(size).zip(strips.chunks_mut(tokens * ssd.head_dim)).enumerate();
     par::for_each(heads, work, |(head, (state, y))| dispatch(Chunked { ssd, head, shared, state, y }));
     let row = ssd.heads * ssd.head_dim;
@@ -197,7 +197,7 @@ impl Kernel for Gram<'_> {
         let length = CHUNK.min(ssd.tokens() - first);
         let from = first * stride + group * n;
         let (c_columns, products) = shared.split_at_mut(n * CHUNK);
-        transpose(ssd.c[from..].chunks(stride).take(length).map(|c| &c[..n]), c_columns, CHUNK);
+        transpose(s, View { data: &ssd.c[from..], stride }, (length, n), c_columns, CHUNK);
         let (b, c) = (View { data: &ssd.b[from..], stride }, View { data: c_columns, stride: CHUNK });
         add_product::<S, false>(s, b, c, (length, length, n), products, CHUNK);
     }
@@ -223,7 +223,7 @@ impl Kernel for Chunked<'_> {
         let group = ssd.group(head);
         // [N, P] while it is worked on: P then runs along the vectors of every product.
         let mut columns = vec![0.0; state.len()];
-        transpose(state.chunks_exact(n), &mut columns, head_dim);
+        transpose(s, View { data: state, stride: n }, (head_dim, n), &mut columns, head_dim);
         let mut weights = vec![0.0; CHUNK * CHUNK];
         let mut writes = vec![0.0; CHUNK * head_dim];
         for (chunk, y) in y.chunks_mut(CHUNK * head_dim).enumerate() {
@@ -285,7 +285,7 @@ impl Kernel for Chunked<'_> {
                 head_dim,
             );
         }
-        transpose(columns.chunks_exact(head_dim), state, n);
+        transpose(s, View { data: &columns, stride: head_dim }, (n, head_dim), state, n);
     }
 }
 
@@ -296,7 +296,7 @@ fn decays<S: Simd>(s: S, logs: &[f64], source: usize, out: &mut [f32]) {
     for (out, log) in out.iter_mut().zip(&logs[source..]) {
         *out = (log - logs[source]).min(0.0) as f32;
     }
-    for out in out.chunks_mut(LANES) {
+    for out in out.chunks_mut(S::LANES) {
         s.store_some(exp(s, s.load_some(out)), out);
     }
 }

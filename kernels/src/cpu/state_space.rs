@@ -3,7 +3,7 @@
 use crate::{
     StateSpace,
     cpu::{
-        simd::{Kernel, LANES, Simd, dispatch},
+        simd::{Kernel, Simd, dispatch},
         vector::dot,
     },
     par,
@@ -59,8 +59,8 @@ impl Kernel for Channel<'_> {
             };
             let (u_all, found) = (s.splat(*u), s.splat(-found));
             let (re, im) = state.split_at_mut(width / 2);
-            for n in (0..width / 2).step_by(LANES) {
-                let n = n..(n + LANES).min(width / 2);
+            for n in (0..width / 2).step_by(S::LANES) {
+                let n = n..(n + S::LANES).min(width / 2);
                 let (a, b) = (s.load_some(&turn[n.clone()]), s.load_some(&sway[n.clone()]));
                 let (x, z) = (s.load_some(&re[n.clone()]), s.load_some(&im[n.clone()]));
                 let mut next = s.fma(a, x, s.mul(u_all, s.load_some(&input_re[n.clone()])));

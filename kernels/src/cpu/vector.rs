@@ -1,19 +1,19 @@
 //! The vector pieces that the CPU twins share: sums, dot, axpy, exponential and what is made of it.
 
-use crate::cpu::simd::{LANES, Simd};
+use crate::cpu::simd::Simd;
 
 /// Σ a·b over slices of one length, four independent sums so that the multiply-adds overlap.
 #[inline(always)]
 pub(crate) fn dot<S: Simd>(s: S, a: &[f32], b: &[f32]) -> f32 {
     let b = &b[..a.len()];
     let mut sums = [s.splat(0.0); 4];
-    let (mut a4, mut b4) = (a.chunks_exact(4 * LANES), b.chunks_exact(4 * LANES));
+    let (mut a4, mut b4) = (a.chunks_exact(4 * S::LANES), b.chunks_exact(4 * S::LANES));
     for (a, b) in (&mut a4).zip(&mut b4) {
         for (i, sum) in sums.iter_mut().enumerate() {
-            *sum = s.fma(s.load(&a[i * LANES..]), s.load(&b[i * LANES..]), *sum);
+            *sum = s.fma(s.load(&a[i * S::LANES..]), s.load(&b[i * S::LANES..]), *sum);
         }
     }
-    for (a, b) in a4.remainder().chunks(LANES).zip(b4.remainder().chunks(LANES)) {
+    for (a, b) in a4.remainder().chunks(S::LANES).zip(b4.remainder().chunks(S::LANES)) {
         sums[0] = s.fma(s.load_some(a), s.load_some(b), sums[0]);
     }
     s.sum(s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3])))
@@ -22,14 +22,14 @@ pub(crate) fn dot<S: Simd>(s: S, a: &[f32], b: &[f32]) -> f32 {
 /// Σ x, eight sums side by side.
 #[inline(always)]
 pub(crate) fn sum<S: Simd>(s: S, xs: &[f32]) -> f32 {
-    s.sum(xs.chunks(LANES).fold(s.splat(0.0), |sum, x| s.add(sum, s.load_some(x))))
+    s.sum(xs.chunks(S::LANES).fold(s.splat(0.0), |sum, x| s.add(sum, s.load_some(x))))
 }
 
 /// y += α·x.
 #[inline(always)]
 pub(crate) fn axpy<S: Simd>(s: S, alpha: f32, xs: &[f32], ys: &mut [f32]) {
     let alpha = s.splat(alpha);
-    for (x, y) in xs.chunks(LANES).zip(ys.chunks_mut(LANES)) {
+    for (x, y) in xs.chunks(S::LANES).zip(ys.chunks_mut(S::LANES)) {
         s.store_some(s.fma(alpha, s.load_some(x), s.load_some(y)), y);
     }
 }

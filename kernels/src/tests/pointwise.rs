@@ -3,7 +3,7 @@ use crate::{
     activation::*,
     conv,
     cpu::{
-        simd::{Kernel, LANES, Simd, dispatch},
+        simd::{Kernel, Simd, dispatch},
         vector,
     },
     norm::*,
@@ -46,7 +46,7 @@ impl Kernel for Exp2<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        self.0.chunks_mut(LANES).for_each(|y| s.store_some(vector::exp2(s, s.load_some(y)), y));
+        self.0.chunks_mut(S::LANES).for_each(|y| s.store_some(vector::exp2(s, s.load_some(y)), y));
     }
 }
 
