@@ -1,6 +1,6 @@
 //! Linear map: y[t, o] = Σᵢ W[o, i] x[t, i] (+ b[o]).
 
-use crate::{Matrix, cpu};
+use crate::{Matrix, Room, cpu};
 
 /// y = W x + b for each of T tokens.
 ///
@@ -8,27 +8,40 @@ use crate::{Matrix, cpu};
 /// a matrix-vector product straight from the stored weights; more tokens are a matrix product, in which each output is summed by
 /// itself, so that y[t] has the same bits for every T ≥ 2.
 pub fn linear(weight: &Matrix, bias: Option<&[f32]>, xs: &[f32], ys: &mut [f32]) {
+    linear_parts(weight, bias, xs, &mut [ys]);
+}
+
+/// [`linear`], each part of y in a place of its own: its first columns [T, out₀], the next [T, out₁] and so on.
+pub fn linear_parts(weight: &Matrix, bias: Option<&[f32]>, xs: &[f32], parts: &mut [&mut [f32]]) {
     let (outputs, inputs) = (weight.rows(), weight.cols());
-    if ys.is_empty() {
+    let len: usize = parts.iter().map(|part| part.len()).sum();
+    if len == 0 {
         return;
     }
-    assert!(
-        outputs > 0 && ys.len().is_multiple_of(outputs),
-        "linear: y of {} elements is not [T, {outputs}]",
-        ys.len()
-    );
-    let tokens = ys.len() / outputs;
+    assert!(outputs > 0 && len.is_multiple_of(outputs), "linear: y of {len} elements is not [T, {outputs}]");
+    let tokens = len / outputs;
     assert_eq!(xs.len(), tokens * inputs, "linear: x is not [T = {tokens}, in = {inputs}]");
+    assert!(parts.iter().all(|part| part.len().is_multiple_of(tokens)), "linear: a part of y is not [T = {tokens}, …]");
     if let Some(bias) = bias {
         assert_eq!(bias.len(), outputs, "linear: bias is not [out]");
     }
-    if tokens == 1 {
-        cpu::linear::gemv(weight, xs, ys);
-    } else {
-        cpu::linear::gemm(weight, xs, ys);
+    match parts {
+        [y] if tokens == 1 => cpu::linear::gemv(weight, xs, y),
+        _ if tokens == 1 => {
+            // One piece of work instead of one a part.
+            let mut y = Room::new(outputs);
+            cpu::linear::gemv(weight, xs, &mut y);
+            let mut rest = &y[..];
+            for part in parts.iter_mut() {
+                part.copy_from_slice(rest.split_off(..part.len()).expect("the parts are as long as y"));
+            }
+        }
+        _ => cpu::linear::gemm(weight, xs, parts),
     }
-    if let Some(bias) = bias {
-        for y in ys.chunks_exact_mut(outputs) {
+    let mut rest = bias.unwrap_or_default();
+    for part in parts.iter_mut().filter(|_| bias.is_some()) {
+        let bias = rest.split_off(..part.len() / tokens).expect("the parts have as many columns as y");
+        for y in part.chunks_exact_mut(bias.len().max(1)) {
             y.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
         }
     }

@@ -18,6 +18,7 @@ use statescope_kernels::linear::linear;
 use statescope_kernels::matrix::Matrix;
 use statescope_kernels::mixing::Lowered;
 use statescope_kernels::reduce::l2_norm;
+use statescope_kernels::room::Room;
 
 use super::slot::KvCache;
 use super::{Handed, Lent, Mixer, StateSlot};
@@ -67,8 +68,8 @@ impl Projection {
     }
 
     /// xs `[T, in]` → `[T, out]`.
-    fn forward(&self, xs: &[f32]) -> Vec<f32> {
-        let mut out = vec![0.0; xs.len() / self.matrix.cols() * self.matrix.rows()];
+    fn forward(&self, xs: &[f32]) -> Room {
+        let mut out = Room::new(xs.len() / self.matrix.cols() * self.matrix.rows());
         linear(&self.matrix, self.bias.as_deref(), xs, &mut out);
         out
     }
@@ -162,7 +163,7 @@ impl SoftmaxAttention {
     }
 
     /// q `[T, H, hd]` of tokens from position `first`.
-    fn queries(&self, xs: &[f32], first: usize) -> Vec<f32> {
+    fn queries(&self, xs: &[f32], first: usize) -> Room {
         let mut q = self.q.forward(xs);
         if let Some(QkvAdapters([adapter, ..])) = &self.adapters {
             add(&mut q, &adapter.forward(xs));
@@ -177,7 +178,7 @@ impl SoftmaxAttention {
     }
 
     /// k `[T, H_kv, hd]` and v `[T, H_kv, hv]` of tokens from position `first`.
-    fn keys_and_values(&self, [k, v]: &[Projection; 2], xs: &[f32], first: usize) -> [Vec<f32>; 2] {
+    fn keys_and_values(&self, [k, v]: &[Projection; 2], xs: &[f32], first: usize) -> [Room; 2] {
         let [mut k, mut v] = [k.forward(xs), v.forward(xs)];
         if let Some(QkvAdapters([_, of_keys, of_values])) = &self.adapters {
             add(&mut k, &of_keys.forward(xs));
@@ -194,9 +195,9 @@ impl SoftmaxAttention {
     }
 
     /// y `[T, H, hv]` of q `[T, H, hd]` from position `first` over what `cache` holds.
-    fn attend(&self, q: &[f32], first: usize, cache: &KvCache, hooks: &mut Hooks<'_>) -> Vec<f32> {
+    fn attend(&self, q: &[f32], first: usize, cache: &KvCache, hooks: &mut Hooks<'_>) -> Room {
         let rows = q.len() / (self.spec.heads * self.spec.head_dim);
-        let mut y = vec![0.0; rows * self.spec.heads * self.spec.value_dim];
+        let mut y = Room::new(rows * self.spec.heads * self.spec.value_dim);
         let mut entropy = vec![0.0; if hooks.wanted() { rows * self.spec.heads } else { 0 }];
         let (keys, values) = (cache.key_pages(), cache.value_pages());
         let entropy_bits = hooks.wanted().then_some(&mut entropy[..]);

@@ -18,6 +18,7 @@ use statescope_kernels::matrix::Matrix;
 use statescope_kernels::mixing::{Decay, Lowered, Recurrent};
 use statescope_kernels::norm::{group_rms_norm_gated, l2_normalise, rms_norm};
 use statescope_kernels::reduce::l2_norm;
+use statescope_kernels::room::Room;
 
 use super::{Mixer, StateSlot, Surroundings, columns, negative_exp, project};
 use crate::hooks::Hooks;
@@ -95,19 +96,19 @@ impl GatedDeltaRule {
     }
 
     /// β and the logarithm of the decay `[T, H]`.
-    fn gates(&self, xs: &[f32], hooks: &mut Hooks<'_>) -> [Vec<f32>; 2] {
+    fn gates(&self, xs: &[f32], hooks: &mut Hooks<'_>) -> [Room; 2] {
         let spec = &self.spec;
         let len = xs.len() / self.qkvz.cols() * spec.heads;
         let ba = self.ba.as_ref().map(|ba| project(ba, None, xs)).unwrap_or_default();
         let stride = self.ba.as_ref().map_or(1, Matrix::rows);
-        let mut beta = vec![1.0; len];
+        let mut beta = Room::full(len, 1.0);
         if spec.learned_beta {
             beta = columns(&ba, stride, 0, spec.heads);
             sigmoid_slice(&mut beta);
         }
         beta.iter_mut().for_each(|beta| *beta *= spec.beta_scale);
         hooks.pass(Point::Beta, &mut beta);
-        let mut log_decay = vec![0.0; len];
+        let mut log_decay = Room::zeros(len);
         if spec.decays {
             log_decay = columns(&ba, stride, stride - spec.heads, spec.heads);
             for row in log_decay.chunks_exact_mut(spec.heads) {
@@ -192,7 +193,7 @@ impl Mixer for GatedDeltaRule {
         let mut projected = vec![0.0; rows * stride];
         linear(&self.qkvz, None, xs, &mut projected);
         let conv_in = columns(&projected, stride, 0, conv_dim);
-        let mut gate = if spec.gated { columns(&projected, stride, conv_dim, values) } else { Vec::new() };
+        let mut gate = if spec.gated { columns(&projected, stride, conv_dim, values) } else { Room::new(0) };
         if spec.gated {
             hooks.pass(Point::Gate, &mut gate);
         }

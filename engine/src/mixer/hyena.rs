@@ -21,6 +21,7 @@ use statescope_kernels::linear::linear;
 use statescope_kernels::long_conv;
 use statescope_kernels::matrix::Matrix;
 use statescope_kernels::mixing::{Lowered, Toeplitz};
+use statescope_kernels::room::Room;
 
 use super::slot::KvCache;
 use super::{Mixer, StateSlot, columns, constant, products, project};
@@ -80,7 +81,7 @@ impl Hyena {
         let mut all = Vec::with_capacity(before.len() * channels + z.len());
         for (keys, values) in before.key_pages().into_iter().zip(before.value_pages()) {
             let part = columns(keys, count * channels, filter * channels, channels);
-            all.extend(if filter == 0 { products(&part, values) } else { part });
+            all.extend(if filter == 0 { products(&part, values) } else { part.to_vec() });
         }
         // Full pages, the last perhaps with room: what is given up is empty.
         let unused = before.len().next_multiple_of(PAGE) - before.len();
@@ -93,8 +94,8 @@ impl Hyena {
 }
 
 /// Columns `[T, C]` of several as one `[T, C, count]`.
-fn interleaved(parts: &[Vec<f32>]) -> Vec<f32> {
-    let len = parts.first().map_or(0, Vec::len);
+fn interleaved(parts: &[Room]) -> Vec<f32> {
+    let len = parts.first().map_or(0, |part| part.len());
     (0..len).flat_map(|i| parts.iter().map(move |part| part[i])).collect()
 }
 
@@ -197,7 +198,7 @@ impl Mixer for Hyena {
             written.push(products(&y, &gates));
             y = self.filtered(filter, &written[filter], &slot.kv);
         }
-        written[0] = k;
+        written[0] = k.to_vec();
         let keys: Vec<f32> = (0..v.len() / channels)
             .flat_map(|t| written.iter().flat_map(move |part| &part[t * channels..(t + 1) * channels]).copied())
             .collect();

@@ -15,11 +15,12 @@ use statescope_kernels::activation::{exp_slice, silu, silu_mul, silu_slice, soft
 use statescope_kernels::conv::causal_conv;
 #[cfg(feature = "cuda")]
 use statescope_kernels::cuda;
-use statescope_kernels::linear::linear;
+use statescope_kernels::linear::{linear, linear_parts};
 use statescope_kernels::matrix::Matrix;
 use statescope_kernels::mixing::{Decay, Lowered, Recurrent};
 use statescope_kernels::norm::rms_norm;
 use statescope_kernels::reduce::l2_norm;
+use statescope_kernels::room::Room;
 use statescope_kernels::selective_scan::SelectiveScan;
 
 use super::{Mixer, StateSlot, Surroundings, columns};
@@ -174,27 +175,26 @@ impl Mamba1 {
     }
 
     /// Δ `[T, E]`, B and C `[T, heads, N]` from x `[T, E]`.
-    fn select(&self, x: &[f32]) -> [Vec<f32>; 3] {
+    fn select(&self, x: &[f32]) -> [Room; 3] {
         let (n, r, width) = (self.spec.state_dim, self.spec.dt_rank, self.head_width());
         let (rows, count) = (x.len() / self.spec.channels, self.heads.len());
-        let mut made = [const { Vec::new() }; 3];
+        let lens = [width, n, n];
+        let mut made = lens.map(|len| Room::new(if count == 1 { 0 } else { rows * count * len }));
         for (index, head) in self.heads.iter().enumerate() {
             let own = self.own_columns(x, index);
-            let mut dbc = vec![0.0; rows * (r + 2 * n)];
-            linear(&head.x_proj, None, &own, &mut dbc);
-            let mut parts = [(0, r), (r, n), (r + n, n)].map(|(from, len)| columns(&dbc, r + 2 * n, from, len));
+            let mut parts = [r, n, n].map(|len| Room::new(rows * len));
+            linear_parts(&head.x_proj, None, &own, &mut parts.each_mut().map(|part| &mut part[..]));
             if let Some(norms) = &self.dbc_norm {
                 parts.iter_mut().enumerate().for_each(|(i, part)| norms.apply(i, part));
             }
-            let mut delta = vec![0.0; rows * width];
+            let mut delta = Room::new(rows * width);
             linear(&head.dt_proj, Some(&head.dt_bias), &parts[0], &mut delta);
             softplus_slice(&mut delta);
             parts[0] = delta;
             if count == 1 {
                 return parts;
             }
-            for ((part, made), len) in parts.iter().zip(&mut made).zip([width, n, n]) {
-                made.resize(rows * count * len, 0.0);
+            for ((part, made), len) in parts.iter().zip(&mut made).zip(lens) {
                 for (from, to) in part.chunks_exact(len).zip(made.chunks_exact_mut(count * len)) {
                     to[index * len..(index + 1) * len].copy_from_slice(from);
                 }
@@ -207,7 +207,7 @@ impl Mamba1 {
     fn own_columns<'a>(&self, xs: &'a [f32], index: usize) -> Cow<'a, [f32]> {
         match self.heads.len() {
             1 => Cow::Borrowed(xs),
-            _ => Cow::Owned(columns(xs, self.spec.channels, index * self.head_width(), self.head_width())),
+            _ => Cow::Owned(columns(xs, self.spec.channels, index * self.head_width(), self.head_width()).to_vec()),
         }
     }
 
@@ -218,7 +218,7 @@ impl Mamba1 {
             let (delta, x) = (self.own_columns(delta, index), self.own_columns(x, index));
             let own_keys = |keys| match count {
                 1 => Cow::Borrowed(keys),
-                _ => Cow::Owned(columns(keys, count * n, index * n, n)),
+                _ => Cow::Owned(columns(keys, count * n, index * n, n).to_vec()),
             };
             let (b, c) = (own_keys(b), own_keys(c));
             let channels = index * width..(index + 1) * width;
@@ -288,14 +288,12 @@ impl Mixer for Mamba1 {
         let e = self.spec.channels;
         let rows = xs.len() / self.in_proj.cols();
 
-        let mut projected = vec![0.0; rows * 2 * e];
-        linear(&self.in_proj, self.in_bias.as_deref(), xs, &mut projected);
-        let mut conv_in = columns(&projected, 2 * e, 0, e);
-        let mut gate = columns(&projected, 2 * e, e, e);
+        let (mut conv_in, mut gate) = (Room::new(rows * e), Room::new(rows * e));
+        linear_parts(&self.in_proj, self.in_bias.as_deref(), xs, &mut [&mut conv_in, &mut gate]);
         hooks.pass(Point::ConvIn, &mut conv_in);
         hooks.pass(Point::Gate, &mut gate);
 
-        let mut x = vec![0.0; rows * e];
+        let mut x = Room::new(rows * e);
         causal_conv(&conv_in, &self.conv_weight, self.conv_bias.as_deref(), &mut slot.conv, &mut x);
         hooks.pass(Point::Conv, &mut x);
         silu_slice(&mut x);
@@ -306,10 +304,10 @@ impl Mixer for Mamba1 {
         hooks.pass(Point::Query, &mut c);
         hooks.pass(Point::Delta, &mut delta);
 
-        let mut y = vec![0.0; rows * e];
+        let mut y = Room::new(rows * e);
         self.scan([&delta, &b, &c, &x], &mut slot.state, Wanted::Output, &mut y);
         hooks.pass(Point::Core, &mut y);
-        let mut gated = vec![0.0; rows * e];
+        let mut gated = Room::new(rows * e);
         silu_mul(&gate, &y, &mut gated);
         if let Some(norm) = &self.out_norm {
             norm.apply(&mut gated);

@@ -14,11 +14,12 @@ use statescope_kernels::activation::{exp_slice, silu, silu_mul, silu_slice, soft
 use statescope_kernels::conv::causal_conv;
 #[cfg(feature = "cuda")]
 use statescope_kernels::cuda;
-use statescope_kernels::linear::linear;
+use statescope_kernels::linear::{linear, linear_parts};
 use statescope_kernels::matrix::Matrix;
 use statescope_kernels::mixing::{Decay, Lowered, Recurrent};
 use statescope_kernels::norm::{gated_group_rms_norm, group_rms_norm_gated};
 use statescope_kernels::reduce::l2_norm;
+use statescope_kernels::room::Room;
 use statescope_kernels::ssd::Ssd;
 
 use super::{Mixer, StateSlot, Surroundings, columns};
@@ -27,6 +28,7 @@ use crate::device::{DeviceMixer, Upload};
 use crate::hooks::Hooks;
 use crate::loader::LoadError;
 use crate::loader::weights::Scope;
+use crate::model::feed_forward::scale;
 use crate::model::spec::{GateNorm, Mamba2Spec};
 use crate::protocol::{Geometry, MixerKind, Point};
 use crate::tape::LayerTape;
@@ -76,19 +78,20 @@ impl Mamba2 {
         head * self.spec.groups / self.spec.heads
     }
 
-    /// Scales z, x, B, C and dt.
-    fn multiply(&self, projected: &mut [f32]) {
+    /// Scales z, what the convolution reads (x, B and C), and dt.
+    fn multiply(&self, [gate, conv_in, delta]: [&mut [f32]; 3]) {
         let spec = &self.spec;
-        if spec.multipliers == [1.0; 5] {
-            return;
-        }
-        let keys = spec.groups * spec.state_dim;
-        for row in projected.chunks_exact_mut(self.in_proj.rows()) {
-            let mut rest = row;
-            for (factor, width) in spec.multipliers.iter().zip([inner(spec), inner(spec), keys, keys, spec.heads]) {
-                let (part, after) = rest.split_at_mut(width);
-                part.iter_mut().for_each(|x| *x *= factor);
-                rest = after;
+        let [of_gate, of_x, of_b, of_c, of_delta] = spec.multipliers;
+        scale(gate, of_gate);
+        scale(delta, of_delta);
+        if [of_x, of_b, of_c] != [1.0; 3] {
+            let keys = spec.groups * spec.state_dim;
+            for row in conv_in.chunks_exact_mut(conv_dim(spec)) {
+                let (x, keys_and_queries) = row.split_at_mut(inner(spec));
+                let (b, c) = keys_and_queries.split_at_mut(keys);
+                scale(x, of_x);
+                scale(b, of_b);
+                scale(c, of_c);
             }
         }
     }
@@ -156,17 +159,14 @@ impl Mixer for Mamba2 {
     fn prefill(&self, xs: &[f32], slot: &mut StateSlot, hooks: &mut Hooks<'_>, out: &mut [f32]) {
         let spec = &self.spec;
         let (inner, conv_dim, keys) = (inner(spec), conv_dim(spec), spec.groups * spec.state_dim);
-        let (rows, stride) = (xs.len() / self.in_proj.cols(), self.in_proj.rows());
+        let rows = xs.len() / self.in_proj.cols();
 
-        let mut projected = vec![0.0; rows * stride];
-        linear(&self.in_proj, self.in_bias.as_deref(), xs, &mut projected);
-        self.multiply(&mut projected);
-        let mut gate = columns(&projected, stride, 0, inner);
-        let conv_in = columns(&projected, stride, inner, conv_dim);
-        let mut delta = columns(&projected, stride, inner + conv_dim, spec.heads);
+        let [mut gate, mut conv_in, mut delta] = [inner, conv_dim, spec.heads].map(|width| Room::new(rows * width));
+        linear_parts(&self.in_proj, self.in_bias.as_deref(), xs, &mut [&mut gate, &mut conv_in, &mut delta]);
+        self.multiply([&mut gate, &mut conv_in, &mut delta]);
         hooks.pass(Point::Gate, &mut gate);
 
-        let mut convolved = vec![0.0; rows * conv_dim];
+        let mut convolved = Room::new(rows * conv_dim);
         causal_conv(&conv_in, &self.conv_weight, self.conv_bias.as_deref(), &mut slot.conv, &mut convolved);
         let mut x = columns(&convolved, conv_dim, 0, inner);
         if hooks.wanted() {
@@ -190,10 +190,10 @@ impl Mixer for Mamba2 {
         delta.iter_mut().for_each(|dt| *dt = dt.clamp(low, high));
         hooks.pass(Point::Delta, &mut delta);
 
-        let mut y = vec![0.0; rows * inner];
+        let mut y = Room::new(rows * inner);
         self.ssd(&delta, &b, &c, &x).forward(&mut slot.state, &mut y);
         hooks.pass(Point::Core, &mut y);
-        let mut normed = vec![0.0; rows * inner];
+        let mut normed = Room::new(rows * inner);
         match spec.norm {
             GateNorm::GateFirst => {
                 gated_group_rms_norm(&y, &gate, &self.norm, spec.groups, spec.norm_eps, &mut normed, None)

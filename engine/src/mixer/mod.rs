@@ -36,7 +36,9 @@ use statescope_kernels::linear::linear;
 use statescope_kernels::matrix::Matrix;
 use statescope_kernels::mixing::{Lowered, Strided};
 use statescope_kernels::norm::layer_norm;
+use statescope_kernels::par;
 use statescope_kernels::reduce::l2_norm;
+use statescope_kernels::room::Room;
 
 use crate::hooks::Hooks;
 use crate::loader::LoadError;
@@ -75,8 +77,8 @@ struct Lent {
     /// Position of the first token of the pass.
     first: usize,
     /// Those of the tokens of the pass, `[T, H_kv, head_dim]`.
-    keys: Vec<f32>,
-    values: Vec<f32>,
+    keys: Room,
+    values: Room,
     /// Those of the whole text.
     cache: KvCache,
 }
@@ -309,10 +311,16 @@ pub fn interpolated(xs: &[f32], before: &[f32], share: &[f32]) -> Vec<f32> {
 }
 
 /// Copies columns `from..from + width` of xs `[T, stride]` into a dense `[T, width]`.
-fn columns(xs: &[f32], stride: usize, from: usize, width: usize) -> Vec<f32> {
-    let mut dense = Vec::with_capacity(xs.len() / stride * width);
-    for row in xs.chunks_exact(stride) {
-        dense.extend_from_slice(&row[from..from + width]);
-    }
+fn columns(xs: &[f32], stride: usize, from: usize, width: usize) -> Room {
+    /// Rows that a thread copies at a time.
+    const ROWS: usize = 32;
+    let rows = xs.len() / stride;
+    let mut dense = Room::new(rows * width);
+    // A number copied takes as long as a multiply-add or two.
+    par::for_each_chunk(&mut dense, ROWS * width, 2 * rows * width, |i, dense| {
+        for (row, to) in xs.chunks_exact(stride).skip(i * ROWS).zip(dense.chunks_exact_mut(width)) {
+            to.copy_from_slice(&row[from..from + width]);
+        }
+    });
     dense
 }

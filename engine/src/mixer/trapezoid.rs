@@ -15,6 +15,7 @@ use statescope_kernels::activation::{sigmoid, softplus};
 use statescope_kernels::linear_attention::{KeyDecay, LinearAttention as Op};
 use statescope_kernels::matrix::Matrix;
 use statescope_kernels::norm::rms_norm;
+use statescope_kernels::room::Room;
 
 use super::{StateSlot, columns, project};
 use crate::hooks::Hooks;
@@ -43,15 +44,15 @@ pub(super) struct Trapezoid {
 /// What becomes of T tokens.
 pub(super) struct Tokens {
     /// `[T, E]`.
-    pub(super) z: Vec<f32>,
-    pub(super) x: Vec<f32>,
+    pub(super) z: Room,
+    pub(super) x: Room,
     /// `[T, H, r, N]`, turned.
     keys: Vec<f32>,
     queries: Vec<f32>,
     /// Δ, log α and λ `[T, H]`.
-    delta: Vec<f32>,
-    log_decay: Vec<f32>,
-    lambda: Vec<f32>,
+    delta: Room,
+    log_decay: Room,
+    lambda: Room,
 }
 
 /// Writes of T tokens, each in two parts of r ranks: first what the token before still has to write, then its own; and behind them as many

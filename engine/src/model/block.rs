@@ -1,5 +1,7 @@
 //! One block: x ← x + Σ mixers(norm(x)), then x ← x + feed_forward(norm(x)).
 
+use statescope_kernels::room::Room;
+
 use super::feed_forward::{FeedForward, add, scale};
 use super::norm::Norm;
 use super::shared::SharedUse;
@@ -38,8 +40,8 @@ pub struct Pass<'a> {
     /// T.
     rows: usize,
     /// `[T, d]` each, to work in.
-    normed: Vec<f32>,
-    added: Vec<f32>,
+    normed: Room,
+    added: Room,
     /// What mixers hand on to later layers.
     pub(crate) handed: Handed,
 }
@@ -51,8 +53,8 @@ impl<'a> Pass<'a> {
             embedding,
             residual_scale,
             rows,
-            normed: vec![0.0; len],
-            added: vec![0.0; len],
+            normed: Room::new(len),
+            added: Room::new(len),
             handed: Handed::default(),
         }
     }
@@ -167,10 +169,10 @@ impl Part {
     fn forward(&self, slot: &mut StateSlot, hooks: &mut Hooks<'_>, pass: &mut Pass<'_>) {
         let scaled;
         let input = if self.input_scale == 1.0 {
-            &pass.normed
+            &pass.normed[..]
         } else {
             scaled = pass.normed.iter().map(|x| x * self.input_scale).collect::<Vec<f32>>();
-            &scaled
+            &scaled[..]
         };
         if !self.mixer.prefill_after(input, &mut pass.handed, slot, hooks, &mut pass.added) {
             match pass.rows {

@@ -2,6 +2,7 @@
 
 use statescope_kernels::linear::linear;
 use statescope_kernels::matrix::Matrix;
+use statescope_kernels::room::Room;
 
 use super::channel_mix::ChannelMix;
 use super::moe::Moe;
@@ -117,7 +118,7 @@ impl Mlp {
     pub fn forward(&self, xs: &[f32], out: &mut [f32]) {
         let inner = self.up.rows();
         let len = xs.len() / self.up.cols() * inner;
-        let mut up = vec![0.0; len];
+        let mut up = Room::new(len);
         linear(&self.up, self.up_bias.as_deref(), xs, &mut up);
         let hidden = match &self.gate {
             None => {
@@ -125,7 +126,7 @@ impl Mlp {
                 up
             }
             Some(matrix) => {
-                let (mut gate, mut product) = (vec![0.0; len], vec![0.0; len]);
+                let (mut gate, mut product) = (Room::new(len), Room::new(len));
                 linear(matrix, self.gate_bias.as_deref(), xs, &mut gate);
                 if let Some(adapter) = &self.adapter {
                     let added = adapter.forward(xs);

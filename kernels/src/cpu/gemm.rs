@@ -40,10 +40,10 @@ fn floats(room: &mut Vec<Line>, len: usize) -> &mut [f32] {
     &mut bytemuck::cast_slice_mut(room)[..len]
 }
 
-/// y [T, out] = x [T, in] Wᵀ.
-pub(super) fn gemm<W: Weight>(weight: &[W], inputs: usize, xs: &[f32], ys: &mut [f32]) {
+/// y [T, out] = x [T, in] Wᵀ; its columns are in `parts` [T, …].
+pub(super) fn gemm<W: Weight>(weight: &[W], inputs: usize, xs: &[f32], parts: &mut [&mut [f32]]) {
     if inputs == 0 {
-        return ys.fill(0.0);
+        return parts.iter_mut().for_each(|part| part.fill(0.0));
     }
     let items = inputs.div_ceil(W::WEIGHTS);
     let (outputs, tokens) = (weight.len() / items, xs.len() / inputs);
@@ -70,9 +70,14 @@ pub(super) fn gemm<W: Weight>(weight: &[W], inputs: usize, xs: &[f32], ys: &mut 
     });
     let sums = &*sums;
 
-    par::for_each_chunk(ys, panel * outputs, tokens * outputs, |i, ys| {
-        dispatch(TurnBack { sums, group, padded, first: i * panel, outputs, ys });
-    });
+    let mut rows = 0..0;
+    for part in parts {
+        let width = part.len() / tokens;
+        rows = rows.end..rows.end + width;
+        par::for_each_chunk(part, panel * width, tokens * width, |i, ys| {
+            dispatch(TurnBack { sums, group, padded, first: i * panel, rows: rows.clone(), ys });
+        });
+    }
     ROOM.set(room);
 }
 
@@ -217,7 +222,7 @@ impl<const R: usize, const V: usize> Kernel for Of<'_, R, V> {
     }
 }
 
-/// Turns the sums of the tokens of a panel to `ys` [tokens, outputs].
+/// Turns the sums of `rows` of the weights and the tokens of a panel to `ys` [tokens, rows].
 struct TurnBack<'a> {
     /// By group and panel: [group, tokens of the panel].
     sums: &'a [f32],
@@ -225,7 +230,7 @@ struct TurnBack<'a> {
     padded: usize,
     /// First token.
     first: usize,
-    outputs: usize,
+    rows: Range<usize>,
     ys: &'a mut [f32],
 }
 
@@ -233,13 +238,22 @@ impl Kernel for TurnBack<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let TurnBack { sums, group, padded, first, outputs, ys } = self;
-        let tokens = ys.len() / outputs;
+        let TurnBack { sums, group, padded, first, rows, ys } = self;
+        let tokens = ys.len() / rows.len();
         let width = (padded - first).min(2 * S::LANES);
-        for (sums, column) in sums.chunks_exact(group * padded).zip((0..outputs).step_by(group)) {
-            let sums = &sums[group * first..][..group * width];
-            let rows = group.min(outputs - column);
-            transpose(s, View { data: sums, stride: width }, (rows, tokens), &mut ys[column..], outputs);
+        let groups = rows.start / group..rows.end.div_ceil(group);
+        for (group_sums, start) in
+            sums.chunks_exact(group * padded).zip((0..).step_by(group)).take(groups.end).skip(groups.start)
+        {
+            let own = rows.start.max(start)..rows.end.min(start + group);
+            let sums = &group_sums[group * first + (own.start - start) * width..];
+            transpose(
+                s,
+                View { data: sums, stride: width },
+                (own.len(), tokens),
+                &mut ys[own.start - rows.start..],
+                rows.len(),
+            );
         }
     }
 }

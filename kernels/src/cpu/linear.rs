@@ -231,12 +231,12 @@ impl<W: Weight> Kernel for Gemv<'_, W> {
     }
 }
 
-/// y [T, out] = x [T, in] Wᵀ.
-pub(crate) fn gemm(weight: &Matrix, xs: &[f32], ys: &mut [f32]) {
+/// y [T, out] = x [T, in] Wᵀ, in parts [T, …].
+pub(crate) fn gemm(weight: &Matrix, xs: &[f32], parts: &mut [&mut [f32]]) {
     match weight.values() {
-        Values::F32(w) => gemm::gemm(w, weight.cols(), xs, ys),
-        Values::Bf16(w) => gemm::gemm(w, weight.cols(), xs, ys),
-        Values::F16(w) => gemm::gemm(w, weight.cols(), xs, ys),
-        Values::Q8(w) => gemm::gemm(w, weight.cols(), xs, ys),
+        Values::F32(w) => gemm::gemm(w, weight.cols(), xs, parts),
+        Values::Bf16(w) => gemm::gemm(w, weight.cols(), xs, parts),
+        Values::F16(w) => gemm::gemm(w, weight.cols(), xs, parts),
+        Values::Q8(w) => gemm::gemm(w, weight.cols(), xs, parts),
     }
 }

@@ -3,7 +3,7 @@
 use std::f32::consts::LOG2_E;
 
 use crate::{
-    SelectiveScan,
+    Room, SelectiveScan,
     cpu::{
         product::{View, transpose},
         simd::{Kernel, Simd, UNIT, dispatch},
@@ -26,7 +26,7 @@ pub(crate) fn forward(scan: &SelectiveScan, state: &mut [f32], y: Option<&mut [f
     let n = scan.state_dim();
     let work = tokens * channels * n.div_ceil(UNIT) * STEP;
     // Pieces own columns of y, which are no slices of it: each works on a strip [T, its channels], copied into place at the end.
-    let strip = |wanted: bool| vec![0.0; if wanted { tokens * channels } else { 0 }];
+    let strip = |wanted: bool| Room::new(if wanted { tokens * channels } else { 0 });
     let (mut y_strips, mut norm_strips) = (strip(y.is_some()), strip(state_norm.is_some()));
     let size = (PIECE * tokens).max(1);
     let mut y_of = y_strips.chunks_mut(size);
@@ -76,7 +76,8 @@ impl Kernel for Scan<'_> {
         let width = state.len() / n;
         // [N, channels]
         let row = width.next_multiple_of(S::LANES);
-        let (mut a, mut h) = (vec![0.0; n * row], vec![0.0; n * row]);
+        // What lies beyond the last channel is computed with them.
+        let (mut a, mut h) = (Room::zeros(n * row), Room::zeros(n * row));
         transpose(s, View { data: &scan.a[first * n..], stride: n }, (width, n), &mut a, row);
         transpose(s, View { data: state, stride: n }, (width, n), &mut h, row);
         for t in 0..scan.x.len() / channels {

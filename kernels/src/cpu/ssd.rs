@@ -1,7 +1,7 @@
 //! CPU twin of [`crate::ssd`].
 
 use crate::{
-    Ssd,
+    Room, Ssd,
     cpu::{
         product::{TILE, View, add_product, transpose},
         simd::{Kernel, Simd, UNIT, dispatch},
@@ -158,15 +158,15 @@ pub(crate) fn chunked(ssd: &Ssd, state: &mut [f32], y: &mut [f32]) {
     }
     // What the heads of a group share, by chunk and group.
     let shared_size = CHUNK * (CHUNK + ssd.state_dim);
-    let mut shared = vec![0.0; tokens.div_ceil(CHUNK) * ssd.groups * shared_size];
+    let mut shared = Room::zeros(tokens.div_ceil(CHUNK) * ssd.groups * shared_size);
     let work = tokens * ssd.groups * CHUNK * ssd.state_dim / UNIT;
     par::for_each_chunk(&mut shared, shared_size, work, |i, shared| {
         dispatch(Gram { ssd, first: i / ssd.groups * CHUNK, group: i % ssd.groups, shared });
     });
-    let shared = &shared;
+    let shared = &shared[..];
 
     // A head owns columns of y, which are no slice of it: it works on a strip [T, P], copied into place at the end.
-    let (mut strips, y_len) = (vec![0.0; y.len()], y.len());
+    let (mut strips, y_len) = (Room::new(y.len()), y.len());
     let work = tokens * ssd.heads * (2 * size + CHUNK / 2 * ssd.head_dim) / UNIT;
     let heads = state.chunks_mut(size).zip(strips.chunks_mut(tokens * ssd.head_dim)).enumerate();
     par::for_each(heads, work, |(head, (state, y))| dispatch(Chunked { ssd, head, shared, state, y }));
@@ -210,7 +210,7 @@ struct Chunked<'a> {
     shared: &'a [f32],
     /// [P, N]
     state: &'a mut [f32],
-    /// [T, P], zeros.
+    /// [T, P]
     y: &'a mut [f32],
 }
 
@@ -242,6 +242,7 @@ impl Kernel for Chunked<'_> {
             let logs = &logs[..length];
 
             // What the carried state gives, then D x.
+            y.fill(0.0);
             let c = View { data: c_columns, stride: CHUNK };
             add_product::<S, true>(s, c, View { data: &columns, stride: head_dim }, (length, head_dim, n), y, head_dim);
             for (i, (y, log)) in y.chunks_exact_mut(head_dim).zip(logs).enumerate() {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{Dtype, Elements, Matrix, linear, linear::reference};
+use crate::{Dtype, Elements, Matrix, linear, linear::reference, linear_parts};
 
 fn matrix(rng: &mut Rng, outputs: usize, inputs: usize, dtype: Dtype) -> Matrix {
     Matrix::new(outputs, inputs, Elements::F32(rng.vec(outputs * inputs))).unwrap().to_dtype(dtype)
@@ -56,6 +56,26 @@ fn bits_do_not_depend_on_how_many_tokens_go_together() {
         linear(&w, None, &xs[..at * inputs], first);
         linear(&w, None, &xs[at * inputs..], rest);
         assert_eq!(bits(&ys), bits(&whole), "split at {at}");
+    }
+}
+
+#[test]
+fn parts_are_the_columns_of_the_whole() {
+    let mut rng = Rng::new(4);
+    let (outputs, inputs, widths) = (150, 40, [70, 0, 3, 77]);
+    let (w, bias) = (matrix(&mut rng, outputs, inputs, Dtype::F32), rng.vec(outputs));
+    for tokens in [1, 2, 40] {
+        let xs = rng.vec(tokens * inputs);
+        let mut whole = nan(tokens * outputs);
+        linear(&w, Some(&bias), &xs, &mut whole);
+        let mut parts = widths.map(|width| nan(tokens * width));
+        linear_parts(&w, Some(&bias), &xs, &mut parts.each_mut().map(|part| &mut part[..]));
+        let mut first = 0;
+        for (part, width) in parts.iter().zip(widths) {
+            let columns: Vec<f32> = whole.chunks(outputs).flat_map(|y| &y[first..first + width]).copied().collect();
+            assert_eq!(bits(part), bits(&columns), "{tokens} tokens, {width} columns from {first}");
+            first += width;
+        }
     }
 }
 
