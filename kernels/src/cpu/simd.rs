@@ -111,8 +111,20 @@ pub(crate) trait Kernel {
 #[cfg(test)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Forced {
+    #[cfg(target_arch = "x86_64")]
     Avx2,
     Portable,
+}
+
+#[cfg(test)]
+impl Forced {
+    /// The widest set, then what may be there in its place.
+    pub(crate) const EACH: &[Option<Forced>] = &[
+        None,
+        #[cfg(target_arch = "x86_64")]
+        Some(Forced::Avx2),
+        Some(Forced::Portable),
+    ];
 }
 
 #[cfg(test)]
@@ -132,7 +144,7 @@ pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
                 return avx2::run(set, kernel);
             }
         }
-        _ => {}
+        None => {}
     }
     #[cfg(target_arch = "x86_64")]
     {

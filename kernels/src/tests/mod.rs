@@ -10,6 +10,7 @@ mod linear_attention;
 mod mixing;
 mod pointwise;
 mod recurrences;
+mod simd;
 mod state_space;
 mod threads;
 
@@ -73,9 +74,9 @@ pub(crate) fn assert_close_to(actual: &[f32], expected: &[f64], tolerance: f64, 
     }
 }
 
-/// Runs a test on the best instruction set and on the portable one.
+/// Runs a test on the best instruction set and on each that may be there in its place.
 pub(crate) fn on_each_set(test: impl Fn()) {
-    for forced in [None, Some(Forced::Avx2), Some(Forced::Portable)] {
+    for &forced in Forced::EACH {
         FORCED.set(forced);
         test();
     }
