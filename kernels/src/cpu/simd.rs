@@ -1,9 +1,9 @@
 //! Vectors of f32, with the instruction set chosen at run time.
 //!
 //! A CPU twin is a [`Kernel`]: a struct of its arguments whose `run` is written once over any [`Simd`]. [`dispatch`] picks the widest
-//! set the machine has: sixteen lanes with AVX-512, eight with AVX2, FMA and F16C, else eight in plain Rust. How sums are split over lanes
-//! differs between the widths, and plain Rust does not fuse multiply and add, so last bits differ between the sets; on one machine they
-//! are always the same.
+//! set the machine has: sixteen lanes with AVX-512, eight with AVX2, FMA and F16C, eight with NEON (always there on aarch64), else eight in
+//! plain Rust. How sums are split over lanes differs between the sets, and plain Rust does not fuse multiply and add, so last bits differ
+//! between them; on one machine they are always the same.
 //! Everything below `run` has to be `#[inline(always)]`, so that it is compiled inside the one function that enables the set. A closure
 //! that computes vectors cannot be: it may become a function of its own, in which each instruction is a call. Write a function instead.
 
@@ -13,6 +13,8 @@ use half::{bf16, f16};
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 
 use portable::Portable;
@@ -95,7 +97,16 @@ pub(crate) trait Simd: Copy {
             // SAFETY: every x86-64 has the instruction, and it never faults, whatever the address.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(xs.as_ptr().cast::<i8>().wrapping_add(ahead)) }
         }
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: every aarch64 has the instruction; it never faults, whatever the address, and changes nothing.
+        unsafe {
+            std::arch::asm!(
+                "prfm pldl1keep, [{}]",
+                in(reg) xs.as_ptr().addr().wrapping_add(ahead),
+                options(nomem, nostack, preserves_flags)
+            );
+        }
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         let _ = (xs, ahead);
     }
 }
@@ -154,6 +165,10 @@ pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
         if let Some(set) = avx2::Avx2::detect() {
             return avx2::run(set, kernel);
         }
+    }
+    #[cfg(target_arch = "aarch64")]
+    if let Some(set) = neon::Neon::detect() {
+        return neon::run(set, kernel);
     }
     kernel.run(Portable)
 }
