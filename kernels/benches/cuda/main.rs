@@ -6,6 +6,7 @@ mod prompts;
 mod sequences;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use half::bf16;
 use statescope_kernels::cuda::{Buffer, Gpu, Result};
@@ -30,8 +31,14 @@ fn halves(n: usize, seed: u64, scale: f32) -> Vec<bf16> {
 
 /// Median milliseconds of `count` calls, each between two events.
 fn median(gpu: &Gpu, count: usize, mut call: impl FnMut() -> Result<()>) -> Result<f32> {
-    for _ in 0..3 {
+    // An idle device takes milliseconds to raise its clock.
+    let begun = Instant::now();
+    for calls in 0.. {
         call()?;
+        gpu.wait()?;
+        if calls > 1 && begun.elapsed().as_millis() > 50 {
+            break;
+        }
     }
     let mut times = Vec::new();
     for _ in 0..count {

@@ -58,41 +58,54 @@ pub fn scans(gpu: &Gpu) -> Result<()> {
     Ok(())
 }
 
+fn ssd<T: Element>(
+    gpu: &Gpu,
+    (heads, groups, tokens): (usize, usize, usize),
+    upload: impl Fn(usize, u64, f32) -> Result<Buffer<T>>,
+) -> Result<()> {
+    let (p, n) = (64, 128);
+    let e = heads * p;
+    let x = upload(tokens * e, 1, 1.0)?;
+    let (b, c) = (upload(tokens * groups * n, 2, 1.0)?, upload(tokens * groups * n, 3, 1.0)?);
+    let delta = upload(tokens * heads, 4, 0.5)?;
+    let rates: Vec<f32> = (0..heads).map(|i| -1.0 - i as f32 / 8.0).collect();
+    let (a, d, bias) = (gpu.upload(&rates)?, gpu.upload(&numbers(heads, 5))?, gpu.upload(&vec![-4.0f32; heads])?);
+    let (state, y) = (gpu.zeros(e * n)?, gpu.zeros::<T>(tokens * e)?);
+    let op = Ssd {
+        tokens,
+        heads,
+        head_dim: p,
+        state_dim: n,
+        groups,
+        delta: At(&delta, 0),
+        delta_stride: heads,
+        delta_bias: Some(&bias),
+        softplus: true,
+        delta_limit: (0.0, f32::INFINITY),
+        a: &a,
+        b: At(&b, 0),
+        c: At(&c, 0),
+        bc_stride: groups * n,
+        x: At(&x, 0),
+        x_stride: e,
+        d: Some(&d),
+        state: &state,
+        y: &y,
+    };
+    let scratch = gpu.zeros(op.scratch_len(gpu))?;
+    let time = median(gpu, 20, || op.run(gpu, &scratch))?;
+    println!("| SSD {}, H{heads} P{p} N{n} G{groups} L{tokens} | {time:.3} ms |", T::NAME);
+    Ok(())
+}
+
 pub fn ssds(gpu: &Gpu) -> Result<()> {
-    for (heads, groups, tokens) in [(80, 1, 2048), (80, 1, 16_384), (80, 1, 131_072), (128, 8, 16_384)] {
-        let (p, n) = (64, 128);
-        let e = heads * p;
-        let x = gpu.upload(&halves(tokens * e, 1, 1.0))?;
-        let (b, c) =
-            (gpu.upload(&halves(tokens * groups * n, 2, 1.0))?, gpu.upload(&halves(tokens * groups * n, 3, 1.0))?);
-        let delta = gpu.upload(&halves(tokens * heads, 4, 0.5))?;
-        let rates: Vec<f32> = (0..heads).map(|i| -1.0 - i as f32 / 8.0).collect();
-        let (a, d, bias) = (gpu.upload(&rates)?, gpu.upload(&numbers(heads, 5))?, gpu.upload(&vec![-4.0f32; heads])?);
-        let (state, y) = (gpu.zeros(e * n)?, gpu.zeros::<bf16>(tokens * e)?);
-        let op = Ssd {
-            tokens,
-            heads,
-            head_dim: p,
-            state_dim: n,
-            groups,
-            delta: At(&delta, 0),
-            delta_stride: heads,
-            delta_bias: Some(&bias),
-            softplus: true,
-            delta_limit: (0.0, f32::INFINITY),
-            a: &a,
-            b: At(&b, 0),
-            c: At(&c, 0),
-            bc_stride: groups * n,
-            x: At(&x, 0),
-            x_stride: e,
-            d: Some(&d),
-            state: &state,
-            y: &y,
-        };
-        let scratch = gpu.zeros(op.scratch_len(gpu))?;
-        let time = median(gpu, 20, || op.run(gpu, &scratch))?;
-        println!("| SSD bf16, H{heads} P{p} N{n} G{groups} L{tokens} | {time:.3} ms |");
+    for shape in [(80, 1, 2048), (80, 1, 16_384), (80, 1, 131_072), (128, 8, 16_384)] {
+        ssd::<bf16>(gpu, shape, |n, seed, scale| gpu.upload(&halves(n, seed, scale)))?;
+    }
+    for shape in [(24, 1, 2048), (24, 1, 16_384)] {
+        ssd::<f32>(gpu, shape, |n, seed, scale| {
+            gpu.upload(&halves(n, seed, scale).into_iter().map(f32::from).collect::<Vec<f32>>())
+        })?;
     }
     Ok(())
 }

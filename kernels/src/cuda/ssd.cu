@@ -6,30 +6,8 @@
 // segment of the text, chunk by chunk of 64 tokens; the state stays in its registers, a 16-bit copy in shared memory meets C. Nothing
 // but y and one state a segment is written. Long texts are cut in segments so that all multiprocessors work: `ssd_segment_*` first
 // makes the state that each segment adds (a quarter of the work), `ssd_carry` runs them on, and every segment then starts from its own.
-#include "common.cuh"
-
-struct SsdParams {
-    const void *delta, *x, *b, *c;  // [T, stride] each: H, H·P, G·N, G·N wide
-    const float *delta_bias;        // [H] or null
-    const float *a, *d;             // [H]; [H], [H·P] or null
-    float *state;                   // [H, P, N]: the first, moved on to the last
-    void *y;                        // [T, stride]
-    float *segment_state;           // [segments, H, P, N]
-    float *segment_decay;           // [segments, H], log2
-    u32 tokens, heads, head_dim, n, groups;
-    u32 delta_stride, x_stride, bc_stride, y_stride;
-    u32 softplus, d_by_channel;
-    u32 segments, chunks;           // chunks of 64 tokens a segment
-    float dt_low, dt_high;
-    u32 pad;
-};
-
-template <typename T> DEVICE float step_size(const SsdParams &p, u32 t, u32 head) {
-    float dt = to_float(static_cast<const T *>(p.delta)[size_t(t) * p.delta_stride + head]);
-    if (p.delta_bias) dt += p.delta_bias[head];
-    if (p.softplus) dt = softplus(dt);
-    return fminf(fmaxf(dt, p.dt_low), p.dt_high);
-}
+// ssd_hopper.cu does the same on Hopper, ssd_f32.cu for inputs in f32; both may make a segment's state of parts.
+#include "ssd.cuh"
 
 constexpr int RUN = 16;
 template <typename T, int PER_LANE> DEVICE void recurrent(const SsdParams &p) {
@@ -109,33 +87,7 @@ RECURRENTS(f16, __half)
 
 // ---- tensor cores ----
 
-constexpr int Q = 64, P = 64, CHUNK_THREADS = 256;  // tokens a chunk, channels a head
-
-template <typename T> struct Pair;
-template <> struct Pair<__nv_bfloat16> {
-    static DEVICE u32 pack(float a, float b) {
-        const __nv_bfloat162 two = __floats2bfloat162_rn(a, b);
-        return *reinterpret_cast<const u32 *>(&two);
-    }
-    static DEVICE float2 unpack(u32 v) { return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162 *>(&v)); }
-    static DEVICE void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-    }
-};
-template <> struct Pair<__half> {
-    static DEVICE u32 pack(float a, float b) {
-        const __half2 two = __floats2half2_rn(a, b);
-        return *reinterpret_cast<const u32 *>(&two);
-    }
-    static DEVICE float2 unpack(u32 v) { return __half22float2(*reinterpret_cast<const __half2 *>(&v)); }
-    static DEVICE void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-    }
-};
+constexpr int CHUNK_THREADS = 256;
 
 // A tile of 16-bit rows of WIDTH in shared memory; the 16-byte units of a row are permuted by the row, so that eight rows of a
 // matrix fragment lie in eight different banks. Fragments start at multiples of 16 rows and units, so a lane's offset within them is
@@ -385,26 +337,28 @@ CHUNKED(bf16, __nv_bfloat16, 128)
 CHUNKED(f16, __half, 64)
 CHUNKED(f16, __half, 128)
 
-// Slot s of `segment_state` holds what segment s − 1 added; it becomes the state from which segment s starts.
+// Slot i of `segment_state` holds what part i − 1 added; where a segment starts, it becomes the state from which that one does.
 extern "C" __global__ void __launch_bounds__(256) ssd_carry(const __grid_constant__ SsdParams p) {
-    const u32 per_head = p.head_dim * p.n, i = blockIdx.x * blockDim.x + threadIdx.x;
+    let_next_start();
+    wait_for_previous();
+    const u32 per_head = p.head_dim * p.n, i = blockIdx.x * blockDim.x + threadIdx.x, slots = (p.segments - 1) * p.parts + 1;
     if (i >= p.heads * per_head) return;
     float state = p.state[i];
     p.segment_state[i] = state;
     constexpr int AHEAD = 8;
-    for (u32 from = 1; from < p.segments; from += AHEAD) {
+    for (u32 from = 1; from < slots; from += AHEAD) {
         float added[AHEAD], decay[AHEAD];
 #pragma unroll
         for (int j = 0; j < AHEAD; j++)
-            if (from + j < p.segments) {
+            if (from + j < slots) {
                 added[j] = p.segment_state[size_t(from + j) * p.heads * per_head + i];
                 decay[j] = p.segment_decay[(from + j - 1) * p.heads + i / per_head];
             }
 #pragma unroll
         for (int j = 0; j < AHEAD; j++)
-            if (from + j < p.segments) {
+            if (from + j < slots) {
                 state = exp2_fast(decay[j]) * state + added[j];
-                p.segment_state[size_t(from + j) * p.heads * per_head + i] = state;
+                if ((from + j) % p.parts == 0) p.segment_state[size_t(from + j) * p.heads * per_head + i] = state;
             }
     }
 }
