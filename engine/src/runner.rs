@@ -28,6 +28,8 @@ impl From<statescope_kernels::cuda::CudaError> for DeviceError {
 /// A model, and what computes it.
 pub struct Runner {
     model: Arc<Model>,
+    /// Logits of all tokens of a pass, from one pass to the next: fresh memory of that size takes long to clear.
+    logits: Vec<f32>,
     #[cfg(feature = "cuda")]
     gpu: Option<Box<Executor>>,
 }
@@ -95,6 +97,7 @@ impl Runner {
     pub fn cpu(model: Arc<Model>) -> Self {
         Self {
             model,
+            logits: Vec::new(),
             #[cfg(feature = "cuda")]
             gpu: None,
         }
@@ -113,7 +116,7 @@ impl Runner {
         {
             let gpu = Executor::open(model.clone(), info)?;
             info.device = gpu.info();
-            Ok(Self { model, gpu: Some(Box::new(gpu)) })
+            Ok(Self { model, logits: Vec::new(), gpu: Some(Box::new(gpu)) })
         }
         #[cfg(not(feature = "cuda"))]
         Err(find_gpu().err().unwrap_or_else(|| DeviceError("no GPU".into())))
@@ -237,7 +240,7 @@ impl Runner {
         hooks: &mut Hooks<'_>,
         candidates: usize,
     ) -> Result<(Vec<Outlook>, Vec<f32>), DeviceError> {
-        let (mut all, vocab) = (Vec::new(), self.model.spec().vocab_size);
+        let (mut all, vocab) = (std::mem::take(&mut self.logits), self.model.spec().vocab_size);
         self.forward(tokens, first, memory, hooks, Logits::All(&mut all))?;
         // Nothing foretells the meta tokens, nor what comes after them.
         let meta = self.model.spec().meta_tokens;
@@ -246,7 +249,9 @@ impl Runner {
             let next = tokens.get(row + 1).copied().filter(|_| first + row + 1 > meta);
             outlook[0] = Outlook::of(&all[row * vocab..(row + 1) * vocab], next, candidates);
         });
-        Ok((outlooks, all.split_off(all.len() - vocab)))
+        let last = all[all.len() - vocab..].to_vec();
+        self.logits = all;
+        Ok((outlooks, last))
     }
 
     /// As [`Model::forward`].

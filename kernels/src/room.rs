@@ -1,13 +1,25 @@
 //! Memory to work in, kept from one use to the next.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ops::{Deref, DerefMut};
 
 /// Bytes that a thread keeps; what comes back beyond them is freed.
 const MOST: usize = 256 << 20;
 
 thread_local! {
-    static KEPT: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
+    /// By the number of binary digits of the length.
+    static KEPT: RefCell<[Vec<Vec<f32>>; CLASSES]> = const { RefCell::new([const { Vec::new() }; CLASSES]) };
+    static BYTES: Cell<usize> = const { Cell::new(0) };
+}
+
+const CLASSES: usize = usize::BITS as usize + 1;
+
+fn class(len: usize) -> usize {
+    (usize::BITS - len.leading_zeros()) as usize
+}
+
+fn bytes(numbers: &[f32]) -> usize {
+    size_of_val(numbers)
 }
 
 /// Numbers that will all be written before they are read: what they are at first is undefined (NaN in debug builds).
@@ -23,16 +35,16 @@ pub struct Room {
 
 impl Room {
     pub fn new(len: usize) -> Room {
-        // The smallest that is large enough, or else the largest.
-        let kept = KEPT.with_borrow_mut(|kept| {
-            let fits = |i: &usize| (kept[*i].len() < len, kept[*i].len().abs_diff(len));
-            (0..kept.len()).min_by_key(fits).map(|i| kept.swap_remove(i))
+        // Of as many digits the last, if it is large enough, or one of twice the length: to look for the best would take longer than some ops.
+        let mut numbers = KEPT.with_borrow_mut(|kept| {
+            let of_class = &mut kept[class(len)];
+            let fits = of_class.last().is_some_and(|numbers| numbers.len() >= len);
+            let found = if fits { of_class.pop() } else { kept.get_mut(class(len) + 1).and_then(Vec::pop) };
+            found.unwrap_or_default()
         });
-        let mut numbers = kept.unwrap_or_default();
+        BYTES.set(BYTES.get() - bytes(&numbers));
         if numbers.len() < len {
-            // Nothing of it is worth copying.
-            numbers.clear();
-            numbers.resize(len, 0.0);
+            numbers = vec![0.0; len];
         }
         let mut room = Room { numbers, len };
         if cfg!(debug_assertions) {
@@ -67,10 +79,9 @@ impl Drop for Room {
         let numbers = std::mem::take(&mut self.numbers);
         // While a thread ends there is nobody to keep anything for.
         let _ = KEPT.try_with(|kept| {
-            let mut kept = kept.borrow_mut();
-            let bytes: usize = kept.iter().chain([&numbers]).map(|n| n.capacity() * size_of::<f32>()).sum();
-            if bytes <= MOST {
-                kept.push(numbers);
+            if BYTES.get() + bytes(&numbers) <= MOST {
+                BYTES.set(BYTES.get() + bytes(&numbers));
+                kept.borrow_mut()[class(numbers.len())].push(numbers);
             }
         });
     }
@@ -107,9 +118,14 @@ mod tests {
         let (small, large) = (Room::new(1000), Room::new(5000));
         let places = (place(&small), place(&large));
         drop((small, large));
-        let (large, small) = (Room::new(4000), Room::zeros(900));
+        // One of as many digits, and one of half the length.
+        let (small, large) = (Room::zeros(900), Room::new(2500));
         assert_eq!((place(&small), place(&large)), places);
-        assert!((large.len(), small.len()) == (4000, 900) && small.iter().all(|&x| x == 0.0));
-        assert!(Room::new(0).is_empty());
+        assert!((small.len(), large.len()) == (900, 2500) && small.iter().all(|&x| x == 0.0));
+        drop((small, large));
+        let (larger, empty) = (Room::new(7000), Room::new(0));
+        assert!(larger.len() == 7000 && empty.is_empty());
+        drop(larger);
+        assert!(BYTES.get() >= (1000 + 5000 + 7000) * size_of::<f32>());
     }
 }

@@ -39,17 +39,36 @@ pub(crate) fn add_product<S: Simd, const TRANSPOSED: bool>(
 ) {
     for column in (0..columns).step_by(panel::<S>()) {
         let width = panel::<S>().min(columns - column);
-        for row in (0..rows).step_by(TILE) {
-            let a = if TRANSPOSED { a.from(0, row) } else { a.from(row, 0) };
-            let (b, out) = (b.from(0, column), &mut out[row * out_stride + column..]);
-            match rows - row {
-                1 => tile::<S, 1, TRANSPOSED>(s, a, b, (width, depth), out, out_stride),
-                2 => tile::<S, 2, TRANSPOSED>(s, a, b, (width, depth), out, out_stride),
-                3 => tile::<S, 3, TRANSPOSED>(s, a, b, (width, depth), out, out_stride),
-                4 => tile::<S, 4, TRANSPOSED>(s, a, b, (width, depth), out, out_stride),
-                5 => tile::<S, 5, TRANSPOSED>(s, a, b, (width, depth), out, out_stride),
-                _ => tile::<S, 6, TRANSPOSED>(s, a, b, (width, depth), out, out_stride),
-            }
+        let (b, out) = (b.from(0, column), &mut out[column..]);
+        // A loop of its own for whole vectors: one that asks each time spills the sums.
+        if width == panel::<S>() {
+            tiles::<S, TRANSPOSED, true>(s, a, b, (rows, width, depth), out, out_stride);
+        } else {
+            tiles::<S, TRANSPOSED, false>(s, a, b, (rows, width, depth), out, out_stride);
+        }
+    }
+}
+
+/// Up to two vectors of columns; `WHOLE`: two.
+#[inline(always)]
+fn tiles<S: Simd, const TRANSPOSED: bool, const WHOLE: bool>(
+    s: S,
+    a: View,
+    b: View,
+    (rows, width, depth): (usize, usize, usize),
+    out: &mut [f32],
+    out_stride: usize,
+) {
+    for row in (0..rows).step_by(TILE) {
+        let a = if TRANSPOSED { a.from(0, row) } else { a.from(row, 0) };
+        let out = &mut out[row * out_stride..];
+        match rows - row {
+            1 => tile::<S, 1, TRANSPOSED, WHOLE>(s, a, b, (width, depth), out, out_stride),
+            2 => tile::<S, 2, TRANSPOSED, WHOLE>(s, a, b, (width, depth), out, out_stride),
+            3 => tile::<S, 3, TRANSPOSED, WHOLE>(s, a, b, (width, depth), out, out_stride),
+            4 => tile::<S, 4, TRANSPOSED, WHOLE>(s, a, b, (width, depth), out, out_stride),
+            5 => tile::<S, 5, TRANSPOSED, WHOLE>(s, a, b, (width, depth), out, out_stride),
+            _ => tile::<S, 6, TRANSPOSED, WHOLE>(s, a, b, (width, depth), out, out_stride),
         }
     }
 }
@@ -58,7 +77,7 @@ pub(crate) fn add_product<S: Simd, const TRANSPOSED: bool>(
 // `k` and `m` index several arrays at once; zipped iterators would hide the product.
 #[allow(clippy::needless_range_loop)]
 #[inline(always)]
-fn tile<S: Simd, const M: usize, const TRANSPOSED: bool>(
+fn tile<S: Simd, const M: usize, const TRANSPOSED: bool, const WHOLE: bool>(
     s: S,
     a: View,
     b: View,
@@ -80,7 +99,7 @@ fn tile<S: Simd, const M: usize, const TRANSPOSED: bool>(
     }
     for k in 0..depth {
         let b = &b.data[k * b.stride..];
-        let b = if width == panel::<S>() {
+        let b = if WHOLE {
             [s.load(b), s.load(&b[S::LANES..])]
         } else {
             [s.load_some(&b[..width]), s.load_some(&b[width.min(S::LANES)..width])]
