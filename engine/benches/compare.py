@@ -3,7 +3,7 @@
     python3 engine/benches/compare.py --peer llama-bench --model mamba-130m=FOLDER,F32.gguf,F16.gguf,Q8_0.gguf [--model …]
         [--threads 2] [--rounds 3] [--prefill 512,4096] [--decode 64]
 
-Each round runs ours, then the peer, for every model and dtype (A B A B …). A model is a name, a folder for us, and the peer's conversions
+Each round measures the limits and runs ours, then the peer, for every model and dtype (A B A B …); medians count. A model is a name, a folder for us, and the peer's conversions
 to f32, f16 and q8_0; a dtype without a file is measured for us alone. The limit of decoding is what the machine reads from memory divided
 by weights, state read and state written; the limit of reading a text is its rate of f32 multiply-adds (`--limits` of the bench `tokens`).
 
@@ -57,9 +57,10 @@ def main():
     prefill = [int(n) for n in options.prefill.split(",") if n]
     threads = ["--threads", str(options.threads)]
 
-    limits = ours(tokens, "--limits", *threads)
-    found, facts = {}, {}
+    limits, found, facts = [], {}, {}
     for _ in range(options.rounds):
+        # On a shared machine what memory gives changes from minute to minute.
+        limits.append(ours(tokens, "--limits", *threads))
         for model in options.model:
             name, paths = model.split("=", 1)
             folder, *files = paths.split(",")
@@ -76,6 +77,7 @@ def main():
                     cell[1].extend([other[work]] if work in other else [])
                 print(".", end="", file=sys.stderr, flush=True)
 
+    limits = {key: statistics.median(limit[key] for limit in limits) for key in limits[0]}
     print(f"\nread {limits['read_bytes_per_s'] / 1e9:.1f} GB/s, {limits['multiply_adds_per_s'] / 1e9:.0f} · 10⁹ multiply-adds a second\n")
     print("| model | work | dtype | statescope | llama.cpp | ratio | limit | share of it |\n|---|---|---|---:|---:|---:|---:|---:|")
     for (name, dtype, (kind, count)), (mine, other) in found.items():
