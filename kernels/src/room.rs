@@ -7,15 +7,25 @@ use std::ops::{Deref, DerefMut};
 const MOST: usize = 256 << 20;
 
 thread_local! {
-    /// By the number of binary digits of the length.
+    /// By class of length.
     static KEPT: RefCell<[Vec<Vec<f32>>; CLASSES]> = const { RefCell::new([const { Vec::new() }; CLASSES]) };
     static BYTES: Cell<usize> = const { Cell::new(0) };
 }
 
-const CLASSES: usize = usize::BITS as usize + 1;
+/// Lengths are rounded up to quarters of the way to the next power of two, so that any room of a class serves all that ask for one.
+const QUARTERS: usize = 4;
+const CLASSES: usize = usize::BITS as usize * QUARTERS;
+/// How many classes up what is found still serves: it is at most twice as long.
+const LARGER: usize = QUARTERS;
 
-fn class(len: usize) -> usize {
-    (usize::BITS - len.leading_zeros()) as usize
+/// The class of rooms for `len` numbers, and how many they have.
+fn class(len: usize) -> (usize, usize) {
+    let len = len.max(2 * QUARTERS);
+    // It lies above `power` and is at most twice as much.
+    let power = len.next_power_of_two() / 2;
+    let quarter = power / QUARTERS;
+    let quarters = len.div_ceil(quarter);
+    (power.ilog2() as usize * QUARTERS + quarters - QUARTERS - 1, quarters * quarter)
 }
 
 fn bytes(numbers: &[f32]) -> usize {
@@ -28,23 +38,21 @@ fn bytes(numbers: &[f32]) -> usize {
 /// of a layer's time. So it comes from what was dropped before, on the same thread.
 #[derive(Debug)]
 pub struct Room {
-    /// At least `len`.
+    /// As many as a room of its class has.
     numbers: Vec<f32>,
     len: usize,
 }
 
 impl Room {
     pub fn new(len: usize) -> Room {
-        // Of as many digits the last, if it is large enough, or one of twice the length: to look for the best would take longer than some ops.
+        let (class, most) = class(len);
         let mut numbers = KEPT.with_borrow_mut(|kept| {
-            let of_class = &mut kept[class(len)];
-            let fits = of_class.last().is_some_and(|numbers| numbers.len() >= len);
-            let found = if fits { of_class.pop() } else { kept.get_mut(class(len) + 1).and_then(Vec::pop) };
-            found.unwrap_or_default()
+            let mut served = kept[class..].iter_mut().take(1 + LARGER);
+            served.find_map(Vec::pop).unwrap_or_default()
         });
         BYTES.set(BYTES.get() - bytes(&numbers));
-        if numbers.len() < len {
-            numbers = vec![0.0; len];
+        if numbers.is_empty() {
+            numbers = vec![0.0; most];
         }
         let mut room = Room { numbers, len };
         if cfg!(debug_assertions) {
@@ -81,7 +89,8 @@ impl Drop for Room {
         let _ = KEPT.try_with(|kept| {
             if BYTES.get() + bytes(&numbers) <= MOST {
                 BYTES.set(BYTES.get() + bytes(&numbers));
-                kept.borrow_mut()[class(numbers.len())].push(numbers);
+                let (class, _) = class(numbers.len());
+                kept.borrow_mut()[class].push(numbers);
             }
         });
     }
@@ -118,14 +127,24 @@ mod tests {
         let (small, large) = (Room::new(1000), Room::new(5000));
         let places = (place(&small), place(&large));
         drop((small, large));
-        // One of as many digits, and one of half the length.
-        let (small, large) = (Room::zeros(900), Room::new(2500));
+        // One of the same class, and one of three fifths of the length.
+        let (small, large) = (Room::zeros(900), Room::new(3000));
         assert_eq!((place(&small), place(&large)), places);
-        assert!((small.len(), large.len()) == (900, 2500) && small.iter().all(|&x| x == 0.0));
+        assert!((small.len(), large.len()) == (900, 3000) && small.iter().all(|&x| x == 0.0));
         drop((small, large));
         let (larger, empty) = (Room::new(7000), Room::new(0));
         assert!(larger.len() == 7000 && empty.is_empty());
         drop(larger);
         assert!(BYTES.get() >= (1000 + 5000 + 7000) * size_of::<f32>());
+    }
+
+    #[test]
+    fn rooms_of_a_class_serve_all_of_it() {
+        for len in (1..3000).chain([1 << 20, (1 << 20) + 1, 3 << 40]) {
+            let (of, most) = class(len);
+            assert!(most >= len && (most <= len + len / 4 + 1 || len < 8), "{len}: {most}");
+            assert_eq!(class(most), (of, most), "{len}");
+            assert!(class(most + 1).0 == of + 1 && of < CLASSES, "{len}");
+        }
     }
 }

@@ -1,17 +1,22 @@
 //! CPU twin of [`crate::attention`].
 
-use std::ops::Range;
+use std::{
+    f32::consts::{LN_2, LOG2_E},
+    ops::Range,
+};
 
 use crate::{
-    Attention, PAGE,
+    Attention, PAGE, Room,
     cpu::{
         product::{View, add_product, panel, transpose},
         simd::{Kernel, MOST_LANES, Simd, dispatch, lanes},
-        vector::{axpy, dot, exp},
+        vector::{axpy, dot, exp, exp2_to_zero},
     },
     par,
 };
 
+/// Pages whose logits are in the cache together.
+const BLOCK: usize = 2;
 /// Fewer queries than this go one by one: a tile would be mostly empty.
 const FEW: usize = 4;
 
@@ -283,68 +288,132 @@ impl Kernel for Tile<'_> {
         let Attention { heads, head_dim, value_dim, scale, .. } = *attention;
         let (width, value_width) = (heads * head_dim, heads * value_dim);
         let (queries, panel) = (q.len() / width, panel::<S>());
-        // Positions that any query of the tile sees: sinks, and a window of all. Each has a row of weights, in that order.
+        // Positions that any query of the tile sees: sinks, and a window of all.
         let (start, end) = (attention.first_seen(first), first + queries);
-        let sunk = attention.sunk(start);
-        let mut columns = vec![0.0; head_dim * panel];
-        let mut weights = vec![0.0; (sunk + end - start) * panel];
-        let pages = by_page(0..sunk, 0).chain(by_page(start..end, sunk));
-        y.fill(0.0);
+        let pages: Vec<_> = by_page(0..attention.sunk(start), 0).chain(by_page(start..end, 0)).collect();
+        let mut columns = Room::new(head_dim * panel);
+        let mut weights = Room::new(BLOCK * PAGE * panel);
+        let mut out = Room::new(queries * value_dim);
         for head in 0..heads {
             let kv_head = attention.kv_head(head);
-
-            // Logits [position, query].
             let of_head = View { data: &q[head * head_dim..], stride: width };
             transpose(s, of_head, (queries, head_dim), &mut columns, panel);
-            columns.iter_mut().for_each(|q| *q *= scale);
-            weights.fill(0.0);
-            for (page, at, row, length) in pages.clone() {
-                let keys = vectors(attention, attention.keys[page], kv_head, head_dim, at);
-                let logits = &mut weights[row * panel..];
-                add_product::<S, false>(
-                    s,
-                    keys,
-                    View { data: &columns, stride: panel },
-                    (length, panel, head_dim),
-                    logits,
-                    panel,
-                );
+            // What lies beyond the last query is computed with them.
+            for column in columns.chunks_exact_mut(panel) {
+                column[..queries].iter_mut().for_each(|q| *q *= scale * LOG2_E);
+                column[queries..].fill(0.0);
             }
-            // Query i sees the positions up to first + i, and before its window only sinks.
-            for i in 0..queries {
-                let before = start.max(attention.sinks)..attention.first_seen(first + i);
-                for unseen in before.chain(first + i + 1..end) {
-                    weights[(sunk + unseen - start) * panel + i] = f32::NEG_INFINITY;
+            out.fill(0.0);
+            let mut softmax = Softmax::new(s);
+            // Where blocks begin does not depend on the tile, and so no sum of a query does.
+            for block in pages.chunk_by(|a, b| a.0 / BLOCK == b.0 / BLOCK) {
+                let mut rows = 0;
+                for &(page, at, _, length) in block {
+                    let keys = vectors(attention, attention.keys[page], kv_head, head_dim, at);
+                    let logits = &mut weights[rows * panel..][..length * panel];
+                    logits.fill(0.0);
+                    let columns = View { data: &columns, stride: panel };
+                    add_product::<S, false>(s, keys, columns, (length, panel, head_dim), logits, panel);
+                    hide(attention, first, queries, page * PAGE + at, logits, panel);
+                    rows += length;
+                }
+                if let Some(shrink) = softmax.weigh(s, &mut weights[..rows * panel]) {
+                    for (out, shrink) in out.chunks_exact_mut(value_dim).zip(lanes_of(s, shrink)) {
+                        out.iter_mut().for_each(|out| *out *= shrink);
+                    }
+                }
+                let mut row = 0;
+                for &(page, at, _, length) in block {
+                    let weights = View { data: &weights[row * panel..], stride: panel };
+                    let values = vectors(attention, attention.values[page], kv_head, value_dim, at);
+                    add_product::<S, true>(s, weights, values, (queries, value_dim, length), &mut out, value_dim);
+                    row += length;
                 }
             }
-
-            let mut max = [s.splat(f32::NEG_INFINITY); 2];
-            for logits in weights.chunks_exact(panel) {
-                max = [s.max(max[0], s.load(logits)), s.max(max[1], s.load(&logits[S::LANES..]))];
-            }
-            let (mut sums, mut inner) = ([s.splat(0.0); 2], [s.splat(0.0); 2]);
-            for logits in weights.chunks_exact_mut(panel) {
-                for (half, logits) in logits.chunks_exact_mut(S::LANES).enumerate() {
-                    let (weight, product) = weigh(s, s.sub(s.load(logits), max[half]));
-                    s.store(weight, logits);
-                    (sums[half], inner[half]) = (s.add(sums[half], weight), s.add(inner[half], product));
-                }
-            }
-
-            let y = &mut y[head * value_dim..];
-            for (page, at, row, length) in pages.clone() {
-                let weights = View { data: &weights[row * panel..], stride: panel };
-                let values = vectors(attention, attention.values[page], kv_head, value_dim, at);
-                add_product::<S, true>(s, weights, values, (queries, value_dim, length), y, value_width);
-            }
-            let (sums, inner) = (lanes_of(s, sums), lanes_of(s, inner));
-            for i in 0..queries {
-                y[i * value_width..][..value_dim].iter_mut().for_each(|y| *y /= sums[i]);
+            let (sums, inner) = (lanes_of(s, softmax.sum), lanes_of(s, softmax.inner));
+            let rows = y.chunks_exact_mut(value_width).zip(out.chunks_exact(value_dim));
+            for (i, (y, out)) in rows.enumerate() {
+                y[head * value_dim..][..value_dim].iter_mut().zip(out).for_each(|(y, out)| *y = out / sums[i]);
                 if let Some(bits) = &mut entropy_bits {
-                    bits[i * heads + head] = Moments { sum: sums[i], inner: inner[i] }.entropy_bits();
+                    bits[i * heads + head] = Moments { sum: sums[i], inner: inner[i] * LN_2 }.entropy_bits();
                 }
             }
         }
+    }
+}
+
+/// Logits [position, query] of positions from `position` on become −∞ where a query, the first of which stands at `first`, does not
+/// see: what comes after it, and what lies before its window and is no sink.
+#[inline(always)]
+fn hide(attention: &Attention, first: usize, queries: usize, position: usize, logits: &mut [f32], panel: usize) {
+    let last = position + logits.len() / panel - 1;
+    let before_a_window = attention.first_seen(first + queries - 1) > position;
+    if last <= first && !before_a_window {
+        return;
+    }
+    for (position, logits) in (position..).zip(logits.chunks_exact_mut(panel)) {
+        logits[..position.saturating_sub(first).min(queries)].fill(f32::NEG_INFINITY);
+        if position >= attention.sinks {
+            for (i, logit) in logits[..queries].iter_mut().enumerate() {
+                if attention.first_seen(first + i) > position {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
+        }
+    }
+}
+
+/// Softmax of two vectors of queries over positions that come block by block (Milakov and Gimelshein 2018): logits are in powers of two,
+/// weights relative to the largest logit so far, and so are the sums.
+struct Softmax<V> {
+    max: [V; 2],
+    /// Σ w.
+    sum: [V; 2],
+    /// Σ w log₂ w.
+    inner: [V; 2],
+}
+
+impl<V: Copy> Softmax<V> {
+    #[inline(always)]
+    fn new<S: Simd<V = V>>(s: S) -> Self {
+        // Less than any logit, and finite: less it itself is 0.
+        Softmax { max: [s.splat(-1e30); 2], sum: [s.splat(0.0); 2], inner: [s.splat(0.0); 2] }
+    }
+
+    /// Logits [position, query] become weights. Returns by what earlier sums of weights are to be multiplied, if not by 1.
+    #[inline(always)]
+    fn weigh<S: Simd<V = V>>(&mut self, s: S, logits: &mut [f32]) -> Option<[V; 2]> {
+        let panel = panel::<S>();
+        let mut max = self.max;
+        for logits in logits.chunks_exact(panel) {
+            max = [s.max(max[0], s.load(logits)), s.max(max[1], s.load(&logits[S::LANES..]))];
+        }
+        let mut shrink = None;
+        if s.any_greater(max[0], self.max[0]) || s.any_greater(max[1], self.max[1]) {
+            let mut factors = [s.splat(1.0); 2];
+            for i in 0..2 {
+                let less = s.max(s.splat(-1e30), s.sub(self.max[i], max[i]));
+                factors[i] = exp2_to_zero(s, less);
+                // Each w log₂ w becomes w f (log₂ w + log₂ f).
+                self.inner[i] = s.mul(factors[i], s.fma(less, self.sum[i], self.inner[i]));
+                self.sum[i] = s.mul(factors[i], self.sum[i]);
+            }
+            shrink = Some(factors);
+            self.max = max;
+        }
+        let (mut sum, mut inner) = (self.sum, self.inner);
+        for logits in logits.chunks_exact_mut(panel) {
+            for i in 0..2 {
+                let logits = &mut logits[i * S::LANES..];
+                // The least finite power of two that is 0, second NaN.
+                let less = s.max(s.splat(-160.0), s.sub(s.load(logits), max[i]));
+                let weight = exp2_to_zero(s, less);
+                s.store(weight, logits);
+                (sum[i], inner[i]) = (s.add(sum[i], weight), s.fma(weight, less, inner[i]));
+            }
+        }
+        (self.sum, self.inner) = (sum, inner);
+        shrink
     }
 }
 

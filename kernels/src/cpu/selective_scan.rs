@@ -71,8 +71,8 @@ impl Kernel for Scan<'_> {
     fn run<S: Simd>(self, s: S) {
         // Vectors of channels, so that nothing is summed over lanes: A and the states are turned before the first token, the states back
         // after the last.
-        let Scan { scan, first, state, mut y, mut norm } = self;
-        let (channels, n) = (scan.channels(), scan.state_dim());
+        let Scan { scan, first, state, y, norm } = self;
+        let n = scan.state_dim();
         let width = state.len() / n;
         // [N, channels]
         let row = width.next_multiple_of(S::LANES);
@@ -80,31 +80,59 @@ impl Kernel for Scan<'_> {
         let (mut a, mut h) = (Room::zeros(n * row), Room::zeros(n * row));
         transpose(s, View { data: &scan.a[first * n..], stride: n }, (width, n), &mut a, row);
         transpose(s, View { data: state, stride: n }, (width, n), &mut h, row);
-        for t in 0..scan.x.len() / channels {
-            let (b, c) = (&scan.b[t * n..][..n], &scan.c[t * n..][..n]);
-            for i in (0..width).step_by(S::LANES) {
-                let own = i..width.min(i + S::LANES);
-                let of_piece = t * channels + first;
-                let delta = s.load_some(&scan.delta[of_piece..][own.clone()]);
-                let x = s.load_some(&scan.x[of_piece..][own.clone()]);
-                let (step, write) = (s.mul(delta, s.splat(LOG2_E)), s.mul(delta, x));
-                let (mut sum, mut square) = (s.mul(x, s.load_some(&scan.d[first..][own.clone()])), s.splat(0.0));
-                let of_channels = a.chunks_exact(row).zip(h.chunks_exact_mut(row));
-                for ((a, h), (b, c)) in of_channels.zip(b.iter().zip(c)) {
-                    let decay = exp2(s, s.mul(step, s.load(&a[i..])));
-                    let next = s.fma(decay, s.load(&h[i..]), s.mul(write, s.splat(*b)));
-                    s.store(next, &mut h[i..]);
-                    sum = s.fma(s.splat(*c), next, sum);
-                    square = s.fma(next, next, square);
-                }
-                if let Some(y) = &mut y {
-                    s.store_some(sum, &mut y[t * width..][own.clone()]);
-                }
-                if let Some(norm) = &mut norm {
-                    s.store_some(s.sqrt(square), &mut norm[t * width..][own]);
-                }
-            }
+        let turned = Turned { a: &a, h: &mut h, row };
+        match norm {
+            Some(norm) => walk::<S, true>(s, scan, first, width, turned, y, norm),
+            None => walk::<S, false>(s, scan, first, width, turned, y, &mut []),
         }
         transpose(s, View { data: &h, stride: row }, (n, width), state, n);
+    }
+}
+
+/// A and states of a piece, [N, row].
+struct Turned<'a> {
+    a: &'a [f32],
+    h: &'a mut [f32],
+    row: usize,
+}
+
+/// All tokens of `width` channels from `first` on; `NORM`: whose states' norms are wanted, too.
+#[inline(always)]
+fn walk<S: Simd, const NORM: bool>(
+    s: S,
+    scan: &SelectiveScan,
+    first: usize,
+    width: usize,
+    Turned { a, h, row }: Turned,
+    mut y: Option<&mut [f32]>,
+    norm: &mut [f32],
+) {
+    let (channels, n) = (scan.channels(), scan.state_dim());
+    for t in 0..scan.x.len() / channels {
+        let (b, c) = (&scan.b[t * n..][..n], &scan.c[t * n..][..n]);
+        for i in (0..width).step_by(S::LANES) {
+            let own = i..width.min(i + S::LANES);
+            let of_piece = t * channels + first;
+            let delta = s.load_some(&scan.delta[of_piece..][own.clone()]);
+            let x = s.load_some(&scan.x[of_piece..][own.clone()]);
+            let (step, write) = (s.mul(delta, s.splat(LOG2_E)), s.mul(delta, x));
+            let (mut sum, mut square) = (s.mul(x, s.load_some(&scan.d[first..][own.clone()])), s.splat(0.0));
+            let of_channels = a.chunks_exact(row).zip(h.chunks_exact_mut(row));
+            for ((a, h), (b, c)) in of_channels.zip(b.iter().zip(c)) {
+                let decay = exp2(s, s.mul(step, s.load(&a[i..])));
+                let next = s.fma(decay, s.load(&h[i..]), s.mul(write, s.splat(*b)));
+                s.store(next, &mut h[i..]);
+                sum = s.fma(s.splat(*c), next, sum);
+                if NORM {
+                    square = s.fma(next, next, square);
+                }
+            }
+            if let Some(y) = &mut y {
+                s.store_some(sum, &mut y[t * width..][own.clone()]);
+            }
+            if NORM {
+                s.store_some(s.sqrt(square), &mut norm[t * width..][own]);
+            }
+        }
     }
 }

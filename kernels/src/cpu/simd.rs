@@ -31,6 +31,8 @@ pub(crate) trait Simd: Copy {
     const LANES: usize;
     /// `LANES` f32.
     type V: Copy;
+    /// Whether [`Simd::scale_exp2`] is one instruction, for any whole n.
+    const SCALES: bool = false;
 
     fn splat(self, x: f32) -> Self::V;
     fn splat_f16(self, x: f16) -> Self::V;
@@ -58,6 +60,12 @@ pub(crate) trait Simd: Copy {
     fn round(self, a: Self::V) -> Self::V;
     /// 2ⁿ for whole numbers n in [−126, 127].
     fn exp2_whole(self, n: Self::V) -> Self::V;
+    /// a·2ⁿ for whole numbers n in [−252, 254]: below the normal range it underflows gradually, above it becomes infinite.
+    #[inline(always)]
+    fn scale_exp2(self, a: Self::V, n: Self::V) -> Self::V {
+        let half = self.round(self.mul(n, self.splat(0.5)));
+        self.mul(self.mul(a, self.exp2_whole(half)), self.exp2_whole(self.sub(n, half)))
+    }
     /// Sum of the lanes, in an order of its own.
     fn sum(self, v: Self::V) -> f32;
     /// The sum of the lanes of each.

@@ -34,8 +34,8 @@ pub(crate) fn axpy<S: Simd>(s: S, alpha: f32, xs: &[f32], ys: &mut [f32]) {
     }
 }
 
-/// eˣ to 2 ulp: x = n·ln 2 + r, |r| ≤ ln 2 / 2, a polynomial in r, then 2ⁿ in two factors, so that results below the normal range
-/// underflow gradually, below −104 to exactly 0, and results above the range become infinite. NaN stays NaN.
+/// eˣ to 2 ulp: x = n·ln 2 + r, |r| ≤ ln 2 / 2, a polynomial in r, times 2ⁿ. Results below the normal range underflow gradually, below
+/// −104 to exactly 0, and results above the range become infinite. NaN stays NaN.
 #[inline(always)]
 pub(crate) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
     // NaN passes min and max, which return their second argument then.
@@ -49,24 +49,42 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
         p = s.fma(p, r, s.splat(c));
     }
     let p = s.add(s.fma(s.mul(r, r), p, r), s.splat(1.0));
-    let half = s.round(s.mul(n, s.splat(0.5)));
-    s.mul(s.mul(p, s.exp2_whole(half)), s.exp2_whole(s.sub(n, half)))
+    s.scale_exp2(p, n)
 }
 
-/// 2ʸ for decays, to 2·10⁻⁷ of its value at two thirds of the cost of [`exp`]: y between −126 and 127, beyond which it stays what it is
-/// there (10⁻³⁸, when a state is forgotten). NaN stays NaN. y = n + f, |f| ≤ ½, and a polynomial in f (Remez).
+/// 2ʸ for decays, to 2·10⁻⁷ of its value: y between −126, below which it stays what it is there (10⁻³⁸, when a state is forgotten), and
+/// 127, above which it is at least what it is there. NaN stays NaN.
+#[inline(always)]
+pub(crate) fn exp2<S: Simd>(s: S, y: S::V) -> S::V {
+    let y = s.max(s.splat(-126.0), y);
+    if S::SCALES {
+        let (p, n) = exp2_parts(s, y);
+        s.scale_exp2(p, n)
+    } else {
+        let (p, n) = exp2_parts(s, s.min(s.splat(127.0), y));
+        s.mul(p, s.exp2_whole(n))
+    }
+}
+
+/// 2ʸ for y ≤ 0, to 2·10⁻⁷ of its value, and below the normal range gradually to exactly 0, at −∞ too. NaN stays NaN.
+#[inline(always)]
+pub(crate) fn exp2_to_zero<S: Simd>(s: S, y: S::V) -> S::V {
+    let (p, n) = exp2_parts(s, s.max(s.splat(-160.0), y));
+    s.scale_exp2(p, n)
+}
+
+/// 2ʸ = p·2ⁿ: y = n + f, n whole, |f| ≤ ½, and p a polynomial in f (Remez).
 // One coefficient is close to ln 2 and is not meant to be it.
 #[allow(clippy::approx_constant)]
 #[inline(always)]
-pub(crate) fn exp2<S: Simd>(s: S, y: S::V) -> S::V {
-    let y = s.max(s.splat(-126.0), s.min(s.splat(127.0), y));
+fn exp2_parts<S: Simd>(s: S, y: S::V) -> (S::V, S::V) {
     let n = s.round(y);
     let f = s.sub(y, n);
     let mut p = s.splat(1.326_472_7e-3);
     for c in [9.671_513e-3, 5.550_733_6e-2, 2.402_224_2e-1, 6.931_47e-1, 1.0] {
         p = s.fma(p, f, s.splat(c));
     }
-    s.mul(p, s.exp2_whole(n))
+    (p, n)
 }
 
 /// σ(x) = 1 / (1 + e⁻ˣ).

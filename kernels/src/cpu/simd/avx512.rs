@@ -32,6 +32,7 @@ pub(super) fn run<K: Kernel>(set: Avx512, kernel: K) -> K::Output {
 impl Simd for Avx512 {
     const LANES: usize = 16;
     type V = __m512;
+    const SCALES: bool = true;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -175,6 +176,11 @@ impl Simd for Avx512 {
             let exponent = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
             _mm512_castsi512_ps(_mm512_slli_epi32::<23>(exponent))
         }
+    }
+    #[inline(always)]
+    fn scale_exp2(self, a: __m512, n: __m512) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_scalef_ps(a, n) }
     }
     #[inline(always)]
     fn sums(self, vs: [__m512; 8]) -> [f32; 8] {
