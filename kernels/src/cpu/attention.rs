@@ -15,8 +15,10 @@ use crate::{
     par,
 };
 
-/// Pages whose logits are in the cache together.
+/// Pages whose logits are in the first cache together.
 const BLOCK: usize = 2;
+/// The most queries that share what they read of keys and values; what each has summed up waits in the second cache.
+const GROUP: usize = 256;
 /// Fewer queries than this go one by one: a tile would be mostly empty.
 const FEW: usize = 4;
 
@@ -33,27 +35,41 @@ pub(crate) fn forward(
     let window = attention.window.map_or(usize::MAX, |window| window + attention.sinks);
     let seen = (first_position + tokens / 2 + 1).min(window);
     let work = (q.len() + y.len()) * seen;
-    // Pieces are tiles of tokens with all heads, or of one token the heads that read the same keys. The queries of a tile are the columns
-    // of its products.
-    let few = tokens < FEW;
-    let queries = 2 * lanes();
-    let of_piece = if few { heads / kv_heads } else { queries * heads };
-    let mut entropy_bits = entropy_bits.map(|bits| bits.chunks_mut(of_piece));
-    let pieces: Vec<_> = q
-        .chunks(of_piece * head_dim)
-        .zip(y.chunks_mut(of_piece * value_dim))
-        .enumerate()
-        .map(|(i, (q, y))| (i, q, y, entropy_bits.as_mut().and_then(Iterator::next)))
-        .collect();
-    // The last tile sees most and takes longest: it begins first.
-    par::for_each(pieces.into_iter().rev(), work, |(i, q, y, entropy_bits)| {
-        if few {
+    if tokens < FEW {
+        // Pieces are the heads of a token that read the same keys.
+        let of_piece = heads / kv_heads;
+        let mut entropy_bits = entropy_bits.map(|bits| bits.chunks_mut(of_piece));
+        let pieces = q.chunks(of_piece * head_dim).zip(y.chunks_mut(of_piece * value_dim)).enumerate();
+        let pieces: Vec<_> =
+            pieces.map(|(i, (q, y))| (i, q, y, entropy_bits.as_mut().and_then(Iterator::next))).collect();
+        return par::for_each(pieces.into_iter(), work, |(i, q, y, entropy_bits)| {
             let (position, kv_head) = (first_position + i / kv_heads, i % kv_heads);
             dispatch(Single { attention, kv_head, q, position, y, entropy_bits });
-        } else {
-            dispatch(Tile { attention, q, first: first_position + i * queries, y, entropy_bits });
-        }
-    });
+        });
+    }
+    // Pieces are groups of tokens of one head: what they read of keys and values is read once for all of them. The queries of a tile are
+    // the columns of its products.
+    let tile = 2 * lanes();
+    let group = (q.len() / head_dim).div_ceil(4 * par::threads()).next_multiple_of(tile).min(GROUP);
+    let mut pieces: Vec<_> = (0..tokens.div_ceil(group) * heads)
+        .map(|i| Group {
+            attention,
+            q,
+            head: i % heads,
+            first: i / heads * group,
+            first_position,
+            y: vec![],
+            entropy_bits: vec![],
+        })
+        .collect();
+    for (i, y) in y.chunks_exact_mut(value_dim).enumerate() {
+        pieces[i / heads / group * heads + i % heads].y.push(y);
+    }
+    for (i, bits) in entropy_bits.into_iter().flatten().enumerate() {
+        pieces[i / heads / group * heads + i % heads].entropy_bits.push(bits);
+    }
+    // The last tokens see most and take longest: they begin first.
+    par::for_each(pieces.into_iter().rev(), work, dispatch);
 }
 
 /// Positions `seen`, whose first has number `row` among all that are seen, by page: the page, the first in it, its number, how many.
@@ -267,75 +283,105 @@ fn add_row<S: Simd, const N: usize>(s: S, weight: f32, value: &[f32], sums: &mut
     }
 }
 
-/// Up to two vectors of queries, all heads.
-struct Tile<'a> {
+/// Some queries of one head.
+struct Group<'a> {
     attention: &'a Attention<'a>,
-    /// [queries, H, head_dim]
+    /// [T, H, head_dim]
     q: &'a [f32],
-    /// Position of the first query.
+    head: usize,
+    /// The first of the queries in `q`.
     first: usize,
-    /// [queries, H, value_dim]
-    y: &'a mut [f32],
-    /// [queries, H]
-    entropy_bits: Option<&'a mut [f32]>,
+    /// Position of the first in `q`.
+    first_position: usize,
+    /// [queries][value_dim]
+    y: Vec<&'a mut [f32]>,
+    /// [queries], or none
+    entropy_bits: Vec<&'a mut f32>,
 }
 
-impl Kernel for Tile<'_> {
+/// Up to two vectors of queries of a group.
+struct Tile<V> {
+    /// Position of the first.
+    first: usize,
+    queries: usize,
+    softmax: Softmax<V>,
+}
+
+impl Kernel for Group<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Tile { attention, q, first, y, mut entropy_bits } = self;
+        let Group { attention, q, head, first, first_position, y, entropy_bits } = self;
         let Attention { heads, head_dim, value_dim, scale, .. } = *attention;
-        let (width, value_width) = (heads * head_dim, heads * value_dim);
-        let (queries, panel) = (q.len() / width, panel::<S>());
-        // Positions that any query of the tile sees: sinks, and a window of all.
-        let (start, end) = (attention.first_seen(first), first + queries);
-        let pages: Vec<_> = by_page(0..attention.sunk(start), 0).chain(by_page(start..end, 0)).collect();
-        let mut columns = Room::new(head_dim * panel);
+        let (panel, kv_head, stride) = (panel::<S>(), attention.kv_head(head), heads * head_dim);
+        let begin = first_position + first;
+        let mut tiles: Vec<_> = (0..y.len())
+            .step_by(panel)
+            .map(|i| Tile { first: begin + i, queries: panel.min(y.len() - i), softmax: Softmax::new(s) })
+            .collect();
+        // Of each tile [head_dim, panel] and [panel, value_dim].
+        let mut queries = Room::new(tiles.len() * head_dim * panel);
+        let mut out = Room::zeros(tiles.len() * panel * value_dim);
         let mut weights = Room::new(BLOCK * PAGE * panel);
-        let mut out = Room::new(queries * value_dim);
-        for head in 0..heads {
-            let kv_head = attention.kv_head(head);
-            let of_head = View { data: &q[head * head_dim..], stride: width };
-            transpose(s, of_head, (queries, head_dim), &mut columns, panel);
+        for (i, (tile, columns)) in tiles.iter().zip(queries.chunks_exact_mut(head_dim * panel)).enumerate() {
+            let of_tile = View { data: &q[(first + i * panel) * stride + head * head_dim..], stride };
+            transpose(s, of_tile, (tile.queries, head_dim), columns, panel);
             // What lies beyond the last query is computed with them.
             for column in columns.chunks_exact_mut(panel) {
-                column[..queries].iter_mut().for_each(|q| *q *= scale * LOG2_E);
-                column[queries..].fill(0.0);
+                column[..tile.queries].iter_mut().for_each(|q| *q *= scale * LOG2_E);
+                column[tile.queries..].fill(0.0);
             }
-            out.fill(0.0);
-            let mut softmax = Softmax::new(s);
-            // Where blocks begin does not depend on the tile, and so no sum of a query does.
-            for block in pages.chunk_by(|a, b| a.0 / BLOCK == b.0 / BLOCK) {
+        }
+        // Positions that any query sees: sinks, and a window of all. Where blocks of them begin does not depend on the queries, and so no
+        // sum of a query does.
+        let start = attention.first_seen(begin);
+        let pages = by_page(0..attention.sunk(start), 0).chain(by_page(start..begin + y.len(), 0)).collect::<Vec<_>>();
+        for block in pages.chunk_by(|a, b| a.0 / BLOCK == b.0 / BLOCK) {
+            let of_tiles = queries.chunks_exact(head_dim * panel).zip(out.chunks_exact_mut(panel * value_dim));
+            for (tile, (columns, out)) in tiles.iter_mut().zip(of_tiles) {
+                let after = tile.first + tile.queries;
+                // Of a page that the tile sees: the page, the first position in it, how many.
+                let seen = block.iter().filter_map(|&(page, at, _, length)| {
+                    let position = page * PAGE + at;
+                    let ends = position + length;
+                    let out_of_window = position >= attention.sinks && ends <= attention.first_seen(tile.first);
+                    (position < after && !out_of_window).then(|| (page, at, length.min(after - position)))
+                });
                 let mut rows = 0;
-                for &(page, at, _, length) in block {
+                for (page, at, length) in seen.clone() {
                     let keys = vectors(attention, attention.keys[page], kv_head, head_dim, at);
                     let logits = &mut weights[rows * panel..][..length * panel];
                     logits.fill(0.0);
-                    let columns = View { data: &columns, stride: panel };
+                    let columns = View { data: columns, stride: panel };
                     add_product::<S, false>(s, keys, columns, (length, panel, head_dim), logits, panel);
-                    hide(attention, first, queries, page * PAGE + at, logits, panel);
+                    hide(attention, tile.first, tile.queries, page * PAGE + at, logits, panel);
                     rows += length;
                 }
-                if let Some(shrink) = softmax.weigh(s, &mut weights[..rows * panel]) {
+                if rows == 0 {
+                    continue;
+                }
+                if let Some(shrink) = tile.softmax.weigh(s, &mut weights[..rows * panel]) {
                     for (out, shrink) in out.chunks_exact_mut(value_dim).zip(lanes_of(s, shrink)) {
                         out.iter_mut().for_each(|out| *out *= shrink);
                     }
                 }
                 let mut row = 0;
-                for &(page, at, _, length) in block {
+                for (page, at, length) in seen {
                     let weights = View { data: &weights[row * panel..], stride: panel };
                     let values = vectors(attention, attention.values[page], kv_head, value_dim, at);
-                    add_product::<S, true>(s, weights, values, (queries, value_dim, length), &mut out, value_dim);
+                    add_product::<S, true>(s, weights, values, (tile.queries, value_dim, length), out, value_dim);
                     row += length;
                 }
             }
-            let (sums, inner) = (lanes_of(s, softmax.sum), lanes_of(s, softmax.inner));
-            let rows = y.chunks_exact_mut(value_width).zip(out.chunks_exact(value_dim));
-            for (i, (y, out)) in rows.enumerate() {
-                y[head * value_dim..][..value_dim].iter_mut().zip(out).for_each(|(y, out)| *y = out / sums[i]);
-                if let Some(bits) = &mut entropy_bits {
-                    bits[i * heads + head] = Moments { sum: sums[i], inner: inner[i] * LN_2 }.entropy_bits();
+        }
+        let mut results = y.into_iter().zip(out.chunks_exact(value_dim));
+        let mut entropy_bits = entropy_bits.into_iter();
+        for tile in tiles {
+            let (sums, inner) = (lanes_of(s, tile.softmax.sum), lanes_of(s, tile.softmax.inner));
+            for ((sum, inner), (y, out)) in sums.into_iter().zip(inner).take(tile.queries).zip(&mut results) {
+                y.iter_mut().zip(out).for_each(|(y, out)| *y = out / sum);
+                if let Some(bits) = entropy_bits.next() {
+                    *bits = Moments { sum, inner: inner * LN_2 }.entropy_bits();
                 }
             }
         }
