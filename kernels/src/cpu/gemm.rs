@@ -10,7 +10,7 @@ use bytemuck::Zeroable;
 
 use super::{
     linear::{Line, Weight},
-    product::{View, transpose},
+    product::{View, rows_of_tile, transpose},
 };
 use crate::{
     cpu::simd::{Kernel, Simd, dispatch, lanes},
@@ -87,11 +87,6 @@ fn group(tiles: usize, most: usize) -> usize {
     let threads = par::threads();
     let last_ends = |group: &usize| tiles.div_ceil(*group).div_ceil(threads) * group;
     (most.div_ceil(2)..=most).rev().min_by_key(last_ends).unwrap_or(most)
-}
-
-/// Rows of weights of a register tile: sums, two vectors of tokens and a weight fill the registers: 32 with sixteen lanes, else 16.
-const fn rows_of_tile(lanes: usize) -> usize {
-    if lanes > 8 { 8 } else { 6 }
 }
 
 /// Turns up to two vectors of tokens [tokens, inputs] to [inputs, lanes or twice as many], with zeros for tokens that are not there.

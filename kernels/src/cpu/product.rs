@@ -5,8 +5,10 @@
 
 use crate::cpu::simd::Simd;
 
-/// Rows of a register tile: 6 × 2 sums, 2 vectors of B and 1 broadcast of A fill the sixteen registers.
-pub(crate) const TILE: usize = 6;
+/// Rows of a register tile: two vectors of sums each, two of B and a broadcast of A fill the registers: 32 with sixteen lanes, else 16.
+pub(crate) const fn rows_of_tile(lanes: usize) -> usize {
+    if lanes > 8 { 8 } else { 6 }
+}
 /// Columns of a register tile: two vectors.
 pub(crate) const fn panel<S: Simd>() -> usize {
     2 * S::LANES
@@ -59,7 +61,7 @@ fn tiles<S: Simd, const TRANSPOSED: bool, const WHOLE: bool>(
     out: &mut [f32],
     out_stride: usize,
 ) {
-    for row in (0..rows).step_by(TILE) {
+    for row in (0..rows).step_by(rows_of_tile(S::LANES)) {
         let a = if TRANSPOSED { a.from(0, row) } else { a.from(row, 0) };
         let out = &mut out[row * out_stride..];
         match rows - row {
@@ -68,7 +70,10 @@ fn tiles<S: Simd, const TRANSPOSED: bool, const WHOLE: bool>(
             3 => tile::<S, 3, TRANSPOSED, WHOLE>(s, a, b, (width, depth), out, out_stride),
             4 => tile::<S, 4, TRANSPOSED, WHOLE>(s, a, b, (width, depth), out, out_stride),
             5 => tile::<S, 5, TRANSPOSED, WHOLE>(s, a, b, (width, depth), out, out_stride),
-            _ => tile::<S, 6, TRANSPOSED, WHOLE>(s, a, b, (width, depth), out, out_stride),
+            7 if S::LANES > 8 => tile::<S, 7, TRANSPOSED, WHOLE>(s, a, b, (width, depth), out, out_stride),
+            6.. if S::LANES == 8 => tile::<S, 6, TRANSPOSED, WHOLE>(s, a, b, (width, depth), out, out_stride),
+            6 => tile::<S, 6, TRANSPOSED, WHOLE>(s, a, b, (width, depth), out, out_stride),
+            _ => tile::<S, 8, TRANSPOSED, WHOLE>(s, a, b, (width, depth), out, out_stride),
         }
     }
 }

@@ -3,7 +3,7 @@
 use crate::{
     Room, Ssd,
     cpu::{
-        product::{TILE, View, add_product, transpose},
+        product::{View, add_product, rows_of_tile, transpose},
         simd::{Kernel, Simd, UNIT, dispatch},
         vector::exp,
     },
@@ -262,8 +262,9 @@ impl Kernel for Chunked<'_> {
                     *w *= product * delta(j);
                 }
             }
-            for (i, y) in y.chunks_mut(TILE * head_dim).enumerate() {
-                let (row, rows) = (i * TILE, y.len() / head_dim);
+            let tile = rows_of_tile(S::LANES);
+            for (i, y) in y.chunks_mut(tile * head_dim).enumerate() {
+                let (row, rows) = (i * tile, y.len() / head_dim);
                 let weights = View { data: &weights, stride: CHUNK }.from(0, row);
                 add_product::<S, true>(s, weights, x, (rows, head_dim, row + rows), y, head_dim);
             }
