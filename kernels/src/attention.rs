@@ -1,4 +1,4 @@
-//! Softmax attention over pages of keys and values, and its rotary positions.
+//! Softmax attention over pages of keys and values.
 
 use std::ops::Range;
 
@@ -31,48 +31,6 @@ impl Layout {
     pub fn at(self, position: usize, kv_heads: usize, kv_head: usize, dim: usize) -> usize {
         let (start, stride) = self.place(kv_heads, kv_head, dim);
         start + position % PAGE * stride
-    }
-}
-
-/// Rotary position embedding (Su et al. 2021), half-split: for j < r, with angle θ = position · f_j,
-/// (x_j, x_{j+r}) ← (x_j cos θ − x_{j+r} sin θ, x_{j+r} cos θ + x_j sin θ); dimensions from 2r on pass.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Rope {
-    inv_freq: Vec<f32>,
-}
-
-impl Rope {
-    /// `inv_freq` [r]: radians a position.
-    pub fn new(inv_freq: Vec<f32>) -> Rope {
-        Rope { inv_freq }
-    }
-
-    /// Rotates `xs` [T, heads, head_dim], whose first token stands at `first_position`. Angles are f64: exact enough anywhere.
-    pub fn apply(&self, xs: &mut [f32], heads: usize, head_dim: usize, first_position: usize) {
-        let half = self.inv_freq.len();
-        assert!(2 * half <= head_dim, "rope: {half} frequencies for heads of {head_dim}");
-        if half == 0 || xs.is_empty() {
-            return;
-        }
-        assert!(
-            heads > 0 && xs.len().is_multiple_of(heads * head_dim),
-            "rope: x of {} elements is not [T, {heads}, {head_dim}]",
-            xs.len()
-        );
-        let mut turns = vec![(0.0, 0.0); half];
-        for (t, x) in xs.chunks_exact_mut(heads * head_dim).enumerate() {
-            let position = (first_position + t) as f64;
-            for (turn, &f) in turns.iter_mut().zip(&self.inv_freq) {
-                let (sin, cos) = (position * f64::from(f)).sin_cos();
-                *turn = (sin as f32, cos as f32);
-            }
-            for x in x.chunks_exact_mut(head_dim) {
-                let (first, second) = x[..2 * half].split_at_mut(half);
-                for ((a, b), (sin, cos)) in first.iter_mut().zip(second).zip(&turns) {
-                    (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
-                }
-            }
-        }
     }
 }
 

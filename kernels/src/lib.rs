@@ -52,6 +52,7 @@ pub mod pool;
 pub mod q8;
 pub mod reduce;
 pub mod room;
+pub mod rope;
 pub mod selective_scan;
 pub mod ssd;
 pub mod state_space;
@@ -62,7 +63,7 @@ pub use activation::{
     Activation, exp_slice, gelu_slice, gelu_tanh_slice, relu2_slice, sigmoid, sigmoid_mul, sigmoid_slice, silu,
     silu_mul, silu_slice, softplus, softplus_slice,
 };
-pub use attention::{Attention, Layout, PAGE, Rope};
+pub use attention::{Attention, Layout, PAGE};
 pub use channel_scan::{ChannelScan, wkv_gates};
 pub use conv::causal_conv;
 pub use delta_rule::DeltaRule;
@@ -77,6 +78,7 @@ pub use par::set_threads;
 pub use pool::{pool_row, pool_signed_absmax, pooled_row};
 pub use q8::Q8Block;
 pub use room::Room;
+pub use rope::Rope;
 pub use selective_scan::SelectiveScan;
 pub use ssd::Ssd;
 pub use state_space::StateSpace;

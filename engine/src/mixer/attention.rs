@@ -11,7 +11,7 @@
 use std::ops::Range;
 
 use statescope_kernels::activation::{sigmoid, sigmoid_slice};
-use statescope_kernels::attention::{Attention, Layout, PAGE, Rope};
+use statescope_kernels::attention::{Attention, Layout, PAGE};
 #[cfg(feature = "cuda")]
 use statescope_kernels::cuda;
 use statescope_kernels::linear::linear;
@@ -19,6 +19,7 @@ use statescope_kernels::matrix::Matrix;
 use statescope_kernels::mixing::Lowered;
 use statescope_kernels::reduce::l2_norm;
 use statescope_kernels::room::Room;
+use statescope_kernels::rope::Rope;
 
 use super::slot::KvCache;
 use super::{Handed, Lent, Mixer, StateSlot};

@@ -11,13 +11,13 @@
 use std::ops::Range;
 
 use statescope_kernels::activation::{exp_slice, silu, silu_slice, softplus};
-use statescope_kernels::attention::Rope;
 use statescope_kernels::conv::causal_conv;
 use statescope_kernels::linear::linear;
 use statescope_kernels::linear_attention::{KeyDecay, LinearAttention as Op};
 use statescope_kernels::matrix::Matrix;
 use statescope_kernels::mixing::{Decay, Lowered, Recurrent};
 use statescope_kernels::norm::{group_rms_norm_gated, rms_norm};
+use statescope_kernels::rope::Rope;
 
 use super::{Mixer, StateSlot, Surroundings, constant, derive_of_keys, project};
 use crate::hooks::Hooks;

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use statescope_kernels::attention::{Layout, PAGE};
+use statescope_kernels::room::Room;
 
 /// Preallocated memory of one mixer: recurrent state, convolution history, KV cache; what a mixer does not have is empty.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -41,8 +42,8 @@ impl StateSlot {
 /// Keys and values of all tokens so far, in pages of [`PAGE`] positions, each `[kv_head, position, dim]`. A clone shares the pages.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct KvCache {
-    keys: Vec<Arc<Vec<f32>>>,
-    values: Vec<Arc<Vec<f32>>>,
+    keys: Vec<Arc<Room>>,
+    values: Vec<Arc<Room>>,
     kv_heads: usize,
     /// Of keys and of values.
     dims: [usize; 2],
@@ -88,8 +89,8 @@ impl KvCache {
         for (key, value) in keys.chunks_exact(of_keys).zip(values.chunks_exact(of_values)) {
             let page = self.length / PAGE;
             if page == self.keys.len() {
-                self.keys.push(Arc::new(vec![0.0; PAGE * of_keys]));
-                self.values.push(Arc::new(vec![0.0; PAGE * of_values]));
+                self.keys.push(Arc::new(Room::zeros(PAGE * of_keys)));
+                self.values.push(Arc::new(Room::zeros(PAGE * of_values)));
             }
             let pages = [&mut self.keys[page], &mut self.values[page]];
             for ((page, token), dim) in pages.into_iter().zip([key, value]).zip(self.dims) {
@@ -104,11 +105,11 @@ impl KvCache {
     }
 
     pub fn key_pages(&self) -> Vec<&[f32]> {
-        self.keys.iter().map(|p| p.as_slice()).collect()
+        self.keys.iter().map(|p| &***p).collect()
     }
 
     pub fn value_pages(&self) -> Vec<&[f32]> {
-        self.values.iter().map(|p| p.as_slice()).collect()
+        self.values.iter().map(|p| &***p).collect()
     }
 }
 

@@ -1,4 +1,4 @@
-//! The fast CPU twins: explicit eight-lane SIMD over contiguous slices, work split over [`crate::par`].
+//! The fast CPU twins: explicit SIMD over contiguous slices, work split over [`crate::par`].
 
 pub(crate) mod activation;
 pub(crate) mod attention;
@@ -14,6 +14,7 @@ pub(crate) mod mixing;
 pub(crate) mod norm;
 pub(crate) mod product;
 pub(crate) mod reduce;
+pub(crate) mod rope;
 pub(crate) mod selective_scan;
 pub(crate) mod simd;
 pub(crate) mod ssd;
