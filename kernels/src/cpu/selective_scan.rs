@@ -15,6 +15,9 @@ use crate::{
 /// Channels of a piece of work: states of a piece stay in L1.
 const PIECE: usize = 64;
 
+/// Fewer tokens than this read states and A from memory more than they compute.
+const FEW: usize = 4;
+
 /// Tokens whose outputs are copied into place together.
 const COPIED: usize = 16;
 
@@ -29,15 +32,21 @@ pub(crate) fn forward(scan: &SelectiveScan, state: &mut [f32], y: Option<&mut [f
     let strip = |wanted: bool| Room::new(if wanted { tokens * channels } else { 0 });
     let (mut y_strips, mut norm_strips) = (strip(y.is_some()), strip(state_norm.is_some()));
     let size = (PIECE * tokens).max(1);
-    let mut y_of = y_strips.chunks_mut(size);
-    let mut norm_of = norm_strips.chunks_mut(size);
+    // What is read for one token is read once: long streams of memory, not pages here and there.
+    let together = if tokens < FEW { channels.div_ceil(PIECE).div_ceil(par::threads()) } else { 1 };
+    let mut y_of = y_strips.chunks_mut(size * together);
+    let mut norm_of = norm_strips.chunks_mut(size * together);
     let items: Vec<_> = state
-        .chunks_mut(PIECE * n.max(1))
+        .chunks_mut(PIECE * n.max(1) * together)
         .enumerate()
         .map(|(i, state)| (i, state, y_of.next(), norm_of.next()))
         .collect();
     par::for_each(items.into_iter(), work, |(i, state, y, norm)| {
-        dispatch(Scan { scan, first: i * PIECE, state, y, norm });
+        let (mut y_of, mut norm_of) = (y.map(|y| y.chunks_mut(size)), norm.map(|norm| norm.chunks_mut(size)));
+        for (j, state) in state.chunks_mut(PIECE * n.max(1)).enumerate() {
+            let [y, norm] = [&mut y_of, &mut norm_of].map(|of| of.as_mut().and_then(Iterator::next));
+            dispatch(Scan { scan, first: (i * together + j) * PIECE, state, y, norm });
+        }
     });
     for (out, strips) in [(y, y_strips), (state_norm, norm_strips)] {
         let Some(out) = out else { continue };
@@ -76,6 +85,11 @@ impl Kernel for Scan<'_> {
         let width = state.len() / n;
         // [N, channels]
         let row = width.next_multiple_of(S::LANES);
+        for at in (0..size_of_val(state)).step_by(64) {
+            // The next piece comes from memory meanwhile.
+            s.prefetch(state, size_of_val(state) + at);
+            s.prefetch(&scan.a[first * n..], size_of_val(state) + at);
+        }
         // What lies beyond the last channel is computed with them.
         let (mut a, mut h) = (Room::zeros(n * row), Room::zeros(n * row));
         transpose(s, View { data: &scan.a[first * n..], stride: n }, (width, n), &mut a, row);
