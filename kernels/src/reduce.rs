@@ -43,7 +43,7 @@ pub fn top_k(xs: &[f32], k: usize) -> Vec<(u32, f32)> {
 }
 
 /// Up to so many a sorted list with insertion beats a selection over all.
-const SHORT_LIST: usize = 64;
+pub(crate) const SHORT_LIST: usize = 64;
 
 /// What is not NaN, with its index; −0 and 0 are equals.
 fn known(xs: &[f32]) -> impl Iterator<Item = (u32, f32)> {

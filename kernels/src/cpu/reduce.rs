@@ -17,12 +17,19 @@ impl Kernel for SumOfSquares<'_> {
     fn run<S: Simd>(self, s: S) -> f64 {
         let mut total = 0.0;
         for block in self.0.chunks(BLOCK) {
-            let mut sums = [s.splat(0.0); 2];
-            for (i, xs) in block.chunks(S::LANES).enumerate() {
-                let x = s.load_some(xs);
-                sums[i % 2] = s.fma(x, x, sums[i % 2]);
+            let mut sums = [s.splat(0.0); 4];
+            let mut fours = block.chunks_exact(4 * S::LANES);
+            for xs in &mut fours {
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    let x = s.load(&xs[i * S::LANES..]);
+                    *sum = s.fma(x, x, *sum);
+                }
             }
-            total += f64::from(s.sum(s.add(sums[0], sums[1])));
+            for xs in fours.remainder().chunks(S::LANES) {
+                let x = s.load_some(xs);
+                sums[0] = s.fma(x, x, sums[0]);
+            }
+            total += f64::from(s.sum(s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3]))));
         }
         total
     }
@@ -110,6 +117,30 @@ struct ShortList<'a> {
     k: usize,
 }
 
+/// Places whose largest are found side by side: at least as many as a short list is long.
+const PLACES: usize = crate::reduce::SHORT_LIST;
+
+impl ShortList<'_> {
+    /// A number below all of the k largest: k of the largest of every 64th number are above it. −∞ where there are too few.
+    #[inline(always)]
+    fn floor<S: Simd>(&self, s: S) -> f32 {
+        let mut most = [s.splat(f32::NEG_INFINITY); PLACES / 8];
+        let most = &mut most[..PLACES / S::LANES];
+        for xs in self.xs.chunks_exact(PLACES) {
+            for (i, most) in most.iter_mut().enumerate() {
+                // Of a comparison with NaN the second is taken.
+                *most = s.max(s.load(&xs[i * S::LANES..]), *most);
+            }
+        }
+        let mut places = [0.0; PLACES];
+        for (most, places) in most.iter().zip(places.chunks_exact_mut(S::LANES)) {
+            s.store(*most, places);
+        }
+        let (_, kth, _) = places.select_nth_unstable_by(self.k - 1, |a, b| b.total_cmp(a));
+        kth.next_down()
+    }
+}
+
 impl Kernel for ShortList<'_> {
     type Output = Vec<(u32, f32)>;
     #[inline(always)]
@@ -118,25 +149,28 @@ impl Kernel for ShortList<'_> {
             return Vec::new();
         }
         let mut best: Vec<(u32, f32)> = Vec::with_capacity(self.k + 1);
-        let mut least = f32::NEG_INFINITY;
+        // What is not greater is not among them.
+        let mut floor = self.floor(s);
         for (block, first) in self.xs.chunks(2 * S::LANES).zip((0..).step_by(2 * S::LANES)) {
             // Hardly a block has one that is large enough; all of it is compared at once.
-            if let (true, Some((a, b))) = (best.len() == self.k, block.split_at_checked(S::LANES))
+            if let (true, Some((a, b))) = (floor > f32::NEG_INFINITY, block.split_at_checked(S::LANES))
                 && b.len() == S::LANES
-                && !s.any_greater(s.load(a), s.splat(least))
-                && !s.any_greater(s.load(b), s.splat(least))
+                && !s.any_greater(s.load(a), s.splat(floor))
+                && !s.any_greater(s.load(b), s.splat(floor))
             {
                 continue;
             }
             for (x, i) in block.iter().zip(first..) {
                 // −0 and 0 are equals, and an equal one comes later in index order, so it does not displace.
                 let x = x + 0.0;
-                if x.is_nan() || (best.len() == self.k && x <= least) {
+                if x.is_nan() || (x <= floor && (best.len() == self.k || floor > f32::NEG_INFINITY)) {
                     continue;
                 }
                 best.insert(best.partition_point(|b| b.1 >= x), (i, x));
                 best.truncate(self.k);
-                least = best.last().map_or(least, |last| last.1);
+                if best.len() == self.k {
+                    floor = best.last().map_or(floor, |last| last.1);
+                }
             }
         }
         best

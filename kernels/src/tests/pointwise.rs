@@ -231,6 +231,29 @@ fn reductions() {
 }
 
 #[test]
+fn the_largest_are_those_of_a_sorted_list() {
+    on_each_set(|| {
+        let mut rng = Rng::new(17);
+        for length in [0, 1, 31, 63, 64, 65, 127, 128, 500, 4096] {
+            for (steps, special) in [(3.0, false), (1e4, false), (3.0, true), (1e4, true)] {
+                // Few steps: many equals.
+                let mut xs: Vec<f32> = rng.vec(length).iter().map(|x| (x * steps).round() / steps).collect();
+                if special {
+                    let rare = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MIN, -0.0];
+                    xs.iter_mut().step_by(7).zip(rare.into_iter().cycle()).for_each(|(x, rare)| *x = rare);
+                }
+                let mut sorted: Vec<(u32, f32)> = (0..).zip(xs.iter().map(|x| x + 0.0)).collect();
+                sorted.retain(|(_, x)| !x.is_nan());
+                sorted.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+                for k in [1, 2, 12, 32, 63, 64, 65, 200] {
+                    assert_eq!(reduce::top_k(&xs, k), sorted[..k.min(sorted.len())], "{k} of {length}");
+                }
+            }
+        }
+    });
+}
+
+#[test]
 fn pooling_keeps_every_spike() {
     let mut rng = Rng::new(6);
     for (rows, cols, out_rows, out_cols) in [(1, 1, 1, 1), (7, 5, 3, 2), (64, 100, 64, 7), (100, 257, 33, 64)] {
