@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 /// One part in so many of a run's time, and while what is shown is far behind the text.
-const SHARE: f64 = 32.0;
-const SHARE_BEHIND: f64 = 12.0;
+const SHARE: f64 = 64.0;
+const SHARE_BEHIND: f64 = 32.0;
 /// Seconds that can be saved up, and that an answer longer than its slice can owe the next ones.
 const SAVED: f64 = 0.001;
 const OWED: f64 = 0.008;
@@ -34,11 +34,11 @@ mod tests {
     #[test]
     fn what_is_owed_is_paid_before_more_is_granted() {
         let (ms, mut allowance) = (Duration::from_millis, Allowance::default());
-        assert_eq!(allowance.after(ms(16), false), Duration::from_micros(500));
+        assert_eq!(allowance.after(ms(16), false), Duration::from_micros(250));
         allowance.spend(ms(1));
         assert_eq!(allowance.after(ms(16), false), Duration::ZERO);
         allowance.spend(ms(100));
         assert_eq!(allowance.after(ms(256), false), Duration::ZERO);
-        assert_eq!(allowance.after(ms(12), true), ms(1));
+        assert_eq!(allowance.after(ms(160), true), ms(1));
     }
 }
