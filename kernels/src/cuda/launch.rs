@@ -263,6 +263,11 @@ impl Gpu {
         self.hopper
     }
 
+    /// Bytes of shared memory that a block may have.
+    pub(super) fn shared_limit(&self) -> usize {
+        self.limit
+    }
+
     /// Bytes free and in all.
     pub fn memory(&self) -> Result<(usize, usize)> {
         Ok(self.context.mem_get_info()?)
