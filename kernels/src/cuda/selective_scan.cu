@@ -445,7 +445,7 @@ template <typename T, int LANES, int S, int TILE, bool VEC, bool NORM> DEVICE vo
     typename Of::Shared &shared = *reinterpret_cast<typename Of::Shared *>(bytes);
     const Of of(p);
     if (of.low == of.high) return;
-    if (threadIdx.x < BARRIERS) begin_barrier(shared_address(&shared.barriers[threadIdx.x]), 4);
+    if (threadIdx.x < BARRIERS) begin_barrier(shared_address(&shared.barriers[threadIdx.x]), TEAM);
     __syncthreads();
     if (threadIdx.x < TEAM)
         of.walk(shared);

@@ -64,13 +64,10 @@ DEVICE u32 shared_address(const void *at) {
     asm volatile("{\n.reg .u64 wide;\ncvta.to.shared.u64 wide, %1;\ncvt.u32.u64 %0, wide;\n}" : "=r"(address) : "l"(at));
     return address;
 }
-DEVICE void begin_barrier(u32 barrier, u32 warps) { asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(warps) : "memory"); }
-// Of a whole warp, with all that it wrote.
-DEVICE void arrive_at(u32 barrier) {
-    __syncwarp();
-    if (threadIdx.x % 32 == 0)
-        asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state, [%0];\n}" ::"r"(barrier) : "memory");
-}
+DEVICE void begin_barrier(u32 barrier, u32 threads) { asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(threads) : "memory"); }
+// Every lane arrives for what it itself has read and written. One lane after a __syncwarp would do by the memory model, at the same
+// speed, but compute-sanitizer's racecheck (2025.3) does not take what the other lanes did for ordered.
+DEVICE void arrive_at(u32 barrier) { asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state, [%0];\n}" ::"r"(barrier) : "memory"); }
 DEVICE void wait_at(u32 barrier, u32 parity) {
     u32 done;
     do
