@@ -3,8 +3,8 @@
 // shared memory between them:
 //
 //   prepare   Δ, x, B, C ─▶ softplus(Δ + bias), Δ x; B and C as f32
-//   walk      h ← exp(Δ a) h + Δ x B and each lane's share of C h, four tokens at a time, the exponentials of the next four among the
-//             products of these; a channel has LANES lanes of S states each, and nothing is summed over lanes here
+//   walk      h ← exp(Δ a) h + Δ x B and each lane's share of C h, four tokens at a time, exponentials among the products of earlier
+//             tokens; a channel has LANES lanes of S states each, and nothing is summed over lanes here
 //   finish    the lanes' shares ─▶ C h + D x, gate ─▶ y
 //
 // The text is cut in tiles, and the tiles of all channels are dealt out evenly: where channels are too many for one round, a
@@ -39,10 +39,10 @@ template <typename T, int LANES, int S, int TILE, bool VEC, bool NORM> struct Sc
         u64 barriers[BARRIERS];  // of each stage: it is prepared; walked; finished
     };
 
-    // Some tiles of `count` channels from `first` on.
+    // Some tiles of `count` channels from `first` on: a part of a task, which is a block of channels of a group.
     struct Piece {
-        u32 first, count, group, begin, end;
-        u32 task;
+        u32 first, count, begin, end;
+        u32 task, group, block, per_group;  // block of how many channels
     };
     const ScanParams &p;
     u32 blocks_a_group, tiles, low, high;
@@ -58,14 +58,22 @@ template <typename T, int LANES, int S, int TILE, bool VEC, bool NORM> struct Sc
     }
     // Stretches [low, high) are laid over all tasks in a row. The part of a task in one stretch's end is its last tiles, that in the next
     // stretch's beginning its first: the latter are walked at once, the former when they are long done.
-    DEVICE bool piece(u32 index, Piece &out) const {
-        const u32 task = low / tiles + index;
-        if (task * tiles >= high) return false;
-        const u32 per_group = p.channels / p.groups, in_group = task % blocks_a_group * CHANNELS;
-        out.task = task, out.group = task / blocks_a_group;
-        out.first = out.group * per_group + in_group, out.count = min(u32(CHANNELS), per_group - in_group);
-        out.begin = (task + 1) * tiles - min(high, (task + 1) * tiles);
-        out.end = (task + 1) * tiles - max(low, task * tiles);
+    DEVICE void complete(Piece &out) const {
+        out.first = out.group * out.per_group + out.block * CHANNELS, out.count = min(u32(CHANNELS), out.per_group - out.block * CHANNELS);
+        out.begin = (out.task + 1) * tiles - min(high, (out.task + 1) * tiles);
+        out.end = (out.task + 1) * tiles - max(low, out.task * tiles);
+    }
+    DEVICE Piece piece_of(u32 task) const {
+        Piece piece;
+        piece.task = task, piece.group = task / blocks_a_group, piece.block = task % blocks_a_group, piece.per_group = p.channels / p.groups;
+        complete(piece);
+        return piece;
+    }
+    // Without a division: it lies within the teams' loops.
+    DEVICE bool next_piece(Piece &piece) const {
+        if (++piece.task * tiles >= high) return false;
+        if (++piece.block == blocks_a_group) piece.block = 0, piece.group++;
+        complete(piece);
         return true;
     }
 
@@ -78,8 +86,8 @@ template <typename T, int LANES, int S, int TILE, bool VEC, bool NORM> struct Sc
         const u32 place = warp * OF_WARP + own;
         const u32 barriers = shared_address(shared.barriers);
         u32 stage = 0, parity = 0;
-        Piece piece;
-        for (u32 index = 0; this->piece(index, piece); index++) {
+        for (u32 task = low / tiles; task * tiles < high; task++) {
+            const Piece piece = piece_of(task);
             const bool here = channel_of(place) < piece.count;
             const size_t at = size_t(piece.first + (here ? channel_of(place) : 0)) * p.n;
             float a[S], h[S];
@@ -99,7 +107,7 @@ template <typename T, int LANES, int S, int TILE, bool VEC, bool NORM> struct Sc
             for (int i = 0; i < S; i++) h[i] = part * S + i < p.n ? __ldcg(p.state + at + part * S + i) : 0.0f;
 
             const Stage *now = &stages[stage];
-            float4 delta, write[2];
+            float4 delta, current = {}, write[2];
             float decay[2][4][S], keys[2][4][2 * S];
             auto fetch_delta = [&](const Stage *from, u32 four) { delta = from->deltas[four][place]; };
             auto fetch = [&](int to, const Stage *from, u32 four) {
@@ -111,26 +119,21 @@ template <typename T, int LANES, int S, int TILE, bool VEC, bool NORM> struct Sc
                         *reinterpret_cast<float4 *>(&keys[to][t][i]) =
                             *reinterpret_cast<const float4 *>(&from->keys[four * 4 + t][part * (2 * S) + i]);
             };
-            auto decays = [&](int to) {
-                const float step[4] = {delta.x, delta.y, delta.z, delta.w};
-#pragma unroll
-                for (int t = 0; t < 4; t++)
-#pragma unroll
-                    for (int i = 0; i < S; i++) decay[to][t][i] = exp2_fast(step[t] * a[i]);
-            };
-            // Four tokens; `next_delta` and `next` are where those come from that are needed in the round after next and the next.
+            // Four tokens, with the exponentials of the four that begin two later: where a tile ends, nvcc puts those of the next one together,
+            // and there should be few. `next_delta` and `next` are where those numbers come from that are needed in the round after next and
+            // the next.
             auto round = [&](int parity, u32 four, const Stage *next, u32 next_four, const Stage *next_delta, u32 next_delta_four) {
-                const float4 these = delta;
+                const float step[4] = {current.z, current.w, delta.x, delta.y};
+                current = delta;
                 fetch(parity ^ 1, next, next_four);
                 fetch_delta(next_delta, next_delta_four);
-                const float step[4] = {these.x, these.y, these.z, these.w};
                 const float in[4] = {write[parity].x, write[parity].y, write[parity].z, write[parity].w};
                 float y[4], square[4];
 #pragma unroll
                 for (int t = 0; t < 4; t++) {
 #pragma unroll
                     for (int i = 0; i < S; i++) {
-                        decay[parity ^ 1][t][i] = exp2_fast(step[t] * a[i]);
+                        decay[t < 2 ? parity : parity ^ 1][(t + 2) % 4][i] = exp2_fast(step[t] * a[i]);
                         h[i] = fmaf(decay[parity][t][i], h[i], in[t] * keys[parity][t][i]);
                         y[t] = i ? fmaf(keys[parity][t][S + i], h[i], y[t]) : keys[parity][t][S] * h[0];
                         if (NORM) square[t] = i ? fmaf(h[i], h[i], square[t]) : h[0] * h[0];
@@ -141,8 +144,9 @@ template <typename T, int LANES, int S, int TILE, bool VEC, bool NORM> struct Sc
                 if constexpr (NORM) out.squares[share_at(four, place, part)] = make_float4(square[0], square[1], square[2], square[3]);
             };
             wait_at(barriers + (THERE + stage) * 8, parity);
-            fetch_delta(now, 0);
-            decays(0);
+            fetch_delta(now, 0), current = delta;
+#pragma unroll
+            for (int i = 0; i < S; i++) decay[0][0][i] = exp2_fast(current.x * a[i]), decay[0][1][i] = exp2_fast(current.y * a[i]);
             fetch_delta(now, 1);
             fetch(0, now, 0);
             for (u32 tile = piece.begin; tile < piece.end; tile++) {
@@ -177,13 +181,13 @@ template <typename T, int LANES, int S, int TILE, bool VEC, bool NORM> struct Sc
     // Where one of those who serve is among the block's tiles.
     struct Cursor {
         Piece piece;
-        u32 index, tile;
-        DEVICE void start(const Scan &scan) { index = 0, scan.piece(0, piece), tile = piece.begin; }
+        u32 tile;
+        DEVICE void start(const Scan &scan) { piece = scan.piece_of(scan.low / scan.tiles), tile = piece.begin; }
         DEVICE u32 token() const { return tile * TILE; }
         // Whether another piece begins.
         DEVICE bool next(const Scan &scan) {
             if (++tile < piece.end) return false;
-            if (!scan.piece(++index, piece)) return false;
+            if (!scan.next_piece(piece)) return false;
             tile = piece.begin;
             return true;
         }
@@ -328,6 +332,9 @@ template <typename T, int LANES, int S, int TILE, bool VEC, bool NORM> struct Sc
                 deltas[0][i] = dt.x + bias[0], deltas[1][i] = dt.y + bias[1];
                 writes[0][i] = in.x, writes[1][i] = in.y;
             }
+            // The next tile's numbers are on their way while this one is made.
+            const KeysAhead these = keys;
+            if (done + 1 < count) load();
             if (p.softplus)
 #pragma unroll
                 for (int i = 0; i < TOKENS; i++) deltas[0][i] = quick_softplus(deltas[0][i]), deltas[1][i] = quick_softplus(deltas[1][i]);
@@ -346,9 +353,8 @@ template <typename T, int LANES, int S, int TILE, bool VEC, bool NORM> struct Sc
                 reinterpret_cast<Some *>(&stage.deltas[four][at])[place.row / TOKENS % (4 / TOKENS)] = step;
                 reinterpret_cast<Some *>(&stage.writes[four][at])[place.row / TOKENS % (4 / TOKENS)] = write;
             }
-            keys.store(stage);
+            these.store(stage);
             arrive_at(ring.at(THERE)), ring.next();
-            if (done + 1 < count) load();
             if (p.delta_out) put<float>(p.delta_out + place.at(now.piece, now.token(), p.channels), p.channels, left, place.channels(now.piece), deltas);
             if (now.next(*this)) place.of_channels(bias, p.delta_bias, now.piece);
         }
