@@ -71,9 +71,81 @@ struct Params {
     gate_stride: u32,
     y_stride: u32,
     softplus: u32,
+    share: u32,
+    pad: u32,
+}
+
+/// A kernel of selective_scan.cu: lanes a channel, states a lane, tokens a tile.
+#[derive(Clone, Copy)]
+struct Variant {
+    name: &'static str,
+    lanes: usize,
+    states: usize,
+    tile: usize,
+    norms: bool,
+}
+
+/// Threads of a team, teams of a block, tiles between them, barriers of a tile: as in selective_scan.cuh.
+const TEAM: usize = 128;
+const TEAMS: usize = 3;
+const STAGES: usize = 3;
+/// Warps of channels that may be handed from one multiprocessor to another.
+const MOST_HANDED: usize = 1 << 16;
+
+impl Variant {
+    const WIDE: Self = Self { name: "wide", lanes: 4, states: 4, tile: 32, norms: false };
+    const WIDE_NORM: Self = Self { name: "wide_norm", tile: 16, norms: true, ..Self::WIDE };
+    const NARROW: Self = Self { name: "narrow", lanes: 8, states: 2, tile: 32, norms: false };
+    const NARROW_NORM: Self = Self { name: "narrow_norm", norms: true, ..Self::NARROW };
+    const ANY_N8: Self = Self { name: "any_n8", lanes: 4, states: 2, tile: 16, norms: true };
+    const ANY_N16: Self = Self { name: "any_n16", ..Self::WIDE_NORM };
+    const ANY_N64: Self = Self { name: "any_n64", lanes: 8, states: 8, tile: 16, norms: true };
+
+    fn channels(self) -> usize {
+        TEAM / self.lanes
+    }
+
+    /// Bytes of `Shared` in selective_scan.cu.
+    fn shared(self) -> usize {
+        let shares = 4 * self.tile * self.channels() * self.lanes;
+        let steps = 8 * self.tile * self.channels();
+        let keys = 4 * self.tile * (2 * self.lanes * self.states + 8);
+        STAGES * (steps + keys + shares + if self.norms { shares } else { 16 } + 3 * 8)
+    }
 }
 
 impl<T: Element> Scan<'_, T> {
+    /// Which kernel; it does not depend on the length of the text, and those with and without norms sum in the same order, so that neither
+    /// changes a bit of y.
+    fn variant(&self, gpu: &Gpu, n: usize) -> Variant {
+        // Pairs of channels, and 16 bytes of B and C, are loaded as one.
+        let sixteen_bytes = 16 / size_of::<T>();
+        let pairs = [self.delta.1, self.x.1, self.gate.map_or(0, |gate| gate.0.1), self.channels / self.groups];
+        let strides = [self.delta_stride, self.x_stride, self.gate.map_or(0, |gate| gate.1)];
+        let aligned = pairs.iter().chain(&strides).all(|s| s.is_multiple_of(2))
+            && [self.b.1, self.c.1, self.bc_stride].iter().all(|s| s.is_multiple_of(sixteen_bytes));
+        // Many lanes a channel where there are few channels. On an H200 a token takes 60 clocks of a multiprocessor with 32 channels in
+        // four lanes each, and 50 with 16 in eight.
+        let rounds = |variant: Variant| {
+            let tasks = self.groups * (self.channels / self.groups).div_ceil(variant.channels());
+            tasks.max(gpu.processors() as usize)
+        };
+        let wide = 6 * rounds(Variant::WIDE) <= 5 * rounds(Variant::NARROW);
+        let fits = |variant: Variant| variant.shared() <= gpu.shared_limit();
+        match n {
+            16 if aligned && fits(Variant::NARROW_NORM) => match (wide, self.probes.state_norm.is_some()) {
+                (true, false) => Variant::WIDE,
+                (true, true) => Variant::WIDE_NORM,
+                (false, false) => Variant::NARROW,
+                (false, true) => Variant::NARROW_NORM,
+            },
+            16 if aligned && self.probes.state_norm.is_none() => Variant::WIDE,
+            0..=8 => Variant::ANY_N8,
+            9..=16 => Variant::ANY_N16,
+            _ => Variant::ANY_N64,
+        }
+    }
+
     pub fn run(&self, gpu: &Gpu) -> Result<()> {
         let Scan { tokens, channels: e, groups, delta_stride, x_stride, bc_stride, .. } = *self;
         assert!(groups > 0 && e > 0 && e.is_multiple_of(groups), "scan: {e} channels in {groups} groups");
@@ -86,6 +158,11 @@ impl<T: Element> Scan<'_, T> {
             return Ok(());
         }
         let gate_stride = self.gate.map_or(0, |gate| gate.1);
+        let variant = self.variant(gpu, n);
+        // All tiles of all channels, evenly over the multiprocessors; none has less than one text's, so that no text is cut twice.
+        let (tasks, tiles) = (groups * (e / groups).div_ceil(variant.channels()), tokens.div_ceil(variant.tile));
+        let even = (tasks * tiles).div_ceil(gpu.processors() as usize);
+        let share = if 4 * tasks > MOST_HANDED { tiles } else { even.max(tiles) };
         let params = Params {
             delta: self.delta.rows(tokens, e, delta_stride, "scan: Δ"),
             x: self.x.rows(tokens, e, x_stride, "scan: x"),
@@ -110,21 +187,15 @@ impl<T: Element> Scan<'_, T> {
             gate_stride: number(gate_stride),
             y_stride: number(e),
             softplus: self.softplus.into(),
+            share: number(share),
+            pad: 0,
         };
-        let starts = [self.delta.1, self.x.1, self.b.1, self.c.1, self.gate.map_or(0, |gate| gate.0.1)];
-        let in_fours = [delta_stride, x_stride, bc_stride, gate_stride, e / groups]
-            .iter()
-            .chain(&starts)
-            .all(|s| s.is_multiple_of(4));
-        let variant = match n {
-            16 if in_fours && self.probes.state_norm.is_none() => "n16",
-            16 if in_fours => "n16_norm",
-            0..=8 => "any_n8",
-            9..=16 => "any_n16",
-            _ => "any_n64",
+        let shape = Shape {
+            grid: (number((tasks * tiles).div_ceil(share)), 1),
+            threads: (TEAMS * TEAM) as u32,
+            shared: number(variant.shared()),
+            early: false,
         };
-        let blocks = groups * (e / groups).div_ceil(16);
-        let shape = Shape { grid: (number(blocks), 1), threads: 128, shared: 0, early: false };
-        gpu.launch("selective_scan", &format!("scan_{variant}_{}", T::NAME), shape, &params)
+        gpu.launch("selective_scan", &format!("scan_{}_{}", variant.name, T::NAME), shape, &params)
     }
 }

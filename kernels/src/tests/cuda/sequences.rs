@@ -152,6 +152,19 @@ fn cuda_scan_agrees() {
     }
 }
 
+/// More channels than multiprocessors take in one round: some texts are begun by one and ended by another.
+#[test]
+#[ignore = "needs a CUDA device"]
+fn cuda_scan_of_many_channels_agrees() {
+    let gpu = gpu();
+    let channels = 32 * (gpu.processors() as usize + 5) + 2;
+    for tokens in [1, 33, 150] {
+        check_scan::<bf16>(&gpu, tokens, (channels, 16), true, false);
+        check_scan::<f32>(&gpu, tokens, (channels, 16), true, tokens == 150);
+        check_scan::<f16>(&gpu, tokens, (channels, 7), true, true);
+    }
+}
+
 /// Groups of B and C are scans side by side.
 #[test]
 #[ignore = "needs a CUDA device"]
