@@ -222,14 +222,19 @@ impl Kernel for Chunked<'_> {
         let Ssd { heads, head_dim, state_dim: n, groups, .. } = *ssd;
         let group = ssd.group(head);
         // [N, P] while it is worked on: P then runs along the vectors of every product.
-        let mut columns = vec![0.0; state.len()];
+        let mut columns = Room::new(state.len());
         transpose(s, View { data: state, stride: n }, (head_dim, n), &mut columns, head_dim);
-        let mut weights = vec![0.0; CHUNK * CHUNK];
-        let mut writes = vec![0.0; CHUNK * head_dim];
+        let mut weights = Room::new(CHUNK * CHUNK);
+        let (mut inputs, mut writes) = (Room::new(CHUNK * head_dim), Room::new(CHUNK * head_dim));
         for (chunk, y) in y.chunks_mut(CHUNK * head_dim).enumerate() {
             let (first, length) = (chunk * CHUNK, y.len() / head_dim);
             let delta = |i: usize| ssd.delta[(first + i) * heads + head];
-            let x = View { data: &ssd.x[(first * heads + head) * head_dim..], stride: heads * head_dim };
+            // Rows that lie a power of two or so apart would push each other out of the cache.
+            let rows = ssd.x[first * heads * head_dim..].chunks(heads * head_dim);
+            for (input, row) in inputs.chunks_exact_mut(head_dim).zip(rows.take(length)) {
+                input.copy_from_slice(&row[head * head_dim..][..head_dim]);
+            }
+            let x = View { data: &inputs, stride: head_dim };
             let shared = &shared[(chunk * groups + group) * CHUNK * (CHUNK + n)..][..CHUNK * (CHUNK + n)];
             let (c_columns, products) = shared.split_at(n * CHUNK);
             // Running sums of the log-decays in f64: differences of f32 sums lose the small steps that follow a large one.
