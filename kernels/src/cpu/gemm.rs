@@ -137,14 +137,18 @@ impl<W: Weight> Kernel for Multiply<'_, W> {
         for first in (0..inputs).step_by(DEPTH) {
             let inputs_here = first..inputs.min(first + DEPTH);
             for (row, to) in rows.chunks_exact(items).zip(of_group.chunks_exact_mut(STRIDE)) {
-                widen(s, row, inputs, inputs_here.clone(), group * items, to);
+                widen(s, row, inputs, inputs_here.clone(), to);
             }
+            let next = Next::after(&inputs_here, rows, items, inputs, group);
             let panel = 2 * S::LANES;
+            let tiles = turned.len().div_ceil(panel * inputs) * (group / of_tile);
             let panels = sums.chunks_mut(panel * group).zip(turned.chunks(panel * inputs));
-            for (sums, turned) in panels {
+            for (i, (sums, turned)) in panels.enumerate() {
                 let width = turned.len() / inputs;
                 let tokens = &turned[inputs_here.start * width..inputs_here.end * width];
-                for (weights, sums) in of_group.chunks(of_tile * STRIDE).zip(sums.chunks_mut(of_tile * width)) {
+                let of_tiles = of_group.chunks(of_tile * STRIDE).zip(sums.chunks_mut(of_tile * width));
+                for (j, (weights, sums)) in of_tiles.enumerate() {
+                    next.ask(s, i * (group / of_tile) + j, tiles);
                     let part = Part { weights, tokens, sums, more: first > 0 };
                     // Each tile is a function of its own, so that its sums have all registers.
                     match (S::LANES > 8, width == panel) {
@@ -159,14 +163,42 @@ impl<W: Weight> Kernel for Multiply<'_, W> {
     }
 }
 
-/// The inputs `range` of a row as f32. Memory is asked for those that come next: more of the row, or the row `group` items further on.
-#[inline(always)]
-fn widen<S: Simd, W: Weight>(s: S, row: &[W], inputs: usize, range: Range<usize>, group: usize, to: &mut [f32]) {
-    let here = &row[range.start / W::WEIGHTS..range.end.div_ceil(W::WEIGHTS)];
-    let next = if range.end < inputs { here.len() } else { group + here.len() - row.len() };
-    for at in (0..size_of_val(here)).step_by(size_of::<Line>()) {
-        s.prefetch(here, next * size_of::<W>() + at);
+/// The weights that come next, asked for from memory a few lines with each tile: all at once they would fill what a core has to wait
+/// for lines with, and it would wait.
+struct Next<'a, W> {
+    rows: &'a [W],
+    items: usize,
+    /// Bytes from a row's begin to what is asked for of it, which may lie in another row.
+    start: usize,
+    lines_of_row: usize,
+}
+
+impl<'a, W: Weight> Next<'a, W> {
+    /// After the inputs `here` come more of the rows, or those of the group that this thread takes after the others have taken theirs.
+    fn after(here: &Range<usize>, rows: &'a [W], items: usize, inputs: usize, group: usize) -> Self {
+        let (first, start) = match here.end < inputs {
+            true => (here.end, here.end / W::WEIGHTS),
+            false => (0, group * par::threads() * items),
+        };
+        let count = (inputs.min(first + DEPTH) - first).div_ceil(W::WEIGHTS);
+        let line = size_of::<Line>();
+        Next { rows, items, start: start * size_of::<W>(), lines_of_row: (count * size_of::<W>()).div_ceil(line) }
     }
+
+    /// The share of tile number `tile` of `tiles`.
+    #[inline(always)]
+    fn ask<S: Simd>(&self, s: S, tile: usize, tiles: usize) {
+        let lines = self.rows.len() / self.items * self.lines_of_row;
+        for line in tile * lines / tiles..(tile + 1) * lines / tiles {
+            let (row, line) = (line / self.lines_of_row, line % self.lines_of_row);
+            s.prefetch(&self.rows[row * self.items..], self.start + line * size_of::<Line>());
+        }
+    }
+}
+
+/// The inputs `range` of a row as f32.
+#[inline(always)]
+fn widen<S: Simd, W: Weight>(s: S, row: &[W], inputs: usize, range: Range<usize>, to: &mut [f32]) {
     let lines: &mut [Line] = bytemuck::cast_slice_mut(to);
     for (i, line) in (range.start / Line::FLOATS..range.end.div_ceil(Line::FLOATS)).zip(lines) {
         W::line(s, row, inputs, i, line);
