@@ -6,7 +6,6 @@ mod decode;
 mod prompts;
 mod ranks;
 mod sequences;
-mod token;
 
 use std::sync::Arc;
 
