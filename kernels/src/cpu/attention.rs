@@ -422,8 +422,8 @@ struct Softmax<V> {
 impl<V: Copy> Softmax<V> {
     #[inline(always)]
     fn new<S: Simd<V = V>>(s: S) -> Self {
-        // Less than any logit, and finite: less it itself is 0.
-        Softmax { max: [s.splat(-1e30); 2], sum: [s.splat(0.0); 2], inner: [s.splat(0.0); 2] }
+        // As good as less than any logit, and finite, so that a difference of two is a number.
+        Softmax { max: [s.splat(f32::MIN / 2.0); 2], sum: [s.splat(0.0); 2], inner: [s.splat(0.0); 2] }
     }
 
     /// Logits [position, query] become weights. Returns by what earlier sums of weights are to be multiplied, if not by 1.
@@ -438,7 +438,7 @@ impl<V: Copy> Softmax<V> {
         if s.any_greater(max[0], self.max[0]) || s.any_greater(max[1], self.max[1]) {
             let mut factors = [s.splat(1.0); 2];
             for i in 0..2 {
-                let less = s.max(s.splat(-1e30), s.sub(self.max[i], max[i]));
+                let less = s.max(s.splat(f32::MIN), s.sub(self.max[i], max[i]));
                 factors[i] = exp2_to_zero(s, less);
                 // Each w log₂ w becomes w f (log₂ w + log₂ f).
                 self.inner[i] = s.mul(factors[i], s.fma(less, self.sum[i], self.inner[i]));
