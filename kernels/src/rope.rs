@@ -38,14 +38,14 @@ impl Rope {
     /// last are kept.
     fn turns(&self, first: usize, tokens: usize) -> Rc<[f32]> {
         thread_local! {
-            static LAST: RefCell<Option<(Vec<f32>, usize, Rc<[f32]>)>> = const { RefCell::new(None) };
+            static LAST: RefCell<Option<Turns>> = const { RefCell::new(None) };
         }
         let (half, length) = (self.inv_freq.len(), 2 * self.inv_freq.len() * tokens);
         LAST.with_borrow_mut(|last| {
-            if let Some((inv_freq, position, turns)) = last
-                && (&*inv_freq, *position, turns.len()) == (&self.inv_freq, first, length)
+            if let Some(last) = last
+                && (&last.inv_freq, last.first, last.turns.len()) == (&self.inv_freq, first, length)
             {
-                return turns.clone();
+                return last.turns.clone();
             }
             let mut turns = vec![0.0; length];
             par::for_each_chunk(&mut turns, 2 * half * TOKENS, tokens * half * TURN, |i, turns| {
@@ -59,10 +59,17 @@ impl Rope {
                 }
             });
             let turns = Rc::from(turns);
-            *last = Some((self.inv_freq.clone(), first, Rc::clone(&turns)));
+            *last = Some(Turns { inv_freq: self.inv_freq.clone(), first, turns: Rc::clone(&turns) });
             turns
         })
     }
+}
+
+/// Cosines and sines [T, 2, r] of the tokens from `first` on.
+struct Turns {
+    inv_freq: Vec<f32>,
+    first: usize,
+    turns: Rc<[f32]>,
 }
 
 /// Tokens of a piece of work.
