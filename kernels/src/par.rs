@@ -45,7 +45,7 @@ pub fn threads() -> usize {
 }
 
 /// Calls `f` once for every item, on all threads where `work` (multiply-adds in total) is worth it. Items must not depend on the
-/// thread count: then neither do the results.
+/// thread count, or no bit on how they are cut: then neither do the results.
 pub fn for_each<I>(items: I, work: usize, f: impl Fn(I::Item) + Sync)
 where
     I: ExactSizeIterator<Item: Send> + Send,

@@ -48,7 +48,7 @@ pub(crate) fn forward(
         });
     }
     // Pieces are groups of tokens of one head: what they read of keys and values is read once for all of them. The queries of a tile are
-    // the columns of its products.
+    // the columns of its products. (A query has the same bits in any group, so this may depend on the number of threads.)
     let tile = 2 * lanes();
     let group = (q.len() / head_dim).div_ceil(4 * par::threads()).next_multiple_of(tile).min(GROUP);
     let mut pieces: Vec<_> = (0..tokens.div_ceil(group) * heads)

@@ -253,14 +253,14 @@ impl Gpu {
         self.processors
     }
 
+    /// Bytes of shared memory that a block may use.
+    pub(super) fn shared_limit(&self) -> usize {
+        self.limit
+    }
+
     /// Whether it runs the code of `*_hopper.cu`.
     pub(super) fn is_hopper(&self) -> bool {
         self.hopper
-    }
-
-    /// Bytes of shared memory that a block may have.
-    pub(super) fn shared_limit(&self) -> usize {
-        self.limit
     }
 
     /// Bytes free and in all.

@@ -284,23 +284,34 @@ fn huge_logits_choose_one() {
 
 #[test]
 fn rope_turns_by_position() {
-    let mut rng = Rng::new(13);
-    let (heads, tokens) = (3, 4);
-    for (first, half, head_dim) in
-        [(0, 5, 12), (1000, 5, 12), (1_000_000, 5, 12), (7, 5, 10), (7, 3, 7), (7, 1, 3), (7, 0, 1)]
-    {
-        let inv_freq: Vec<f32> = (0..half).map(|j| 10_000f32.powf(-(j as f32) / half as f32)).collect();
-        let rope = Rope::new(inv_freq.clone());
-        let xs = rng.vec(tokens * heads * head_dim);
-        let mut ys = xs.clone();
-        rope.apply(&mut ys, heads, head_dim, first);
-        let mut truth = widened(&xs);
-        for (i, x) in truth.chunks_exact_mut(head_dim).enumerate() {
-            for (j, f) in inv_freq.iter().enumerate() {
-                let (sin, cos) = ((first + i / heads) as f64 * f64::from(*f)).sin_cos();
-                (x[j], x[j + half]) = (x[j] * cos - x[j + half] * sin, x[j + half] * cos + x[j] * sin);
+    on_each_set(|| {
+        let mut rng = Rng::new(13);
+        let heads = 3;
+        // One text after another, as long or as far on or of the same frequencies: what is kept of the last must not serve the next.
+        for (tokens, first, half, head_dim) in [
+            (4, 0, 5, 12),
+            (4, 1000, 5, 12),
+            (37, 1000, 5, 12),
+            (37, 1_000_000, 5, 12),
+            (37, 7, 20, 41),
+            (37, 7, 5, 10),
+            (4, 7, 3, 7),
+            (4, 7, 1, 3),
+            (4, 7, 0, 1),
+        ] {
+            let inv_freq: Vec<f32> = (0..half).map(|j| 10_000f32.powf(-(j as f32) / half as f32)).collect();
+            let rope = Rope::new(inv_freq.clone());
+            let xs = rng.vec(tokens * heads * head_dim);
+            let mut ys = xs.clone();
+            rope.apply(&mut ys, heads, head_dim, first);
+            let mut truth = widened(&xs);
+            for (i, x) in truth.chunks_exact_mut(head_dim).enumerate() {
+                for (j, f) in inv_freq.iter().enumerate() {
+                    let (sin, cos) = ((first + i / heads) as f64 * f64::from(*f)).sin_cos();
+                    (x[j], x[j + half]) = (x[j] * cos - x[j + half] * sin, x[j + half] * cos + x[j] * sin);
+                }
             }
+            assert_close(&ys, &truth, 1e-6, &format!("rope at {first}"));
         }
-        assert_close(&ys, &truth, 1e-6, &format!("rope at {first}"));
-    }
+    });
 }

@@ -50,6 +50,29 @@ impl Kernel for Exp2<'_> {
     }
 }
 
+/// The exponential of attention over a prompt.
+struct Exp2ToZero<'a>(&'a mut [f32]);
+
+impl Kernel for Exp2ToZero<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        self.0.chunks_mut(S::LANES).for_each(|y| s.store_some(vector::exp2_to_zero(s, s.load_some(y)), y));
+    }
+}
+
+#[test]
+fn powers_of_two_end_in_zero() {
+    on_each_set(|| {
+        let error = worst(-126.0, 0.0, |xs| dispatch(Exp2ToZero(xs)), f64::exp2);
+        assert!(error <= 2e-7, "exp2: {error:.2e}");
+        let mut ys = [0.0, -1.0, -140.0, -152.0, -1e30, f32::MIN, f32::NEG_INFINITY, f32::NAN];
+        dispatch(Exp2ToZero(&mut ys));
+        assert_eq!(ys[..7], [1.0, 0.5, 2f32.powi(-140), 0.0, 0.0, 0.0, 0.0]);
+        assert!(ys[7].is_nan());
+    });
+}
+
 #[test]
 fn powers_of_two_are_right_within_the_normal_range() {
     on_each_set(|| {

@@ -110,6 +110,10 @@ impl Kernel for Numbers {
         for n in -126..=127 {
             assert_eq!(lanes(s, s.exp2_whole(s.splat(n as f32))), vec![2f32.powi(n); S::LANES]);
         }
+        for n in -252..=254 {
+            let scaled = (1.5 * 2f64.powi(n)) as f32;
+            assert_eq!(lanes(s, s.scale_exp2(s.splat(1.5), s.splat(n as f32))), vec![scaled; S::LANES], "2^{n}");
+        }
     }
 }
 
