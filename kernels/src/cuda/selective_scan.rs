@@ -124,8 +124,8 @@ impl<T: Element> Scan<'_, T> {
         let strides = [self.delta_stride, self.x_stride, self.gate.map_or(0, |gate| gate.1)];
         let aligned = pairs.iter().chain(&strides).all(|s| s.is_multiple_of(2))
             && [self.b.1, self.c.1, self.bc_stride].iter().all(|s| s.is_multiple_of(sixteen_bytes));
-        // Many lanes a channel where there are few channels. On an H200 a token takes 60 clocks of a multiprocessor with 32 channels in
-        // four lanes each, and 50 with 16 in eight.
+        // Many lanes a channel where there are few channels. On an H200 a token took 60 clocks of a multiprocessor with 32 channels in
+        // four lanes each, and 50 with 16 in eight, when the bound was set (40 since).
         let rounds = |variant: Variant| {
             let tasks = self.groups * (self.channels / self.groups).div_ceil(variant.channels());
             tasks.max(gpu.processors() as usize)
