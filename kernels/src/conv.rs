@@ -7,7 +7,19 @@ use crate::cpu;
 /// `xs`, `out` [T, C]; `weight` [C, K], W[c, K−1] meeting the current token; `bias` [C]; `history` [K−1, C], oldest first, holds the inputs
 /// (before any activation) that precede `xs` and is moved on. No activation is applied.
 pub fn causal_conv(xs: &[f32], weight: &[f32], bias: Option<&[f32]>, history: &mut [f32], out: &mut [f32]) {
-    assert_eq!(xs.len(), out.len(), "causal_conv: x and out differ in length");
+    causal_conv_parts(xs, weight, bias, history, &mut [out]);
+}
+
+/// [`causal_conv`], each part of its channels in a place of its own: the first [T, C₀], the next [T, C₁] and so on.
+pub fn causal_conv_parts(
+    xs: &[f32],
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    history: &mut [f32],
+    parts: &mut [&mut [f32]],
+) {
+    let len: usize = parts.iter().map(|part| part.len()).sum();
+    assert_eq!(xs.len(), len, "causal_conv: x and out differ in length");
     if xs.is_empty() {
         return;
     }
@@ -21,7 +33,15 @@ pub fn causal_conv(xs: &[f32], weight: &[f32], bias: Option<&[f32]>, history: &m
     if let Some(bias) = bias {
         assert_eq!(bias.len(), channels, "causal_conv: bias is not [C]");
     }
-    cpu::conv::causal_conv(xs, weight, bias, history, out, channels);
+    let tokens = xs.len() / channels;
+    assert!(parts.iter().all(|part| part.len().is_multiple_of(tokens)), "causal_conv: a part is not [T = {tokens}, …]");
+    let conv = cpu::conv::Conv { xs, weight, bias, history, channels };
+    let mut first = 0;
+    for part in parts {
+        let width = part.len() / tokens;
+        conv.run(first..first + width, part);
+        first += width;
+    }
     // What is kept is the tail of (history, xs).
     let taken = xs.len().min(history.len());
     history.copy_within(taken.., 0);

@@ -26,7 +26,7 @@
 //!
 //! `src/<op>.rs` says what an op is — equation, shapes, checks — and holds its plain f64 `reference`; `src/cpu/<op>.rs` is the fast twin.
 //! Sums are f32. Results have the same bits for any number of threads ([`par`]). Unsafe code stands in `cpu/simd.rs` and
-//! `simd/`, `mmap.rs`, `par/team.rs`, `cuda/launch.rs` and `launch/`. With feature `cuda`, `src/cuda/` has twins over device memory for some of them.
+//! `simd/`, `mmap.rs`, `par/team.rs`, `par/columns.rs`, `cuda/launch.rs` and `launch/`. With feature `cuda`, `src/cuda/` has twins over device memory for some of them.
 
 #![deny(unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
 

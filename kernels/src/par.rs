@@ -2,11 +2,13 @@
 //!
 //! The caller cuts the work into pieces whose boundaries depend on the shapes alone; threads only decide who computes a piece.
 
+mod columns;
 mod team;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+pub(crate) use columns::{Columns, columns};
 use team::{Ended, Team};
 
 /// Work (in multiply-adds, or as many ns × 8) below which handing it over costs more than it saves.

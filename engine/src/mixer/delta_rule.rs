@@ -11,7 +11,7 @@
 use std::ops::Range;
 
 use statescope_kernels::activation::{exp_slice, sigmoid_slice, silu, silu_slice, softplus_slice};
-use statescope_kernels::conv::causal_conv;
+use statescope_kernels::conv::causal_conv_parts;
 use statescope_kernels::delta_rule::DeltaRule;
 use statescope_kernels::linear::linear;
 use statescope_kernels::matrix::Matrix;
@@ -20,7 +20,7 @@ use statescope_kernels::norm::{group_rms_norm_gated, l2_normalise, rms_norm};
 use statescope_kernels::reduce::l2_norm;
 use statescope_kernels::room::Room;
 
-use super::{Mixer, StateSlot, Surroundings, columns, negative_exp, project};
+use super::{Mixer, StateSlot, Surroundings, columns, negative_exp, project, project_parts};
 use crate::hooks::Hooks;
 use crate::loader::LoadError;
 use crate::loader::weights::Scope;
@@ -188,26 +188,21 @@ impl Mixer for GatedDeltaRule {
     fn prefill(&self, xs: &[f32], slot: &mut StateSlot, hooks: &mut Hooks<'_>, out: &mut [f32]) {
         let spec = &self.spec;
         let (keys, values) = (key_width(spec), value_width(spec));
-        let (rows, stride, conv_dim) = (xs.len() / self.qkvz.cols(), self.qkvz.rows(), 2 * keys + values);
+        let (rows, conv_dim) = (xs.len() / self.qkvz.cols(), 2 * keys + values);
 
-        let mut projected = vec![0.0; rows * stride];
-        linear(&self.qkvz, None, xs, &mut projected);
-        let conv_in = columns(&projected, stride, 0, conv_dim);
-        let mut gate = if spec.gated { columns(&projected, stride, conv_dim, values) } else { Room::new(0) };
+        let gates = if spec.gated { values } else { 0 };
+        let [conv_in, mut gate] = project_parts(&self.qkvz, None, xs, [conv_dim, gates]);
         if spec.gated {
             hooks.pass(Point::Gate, &mut gate);
         }
-        let mut convolved = vec![0.0; rows * conv_dim];
-        causal_conv(&conv_in, &self.conv_weight, None, &mut slot.conv, &mut convolved);
-        let mut v = columns(&convolved, conv_dim, 2 * keys, values);
+        let [mut q, mut k, mut v] = [keys, keys, values].map(|width| Room::new(rows * width));
+        causal_conv_parts(&conv_in, &self.conv_weight, None, &mut slot.conv, &mut [&mut q, &mut k, &mut v]);
         if hooks.wanted() {
             hooks.show(Point::ConvIn, &columns(&conv_in, conv_dim, 2 * keys, values));
         }
         hooks.pass(Point::Conv, &mut v);
         silu_slice(&mut v);
         hooks.pass(Point::Value, &mut v);
-        let mut q = columns(&convolved, conv_dim, 0, keys);
-        let mut k = columns(&convolved, conv_dim, keys, keys);
         silu_slice(&mut q);
         silu_slice(&mut k);
         l2_normalise(&mut q, spec.key_dim, L2_EPS, (spec.key_dim as f32).powf(-0.5));

@@ -15,7 +15,7 @@ use statescope_kernels::activation::{exp_slice, silu, silu_mul, silu_slice, soft
 use statescope_kernels::conv::causal_conv;
 #[cfg(feature = "cuda")]
 use statescope_kernels::cuda;
-use statescope_kernels::linear::{linear, linear_parts};
+use statescope_kernels::linear::linear;
 use statescope_kernels::matrix::Matrix;
 use statescope_kernels::mixing::{Decay, Lowered, Recurrent};
 use statescope_kernels::norm::rms_norm;
@@ -23,7 +23,7 @@ use statescope_kernels::reduce::l2_norm;
 use statescope_kernels::room::Room;
 use statescope_kernels::selective_scan::SelectiveScan;
 
-use super::{Mixer, StateSlot, Surroundings, columns};
+use super::{Mixer, StateSlot, Surroundings, columns, project_parts};
 #[cfg(feature = "cuda")]
 use crate::device::{DeviceMixer, Upload};
 use crate::hooks::Hooks;
@@ -182,8 +182,7 @@ impl Mamba1 {
         let mut made = lens.map(|len| Room::new(if count == 1 { 0 } else { rows * count * len }));
         for (index, head) in self.heads.iter().enumerate() {
             let own = self.own_columns(x, index);
-            let mut parts = [r, n, n].map(|len| Room::new(rows * len));
-            linear_parts(&head.x_proj, None, &own, &mut parts.each_mut().map(|part| &mut part[..]));
+            let mut parts = project_parts(&head.x_proj, None, &own, [r, n, n]);
             if let Some(norms) = &self.dbc_norm {
                 parts.iter_mut().enumerate().for_each(|(i, part)| norms.apply(i, part));
             }
@@ -288,8 +287,7 @@ impl Mixer for Mamba1 {
         let e = self.spec.channels;
         let rows = xs.len() / self.in_proj.cols();
 
-        let (mut conv_in, mut gate) = (Room::new(rows * e), Room::new(rows * e));
-        linear_parts(&self.in_proj, self.in_bias.as_deref(), xs, &mut [&mut conv_in, &mut gate]);
+        let [mut conv_in, mut gate] = project_parts(&self.in_proj, self.in_bias.as_deref(), xs, [e, e]);
         hooks.pass(Point::ConvIn, &mut conv_in);
         hooks.pass(Point::Gate, &mut gate);
 

@@ -11,10 +11,10 @@
 use std::ops::Range;
 
 use statescope_kernels::activation::{exp_slice, silu, silu_mul, silu_slice, softplus_slice};
-use statescope_kernels::conv::causal_conv;
+use statescope_kernels::conv::causal_conv_parts;
 #[cfg(feature = "cuda")]
 use statescope_kernels::cuda;
-use statescope_kernels::linear::{linear, linear_parts};
+use statescope_kernels::linear::linear;
 use statescope_kernels::matrix::Matrix;
 use statescope_kernels::mixing::{Decay, Lowered, Recurrent};
 use statescope_kernels::norm::{gated_group_rms_norm, group_rms_norm_gated};
@@ -22,7 +22,7 @@ use statescope_kernels::reduce::l2_norm;
 use statescope_kernels::room::Room;
 use statescope_kernels::ssd::Ssd;
 
-use super::{Mixer, StateSlot, Surroundings, columns};
+use super::{Mixer, StateSlot, Surroundings, columns, project_parts};
 #[cfg(feature = "cuda")]
 use crate::device::{DeviceMixer, Upload};
 use crate::hooks::Hooks;
@@ -161,22 +161,20 @@ impl Mixer for Mamba2 {
         let (inner, conv_dim, keys) = (inner(spec), conv_dim(spec), spec.groups * spec.state_dim);
         let rows = xs.len() / self.in_proj.cols();
 
-        let [mut gate, mut conv_in, mut delta] = [inner, conv_dim, spec.heads].map(|width| Room::new(rows * width));
-        linear_parts(&self.in_proj, self.in_bias.as_deref(), xs, &mut [&mut gate, &mut conv_in, &mut delta]);
+        let [mut gate, mut conv_in, mut delta] =
+            project_parts(&self.in_proj, self.in_bias.as_deref(), xs, [inner, conv_dim, spec.heads]);
         self.multiply([&mut gate, &mut conv_in, &mut delta]);
         hooks.pass(Point::Gate, &mut gate);
 
-        let mut convolved = Room::new(rows * conv_dim);
-        causal_conv(&conv_in, &self.conv_weight, self.conv_bias.as_deref(), &mut slot.conv, &mut convolved);
-        let mut x = columns(&convolved, conv_dim, 0, inner);
+        let [mut x, mut b, mut c] = [inner, keys, keys].map(|width| Room::new(rows * width));
+        let bias = self.conv_bias.as_deref();
+        causal_conv_parts(&conv_in, &self.conv_weight, bias, &mut slot.conv, &mut [&mut x, &mut b, &mut c]);
         if hooks.wanted() {
             hooks.show(Point::ConvIn, &columns(&conv_in, conv_dim, 0, inner));
         }
         hooks.pass(Point::Conv, &mut x);
         silu_slice(&mut x);
         hooks.pass(Point::Value, &mut x);
-        let mut b = columns(&convolved, conv_dim, inner, keys);
-        let mut c = columns(&convolved, conv_dim, inner + keys, keys);
         silu_slice(&mut b);
         silu_slice(&mut c);
         hooks.pass(Point::Key, &mut b);

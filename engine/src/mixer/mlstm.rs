@@ -19,7 +19,7 @@ use statescope_kernels::matrix::Matrix;
 use statescope_kernels::mixing::{Decay, Lowered, Recurrent};
 use statescope_kernels::reduce::l2_norm;
 
-use super::{Mixer, StateSlot, columns, head_layer_norm, project};
+use super::{Mixer, StateSlot, head_layer_norm, project, project_parts};
 use crate::hooks::Hooks;
 use crate::loader::LoadError;
 use crate::loader::weights::Scope;
@@ -123,12 +123,8 @@ impl Mixer for Mlstm {
 
     fn prefill(&self, xs: &[f32], slot: &mut StateSlot, hooks: &mut Hooks<'_>, out: &mut [f32]) {
         let spec = &self.spec;
-        let (keys, values, stride) = (spec.heads * spec.key_dim, spec.heads * spec.head_dim, self.qkvo.rows());
-        let projected = project(&self.qkvo, None, xs);
-        let mut q = columns(&projected, stride, 0, keys);
-        let mut k = columns(&projected, stride, keys, keys);
-        let mut v = columns(&projected, stride, 2 * keys, values);
-        let mut gate = columns(&projected, stride, 2 * keys + values, values);
+        let (keys, values) = (spec.heads * spec.key_dim, spec.heads * spec.head_dim);
+        let [mut q, mut k, mut v, mut gate] = project_parts(&self.qkvo, None, xs, [keys, keys, values, values]);
         let scale = (spec.key_dim as f32).powf(-0.5);
         q.iter_mut().for_each(|q| *q *= scale);
         hooks.pass(Point::Query, &mut q);

@@ -32,7 +32,7 @@ use statescope_kernels::activation::exp_slice;
 use statescope_kernels::channel_scan::ChannelScan;
 #[cfg(feature = "cuda")]
 use statescope_kernels::cuda;
-use statescope_kernels::linear::linear;
+use statescope_kernels::linear::{linear, linear_parts};
 use statescope_kernels::matrix::Matrix;
 use statescope_kernels::mixing::{Lowered, Strided};
 use statescope_kernels::norm::layer_norm;
@@ -204,6 +204,14 @@ fn project(matrix: &Matrix, bias: Option<&[f32]>, xs: &[f32]) -> Vec<f32> {
     let mut out = vec![0.0; xs.len() / matrix.cols() * matrix.rows()];
     linear(matrix, bias, xs, &mut out);
     out
+}
+
+/// [`project`], by columns: the first `[…, widths[0]]` and so on.
+fn project_parts<const N: usize>(matrix: &Matrix, bias: Option<&[f32]>, xs: &[f32], widths: [usize; N]) -> [Room; N] {
+    let rows = xs.len() / matrix.cols();
+    let mut parts = widths.map(|width| Room::new(rows * width));
+    linear_parts(matrix, bias, xs, &mut parts.each_mut().map(|part| &mut part[..]));
+    parts
 }
 
 /// What follows from the record of a recurrence of one number a channel whose writes `input` weighs: decay, |write| and |read|.

@@ -13,7 +13,7 @@ use statescope_kernels::linear::linear;
 use statescope_kernels::matrix::Matrix;
 use statescope_kernels::mixing::{Lowered, Toeplitz};
 
-use super::{Mixer, StateSlot, columns};
+use super::{Mixer, StateSlot, project_parts};
 use crate::hooks::Hooks;
 use crate::loader::LoadError;
 use crate::loader::weights::Scope;
@@ -77,11 +77,7 @@ impl Mixer for ShortConv {
     fn prefill(&self, xs: &[f32], slot: &mut StateSlot, hooks: &mut Hooks<'_>, out: &mut [f32]) {
         let d = self.spec.channels;
         let rows = xs.len() / self.in_proj.cols();
-        let mut projected = vec![0.0; rows * 3 * d];
-        linear(&self.in_proj, self.in_bias.as_deref(), xs, &mut projected);
-        let mut b = columns(&projected, 3 * d, 0, d);
-        let mut c = columns(&projected, 3 * d, d, d);
-        let mut x = columns(&projected, 3 * d, 2 * d, d);
+        let [mut b, mut c, mut x] = project_parts(&self.in_proj, self.in_bias.as_deref(), xs, [d; 3]);
         hooks.pass(Point::Key, &mut b);
         hooks.pass(Point::Query, &mut c);
         hooks.pass(Point::Value, &mut x);

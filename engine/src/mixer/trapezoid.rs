@@ -17,7 +17,7 @@ use statescope_kernels::matrix::Matrix;
 use statescope_kernels::norm::rms_norm;
 use statescope_kernels::room::Room;
 
-use super::{StateSlot, columns, project};
+use super::{StateSlot, project_parts};
 use crate::hooks::Hooks;
 use crate::loader::LoadError;
 use crate::loader::weights::Scope;
@@ -150,12 +150,8 @@ impl Trapezoid {
     /// `phase`: Φ `[H, n_a]`, which becomes that of the last token.
     fn tokens(&self, xs: &[f32], phase: &mut [f32], hooks: &mut Hooks<'_>) -> Tokens {
         let Mamba3Spec { heads, floor, .. } = self.spec;
-        let projected = project(&self.in_proj, None, xs);
-        let (mut from, stride) = (0, self.in_proj.rows());
-        let [z, mut x, b, c, mut delta, mut log_decay, mut lambda, turns] = widths(&self.spec).map(|width| {
-            from += width;
-            columns(&projected, stride, from - width, width)
-        });
+        let [z, mut x, b, c, mut delta, mut log_decay, mut lambda, turns] =
+            project_parts(&self.in_proj, None, xs, widths(&self.spec));
         for row in delta.chunks_exact_mut(heads) {
             row.iter_mut().zip(&self.dt_bias).for_each(|(dt, bias)| *dt = softplus(*dt + bias));
         }

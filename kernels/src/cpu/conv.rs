@@ -1,48 +1,56 @@
 //! CPU twin of [`crate::conv`].
 
+use std::ops::Range;
+
 use crate::{
     cpu::simd::{Kernel, MOST_LANES, Simd, dispatch},
     par,
 };
 
-/// Tokens of a piece of work.
-const PIECE: usize = 8;
+/// Tokens of a piece of work, for which the taps are turned.
+const PIECE: usize = 32;
 
-pub(crate) fn causal_conv(
-    xs: &[f32],
-    weight: &[f32],
-    bias: Option<&[f32]>,
-    history: &[f32],
-    out: &mut [f32],
-    channels: usize,
-) {
-    let taps = weight.len() / channels;
-    par::for_each_chunk(out, PIECE * channels, xs.len() * taps, |i, out| {
-        dispatch(Conv { xs, weight, bias, history, out, channels, taps, first: i * PIECE });
-    });
-}
-
-struct Conv<'a> {
-    xs: &'a [f32],
+#[derive(Clone, Copy)]
+pub(crate) struct Conv<'a> {
+    /// [T, C]
+    pub(crate) xs: &'a [f32],
     /// [C, K]
-    weight: &'a [f32],
-    bias: Option<&'a [f32]>,
-    history: &'a [f32],
-    /// Tokens from `first`.
-    out: &'a mut [f32],
-    channels: usize,
-    taps: usize,
-    first: usize,
+    pub(crate) weight: &'a [f32],
+    pub(crate) bias: Option<&'a [f32]>,
+    /// [K−1, C]
+    pub(crate) history: &'a [f32],
+    pub(crate) channels: usize,
 }
 
-impl Kernel for Conv<'_> {
+impl Conv<'_> {
+    /// `out` [T, channels of `own`].
+    pub(crate) fn run(self, own: Range<usize>, out: &mut [f32]) {
+        let (width, work) = (own.len(), out.len() * self.weight.len() / self.channels);
+        par::for_each_chunk(out, PIECE * width, work, |i, out| {
+            dispatch(Piece { conv: self, own: own.clone(), first: i * PIECE, out });
+        });
+    }
+}
+
+struct Piece<'a> {
+    conv: Conv<'a>,
+    /// Channels.
+    own: Range<usize>,
+    /// Token.
+    first: usize,
+    /// [tokens, own channels]
+    out: &'a mut [f32],
+}
+
+impl Kernel for Piece<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Conv { xs, weight, bias, history, out, channels, taps, first } = self;
+        let Piece { conv: Conv { xs, weight, bias, history, channels }, own, first, out } = self;
+        let taps = weight.len() / channels;
         // A vector of channels and up to as many of their taps at a time: [K, C] is what the products need.
-        for c in (0..channels).step_by(S::LANES) {
-            let width = S::LANES.min(channels - c);
+        for c in own.clone().step_by(S::LANES) {
+            let width = S::LANES.min(own.end - c);
             let bias = bias.map_or(s.splat(0.0), |bias| s.load_some(&bias[c..c + width]));
             for from in (0..taps).step_by(S::LANES) {
                 let count = S::LANES.min(taps - from);
@@ -55,11 +63,11 @@ impl Kernel for Conv<'_> {
                         square[j * S::LANES + r] = rows[r * taps + j];
                     }
                 }
-                for (t, out) in out.chunks_exact_mut(channels).enumerate() {
-                    let out = &mut out[c..];
+                for (t, out) in out.chunks_exact_mut(own.len()).enumerate() {
+                    let out = &mut out[c - own.start..][..width];
                     let mut sum = match from {
                         0 => bias,
-                        _ => s.load_some(&out[..width]),
+                        _ => s.load_some(out),
                     };
                     for (j, w) in square.chunks_exact(S::LANES).enumerate().take(count) {
                         // Row t + j of (history, xs).
@@ -71,7 +79,7 @@ impl Kernel for Conv<'_> {
                         // Likewise the channels that follow.
                         sum = s.fma(s.load_some(x), s.load(w), sum);
                     }
-                    s.store_some(sum, &mut out[..width]);
+                    s.store_some(sum, out);
                 }
             }
         }

@@ -11,6 +11,7 @@ use crate::{
         heads,
         simd::{Kernel, Simd, UNIT, dispatch},
     },
+    par::Columns,
 };
 
 /// Rows of the state that go through the tokens together.
@@ -34,7 +35,7 @@ struct Head<'a> {
     /// [Dv, Dk]
     state: &'a mut [f32],
     /// [T, Dv]
-    y: Option<&'a mut [f32]>,
+    y: Option<Columns<'a>>,
 }
 
 impl Kernel for Head<'_> {
@@ -67,7 +68,7 @@ impl Kernel for Head<'_> {
                     }
                 }
                 if let Some(y) = &mut y {
-                    y[t * head_dim + block * BLOCK..][..rows].copy_from_slice(&read[..rows]);
+                    y.row(t)[block * BLOCK..][..rows].copy_from_slice(&read[..rows]);
                 }
             }
         }

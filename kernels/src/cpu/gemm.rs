@@ -13,8 +13,8 @@ use super::{
     product::{View, rows_of_tile, transpose},
 };
 use crate::{
-    cpu::simd::{Kernel, Simd, dispatch, lanes},
-    par,
+    cpu::simd::{Kernel, MOST_LANES, Simd, dispatch, lanes},
+    par::{self, Columns},
 };
 
 /// Inputs taken at a time (a multiple of a line): what two vectors of tokens have of them stays in L1. Sums of that many go into a sum of
@@ -26,9 +26,9 @@ const GROUP: usize = 48;
 const STRIDE: usize = DEPTH + Line::FLOATS;
 
 thread_local! {
-    /// Room for tokens and sums, and for a group of weights, kept from product to product: fresh memory costs more than filling it.
-    static ROOM: Cell<[Vec<Line>; 2]> = const { Cell::new([Vec::new(), Vec::new()]) };
-    static WEIGHTS: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+    /// Room for tokens, and for the weights and sums of a group, kept from product to product: fresh memory costs more than filling it.
+    static ROOM: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+    static OF_GROUP: Cell<[Vec<Line>; 2]> = const { Cell::new([const { Vec::new() }; 2]) };
 }
 
 /// The first `len` floats of `room`, made larger if need be; what they hold is undefined.
@@ -53,31 +53,39 @@ pub(super) fn gemm<W: Weight>(weight: &[W], inputs: usize, xs: &[f32], parts: &m
     let group = group(outputs.div_ceil(of_tile), GROUP / of_tile) * of_tile;
 
     let mut room = ROOM.take();
-    let [turned, sums] = &mut room;
-    let turned = floats(turned, padded * inputs);
+    let turned = floats(&mut room, padded * inputs);
     par::for_each_chunk(turned, panel * inputs, tokens * inputs, |i, to| {
         let from = &xs[i * panel * inputs..];
         dispatch(Turn { from: &from[..from.len().min(panel * inputs)], inputs, to });
     });
     let turned = &*turned;
 
-    let sums = floats(sums, outputs.div_ceil(group) * group * padded);
-    par::for_each_chunk(sums, group * padded, tokens * outputs * inputs / 8, |i, sums| {
-        let rows = &weight[i * group * items..outputs.min((i + 1) * group) * items];
-        let mut room = WEIGHTS.take();
-        dispatch(Multiply { rows, items, inputs, turned, sums, group, of_group: floats(&mut room, GROUP * STRIDE) });
-        WEIGHTS.set(room);
-    });
-    let sums = &*sums;
-
-    let mut rows = 0..0;
+    let mut pieces = Vec::new();
+    let mut first = 0;
     for part in parts {
         let width = part.len() / tokens;
-        rows = rows.end..rows.end + width;
-        par::for_each_chunk(part, panel * width, tokens * width, |i, ys| {
-            dispatch(TurnBack { sums, group, padded, first: i * panel, rows: rows.clone(), ys });
-        });
+        let of_part = par::columns(part, width, group).into_iter().enumerate();
+        pieces.extend(of_part.map(|(i, ys)| (first + i * group, ys)));
+        first += width;
     }
+    par::for_each(pieces.into_iter(), tokens * outputs * inputs / 8, |(first, ys)| {
+        let rows = &weight[first * items..(first + ys.width()) * items];
+        let mut room = OF_GROUP.take();
+        let [of_group, sums] = &mut room;
+        let sums = floats(sums, group.next_multiple_of(lanes) * padded);
+        dispatch(Multiply {
+            rows,
+            items,
+            inputs,
+            turned,
+            tokens,
+            ys,
+            group,
+            of_group: floats(of_group, GROUP * STRIDE),
+            sums,
+        });
+        OF_GROUP.set(room);
+    });
     ROOM.set(room);
 }
 
@@ -118,38 +126,41 @@ struct Multiply<'a, W> {
     items: usize,
     inputs: usize,
     turned: &'a [f32],
-    /// By panel of tokens: [group, its tokens].
-    sums: &'a mut [f32],
+    tokens: usize,
+    /// [tokens, rows].
+    ys: Columns<'a>,
+    /// Rows of weights with those that are not there.
     group: usize,
-    /// Room for the group's weights.
+    /// Room for the group's weights and, by panel of tokens, for its sums [group, tokens of the panel].
     of_group: &'a mut [f32],
+    sums: &'a mut [f32],
 }
 
 impl<W: Weight> Kernel for Multiply<'_, W> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Multiply { rows, items, inputs, turned, sums, group, of_group } = self;
-        let of_tile = rows_of_tile(S::LANES);
+        let Multiply { rows, items, inputs, turned, tokens, mut ys, group, of_group, sums } = self;
+        let (panel, of_tile) = (2 * S::LANES, rows_of_tile(S::LANES));
         let count = rows.len() / items;
-        // Rows that are not there count nothing.
-        of_group[count * STRIDE..group * STRIDE].fill(0.0);
+        let of_panel = count.div_ceil(of_tile);
+        // Rows that fill up the last tile count nothing.
+        of_group[count * STRIDE..of_panel * of_tile * STRIDE].fill(0.0);
         for first in (0..inputs).step_by(DEPTH) {
             let inputs_here = first..inputs.min(first + DEPTH);
             for (row, to) in rows.chunks_exact(items).zip(of_group.chunks_exact_mut(STRIDE)) {
                 widen(s, row, inputs, inputs_here.clone(), to);
             }
             let next = Next::after(&inputs_here, rows, items, inputs, group);
-            let panel = 2 * S::LANES;
-            let tiles = turned.len().div_ceil(panel * inputs) * (group / of_tile);
-            let panels = sums.chunks_mut(panel * group).zip(turned.chunks(panel * inputs));
+            let tiles = turned.len().div_ceil(panel * inputs) * of_panel;
+            let panels = sums.chunks_mut(panel * group.next_multiple_of(S::LANES)).zip(turned.chunks(panel * inputs));
             for (i, (sums, turned)) in panels.enumerate() {
                 let width = turned.len() / inputs;
-                let tokens = &turned[inputs_here.start * width..inputs_here.end * width];
+                let xs = &turned[inputs_here.start * width..inputs_here.end * width];
                 let of_tiles = of_group.chunks(of_tile * STRIDE).zip(sums.chunks_mut(of_tile * width));
-                for (j, (weights, sums)) in of_tiles.enumerate() {
-                    next.ask(s, i * (group / of_tile) + j, tiles);
-                    let part = Part { weights, tokens, sums, more: first > 0 };
+                for (j, (weights, sums)) in of_tiles.enumerate().take(of_panel) {
+                    next.ask(s, i * of_panel + j, tiles);
+                    let part = Part { weights, xs, sums, more: first > 0 };
                     // Each tile is a function of its own, so that its sums have all registers.
                     match (S::LANES > 8, width == panel) {
                         (true, true) => dispatch(Of::<8, 2>(part)),
@@ -158,6 +169,26 @@ impl<W: Weight> Kernel for Multiply<'_, W> {
                         (false, false) => dispatch(Of::<6, 1>(part)),
                     }
                 }
+                if inputs_here.end == inputs {
+                    turn_back(s, sums, width, i * panel..tokens.min((i + 1) * panel), &mut ys);
+                }
+            }
+        }
+    }
+}
+
+/// Turns a panel's sums [rows, `width`] to those of its `tokens` in `ys`, by squares, the last of which may reach beyond the rows.
+#[inline(always)]
+fn turn_back<S: Simd>(s: S, sums: &[f32], width: usize, tokens: Range<usize>, ys: &mut Columns) {
+    let mut square = [0.0; MOST_LANES * MOST_LANES];
+    let rows = ys.width();
+    for column in (0..tokens.len()).step_by(S::LANES) {
+        for row in (0..rows).step_by(S::LANES) {
+            s.transpose(&sums[row * width + column..], width, &mut square, S::LANES);
+            let of_tokens = tokens.clone().skip(column).zip(square.chunks_exact(S::LANES));
+            for (token, of_token) in of_tokens {
+                let to = &mut ys.row(token)[row..rows.min(row + S::LANES)];
+                s.store_some(s.load(of_token), to);
             }
         }
     }
@@ -208,7 +239,7 @@ fn widen<S: Simd, W: Weight>(s: S, row: &[W], inputs: usize, range: Range<usize>
 /// R rows of weights [R, `STRIDE`] times V vectors of tokens [inputs, V·lanes].
 struct Part<'a> {
     weights: &'a [f32],
-    tokens: &'a [f32],
+    xs: &'a [f32],
     /// [R, V·lanes].
     sums: &'a mut [f32],
     /// Whether they are added to.
@@ -223,11 +254,11 @@ impl<const R: usize, const V: usize> Kernel for Of<'_, R, V> {
     #[allow(clippy::needless_range_loop)]
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Part { weights, tokens, sums, more } = self.0;
+        let Part { weights, xs, sums, more } = self.0;
         let (weights, _) = weights.as_chunks::<STRIDE>();
         let weights: &[[f32; STRIDE]; R] = weights.first_chunk().expect("a tile has R rows");
         let mut tile = [[s.splat(0.0); V]; R];
-        for (i, x) in tokens.chunks_exact(V * S::LANES).enumerate() {
+        for (i, x) in xs.chunks_exact(V * S::LANES).enumerate() {
             let mut vectors = [s.splat(0.0); V];
             for v in 0..V {
                 vectors[v] = s.load(&x[v * S::LANES..]);
@@ -245,42 +276,6 @@ impl<const R: usize, const V: usize> Kernel for Of<'_, R, V> {
                 let sum = if more { s.add(s.load(to), tile[r][v]) } else { tile[r][v] };
                 s.store(sum, to);
             }
-        }
-    }
-}
-
-/// Turns the sums of `rows` of the weights and the tokens of a panel to `ys` [tokens, rows].
-struct TurnBack<'a> {
-    /// By group and panel: [group, tokens of the panel].
-    sums: &'a [f32],
-    group: usize,
-    padded: usize,
-    /// First token.
-    first: usize,
-    rows: Range<usize>,
-    ys: &'a mut [f32],
-}
-
-impl Kernel for TurnBack<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let TurnBack { sums, group, padded, first, rows, ys } = self;
-        let tokens = ys.len() / rows.len();
-        let width = (padded - first).min(2 * S::LANES);
-        let groups = rows.start / group..rows.end.div_ceil(group);
-        for (group_sums, start) in
-            sums.chunks_exact(group * padded).zip((0..).step_by(group)).take(groups.end).skip(groups.start)
-        {
-            let own = rows.start.max(start)..rows.end.min(start + group);
-            let sums = &group_sums[group * first + (own.start - start) * width..];
-            transpose(
-                s,
-                View { data: sums, stride: width },
-                (own.len(), tokens),
-                &mut ys[own.start - rows.start..],
-                rows.len(),
-            );
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::{
         simd::{Kernel, Simd, UNIT, dispatch},
         vector::{dot, exp},
     },
+    par::Columns,
 };
 
 /// Rows of the state that go through the tokens together.
@@ -32,7 +33,7 @@ struct Head<'a> {
     /// [Dv, Dk]
     state: &'a mut [f32],
     /// [T, Dv]
-    y: Option<&'a mut [f32]>,
+    y: Option<Columns<'a>>,
 }
 
 impl Kernel for Head<'_> {
@@ -72,7 +73,7 @@ impl Kernel for Head<'_> {
                     }
                 }
                 if let Some(y) = &mut y {
-                    y[t * head_dim + block * BLOCK..][..rows].copy_from_slice(&read[..rows]);
+                    y.row(t)[block * BLOCK..][..rows].copy_from_slice(&read[..rows]);
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! CPU twin of [`crate::selective_scan`].
 
-use std::f32::consts::LOG2_E;
+use std::{f32::consts::LOG2_E, ops::Range};
 
 use crate::{
     Room, SelectiveScan,
@@ -9,7 +9,7 @@ use crate::{
         simd::{Kernel, Simd, UNIT, dispatch},
         vector::exp2,
     },
-    par,
+    par::{self, Columns},
 };
 
 /// Channels of a piece of work: states of a piece stay in L1.
@@ -18,9 +18,6 @@ const PIECE: usize = 64;
 /// Fewer tokens than this read states and A from memory more than they compute.
 const FEW: usize = 4;
 
-/// Tokens whose outputs are copied into place together.
-const COPIED: usize = 16;
-
 /// A unit of a state in multiply-adds: an exponential, above all.
 const STEP: usize = 64;
 
@@ -28,50 +25,32 @@ pub(crate) fn forward(scan: &SelectiveScan, state: &mut [f32], y: Option<&mut [f
     let (channels, tokens) = (scan.channels(), scan.x.len() / scan.channels());
     let n = scan.state_dim();
     let work = tokens * channels * n.div_ceil(UNIT) * STEP;
-    // Pieces own columns of y, which are no slices of it: each works on a strip [T, its channels], copied into place at the end.
-    let strip = |wanted: bool| Room::new(if wanted { tokens * channels } else { 0 });
-    let (mut y_strips, mut norm_strips) = (strip(y.is_some()), strip(state_norm.is_some()));
-    let size = (PIECE * tokens).max(1);
     // What is read for one token is read once: long streams of memory, not pages here and there.
-    let together = if tokens < FEW { channels.div_ceil(PIECE).div_ceil(par::threads()) } else { 1 };
-    let mut y_of = y_strips.chunks_mut(size * together);
-    let mut norm_of = norm_strips.chunks_mut(size * together);
+    let pieces = if tokens < FEW { channels.div_ceil(PIECE).div_ceil(par::threads()) } else { 1 };
+    let own = pieces * PIECE;
+    let [mut y_of, mut norm_of] =
+        [y, state_norm].map(|out| out.map(|out| par::columns(out, channels, own).into_iter()));
     let items: Vec<_> = state
-        .chunks_mut(PIECE * n.max(1) * together)
+        .chunks_mut((own * n).max(1))
         .enumerate()
-        .map(|(i, state)| (i, state, y_of.next(), norm_of.next()))
-        .collect();
-    par::for_each(items.into_iter(), work, |(i, state, y, norm)| {
-        let (mut y_of, mut norm_of) = (y.map(|y| y.chunks_mut(size)), norm.map(|norm| norm.chunks_mut(size)));
-        for (j, state) in state.chunks_mut(PIECE * n.max(1)).enumerate() {
+        .map(|(i, state)| {
             let [y, norm] = [&mut y_of, &mut norm_of].map(|of| of.as_mut().and_then(Iterator::next));
-            dispatch(Scan { scan, first: (i * together + j) * PIECE, state, y, norm });
-        }
-    });
-    for (out, strips) in [(y, y_strips), (state_norm, norm_strips)] {
-        let Some(out) = out else { continue };
-        let work = out.len();
-        par::for_each_chunk(out, COPIED * channels, work, |first, rows| {
-            for (i, strip) in strips.chunks(size).enumerate() {
-                let width = strip.len() / tokens;
-                let parts = strip.chunks_exact(width).skip(first * COPIED);
-                for (row, part) in rows.chunks_exact_mut(channels).zip(parts) {
-                    row[i * PIECE..][..width].copy_from_slice(part);
-                }
-            }
-        });
-    }
+            Scan { scan, first: i * own, state, y, norm }
+        })
+        .collect();
+    par::for_each(items.into_iter(), work, dispatch);
 }
 
+/// Some pieces, one after the other.
 struct Scan<'a> {
     scan: &'a SelectiveScan<'a>,
-    /// First channel of the piece.
+    /// Their first channel.
     first: usize,
-    /// [channels of the piece, N]
+    /// [channels, N]
     state: &'a mut [f32],
-    /// [T, channels of the piece]
-    y: Option<&'a mut [f32]>,
-    norm: Option<&'a mut [f32]>,
+    /// [T, channels]
+    y: Option<Columns<'a>>,
+    norm: Option<Columns<'a>>,
 }
 
 impl Kernel for Scan<'_> {
@@ -80,57 +59,60 @@ impl Kernel for Scan<'_> {
     fn run<S: Simd>(self, s: S) {
         // Vectors of channels, so that nothing is summed over lanes: A and the states are turned before the first token, the states back
         // after the last.
-        let Scan { scan, first, state, y, norm } = self;
+        let Scan { scan, first, state, mut y, mut norm } = self;
         let n = scan.state_dim();
-        let width = state.len() / n;
-        // [N, channels]
-        let row = width.next_multiple_of(S::LANES);
-        for at in (0..size_of_val(state)).step_by(64) {
-            // The next piece comes from memory meanwhile.
-            s.prefetch(state, size_of_val(state) + at);
-            s.prefetch(&scan.a[first * n..], size_of_val(state) + at);
+        for (i, state) in state.chunks_mut(PIECE * n).enumerate() {
+            let (at, width) = (first + i * PIECE, state.len() / n);
+            // [N, channels]
+            let row = width.next_multiple_of(S::LANES);
+            for ahead in (size_of_val(state)..2 * size_of_val(state)).step_by(64) {
+                // The next piece comes from memory meanwhile.
+                s.prefetch(state, ahead);
+                s.prefetch(&scan.a[at * n..], ahead);
+            }
+            // What lies beyond the last channel is computed with them.
+            let (mut a, mut h) = (Room::zeros(n * row), Room::zeros(n * row));
+            transpose(s, View { data: &scan.a[at * n..], stride: n }, (width, n), &mut a, row);
+            transpose(s, View { data: state, stride: n }, (width, n), &mut h, row);
+            let piece = Piece { channels: at..at + width, of_columns: i * PIECE, a: &a, h: &mut h, row };
+            match &mut norm {
+                Some(norm) => walk::<S, true>(s, scan, piece, y.as_mut(), Some(norm)),
+                None => walk::<S, false>(s, scan, piece, y.as_mut(), None),
+            }
+            transpose(s, View { data: &h, stride: row }, (n, width), state, n);
         }
-        // What lies beyond the last channel is computed with them.
-        let (mut a, mut h) = (Room::zeros(n * row), Room::zeros(n * row));
-        transpose(s, View { data: &scan.a[first * n..], stride: n }, (width, n), &mut a, row);
-        transpose(s, View { data: state, stride: n }, (width, n), &mut h, row);
-        let turned = Turned { a: &a, h: &mut h, row };
-        match norm {
-            Some(norm) => walk::<S, true>(s, scan, first, width, turned, y, norm),
-            None => walk::<S, false>(s, scan, first, width, turned, y, &mut []),
-        }
-        transpose(s, View { data: &h, stride: row }, (n, width), state, n);
     }
 }
 
-/// A and states of a piece, [N, row].
-struct Turned<'a> {
+struct Piece<'a> {
+    channels: Range<usize>,
+    /// Where they are among the columns of y.
+    of_columns: usize,
+    /// [N, `row`]
     a: &'a [f32],
     h: &'a mut [f32],
     row: usize,
 }
 
-/// All tokens of `width` channels from `first` on; `NORM`: whose states' norms are wanted, too.
+/// All tokens of a piece; `NORM`: whose states' norms are wanted, too.
 #[inline(always)]
 fn walk<S: Simd, const NORM: bool>(
     s: S,
     scan: &SelectiveScan,
-    first: usize,
-    width: usize,
-    Turned { a, h, row }: Turned,
-    mut y: Option<&mut [f32]>,
-    norm: &mut [f32],
+    Piece { channels, of_columns, a, h, row }: Piece,
+    mut y: Option<&mut Columns>,
+    mut norm: Option<&mut Columns>,
 ) {
-    let (channels, n) = (scan.channels(), scan.state_dim());
-    for t in 0..scan.x.len() / channels {
+    let (stride, n, width) = (scan.channels(), scan.state_dim(), channels.len());
+    let d = &scan.d[channels.clone()];
+    for t in 0..scan.x.len() / stride {
         let (b, c) = (&scan.b[t * n..][..n], &scan.c[t * n..][..n]);
+        let (delta, x) = (&scan.delta[t * stride..][channels.clone()], &scan.x[t * stride..][channels.clone()]);
         for i in (0..width).step_by(S::LANES) {
             let own = i..width.min(i + S::LANES);
-            let of_piece = t * channels + first;
-            let delta = s.load_some(&scan.delta[of_piece..][own.clone()]);
-            let x = s.load_some(&scan.x[of_piece..][own.clone()]);
+            let (delta, x) = (s.load_some(&delta[own.clone()]), s.load_some(&x[own.clone()]));
             let (step, write) = (s.mul(delta, s.splat(LOG2_E)), s.mul(delta, x));
-            let (mut sum, mut square) = (s.mul(x, s.load_some(&scan.d[first..][own.clone()])), s.splat(0.0));
+            let (mut sum, mut square) = (s.mul(x, s.load_some(&d[own.clone()])), s.splat(0.0));
             let of_channels = a.chunks_exact(row).zip(h.chunks_exact_mut(row));
             for ((a, h), (b, c)) in of_channels.zip(b.iter().zip(c)) {
                 let decay = exp2(s, s.mul(step, s.load(&a[i..])));
@@ -141,11 +123,12 @@ fn walk<S: Simd, const NORM: bool>(
                     square = s.fma(next, next, square);
                 }
             }
+            let own = of_columns + own.start..of_columns + own.end;
             if let Some(y) = &mut y {
-                s.store_some(sum, &mut y[t * width..][own.clone()]);
+                s.store_some(sum, &mut y.row(t)[own.clone()]);
             }
-            if NORM {
-                s.store_some(s.sqrt(square), &mut norm[t * width..][own]);
+            if let Some(norm) = &mut norm {
+                s.store_some(s.sqrt(square), &mut norm.row(t)[own]);
             }
         }
     }

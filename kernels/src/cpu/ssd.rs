@@ -3,17 +3,16 @@
 use crate::{
     Room, Ssd,
     cpu::{
+        heads,
         product::{View, add_product, rows_of_tile, transpose},
         simd::{Kernel, Simd, UNIT, dispatch},
         vector::exp,
     },
-    par,
+    par::{self, Columns},
 };
 
 /// Tokens of a chunk.
 const CHUNK: usize = 64;
-/// Tokens whose outputs are copied into place together.
-const COPIED: usize = 16;
 
 /// Work of the recurrence for T tokens: it reads and writes the state.
 fn recurrence_work(ssd: &Ssd) -> usize {
@@ -165,17 +164,9 @@ pub(crate) fn chunked(ssd: &Ssd, state: &mut [f32], y: &mut [f32]) {
     });
     let shared = &shared[..];
 
-    // A head owns columns of y, which are no slice of it: it works on a strip [T, P], copied into place at the end.
-    let (mut strips, y_len) = (Room::new(y.len()), y.len());
     let work = tokens * ssd.heads * (2 * size + CHUNK / 2 * ssd.head_dim) / UNIT;
-    let heads = state.chunks_mut(size).zip(strips.chunks_mut(tokens * ssd.head_dim)).enumerate();
-    par::for_each(heads, work, |(head, (state, y))| dispatch(Chunked { ssd, head, shared, state, y }));
-    let row = ssd.heads * ssd.head_dim;
-    par::for_each_chunk(y, COPIED * row, y_len, |i, y| {
-        for (j, y) in y.chunks_exact_mut(ssd.head_dim).enumerate() {
-            let (t, head) = (i * COPIED + j / ssd.heads, j % ssd.heads);
-            y.copy_from_slice(&strips[(head * tokens + t) * ssd.head_dim..][..ssd.head_dim]);
-        }
+    heads::for_each(ssd.heads, ssd.head_dim, state, Some(y), work, |head, state, y| {
+        dispatch(Chunked { ssd, head, shared, state, y: y.expect("there is y") });
     });
 }
 
@@ -211,23 +202,23 @@ struct Chunked<'a> {
     /// [P, N]
     state: &'a mut [f32],
     /// [T, P]
-    y: &'a mut [f32],
+    y: Columns<'a>,
 }
 
 impl Kernel for Chunked<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Chunked { ssd, head, shared, state, y } = self;
+        let Chunked { ssd, head, shared, state, mut y } = self;
         let Ssd { heads, head_dim, state_dim: n, groups, .. } = *ssd;
         let group = ssd.group(head);
         // [N, P] while it is worked on: P then runs along the vectors of every product.
         let mut columns = Room::new(state.len());
         transpose(s, View { data: state, stride: n }, (head_dim, n), &mut columns, head_dim);
         let mut weights = Room::new(CHUNK * CHUNK);
-        let (mut inputs, mut writes) = (Room::new(CHUNK * head_dim), Room::new(CHUNK * head_dim));
-        for (chunk, y) in y.chunks_mut(CHUNK * head_dim).enumerate() {
-            let (first, length) = (chunk * CHUNK, y.len() / head_dim);
+        let [mut inputs, mut outputs, mut writes] = [(); 3].map(|()| Room::new(CHUNK * head_dim));
+        for (chunk, first) in (0..ssd.tokens()).step_by(CHUNK).enumerate() {
+            let length = CHUNK.min(ssd.tokens() - first);
             let delta = |i: usize| ssd.delta[(first + i) * heads + head];
             // Rows that lie a power of two or so apart would push each other out of the cache.
             let rows = ssd.x[first * heads * head_dim..].chunks(heads * head_dim);
@@ -247,10 +238,18 @@ impl Kernel for Chunked<'_> {
             let logs = &logs[..length];
 
             // What the carried state gives, then D x.
-            y.fill(0.0);
+            let outputs = &mut outputs[..length * head_dim];
+            outputs.fill(0.0);
             let c = View { data: c_columns, stride: CHUNK };
-            add_product::<S, true>(s, c, View { data: &columns, stride: head_dim }, (length, head_dim, n), y, head_dim);
-            for (i, (y, log)) in y.chunks_exact_mut(head_dim).zip(logs).enumerate() {
+            add_product::<S, true>(
+                s,
+                c,
+                View { data: &columns, stride: head_dim },
+                (length, head_dim, n),
+                outputs,
+                head_dim,
+            );
+            for (i, (y, log)) in outputs.chunks_exact_mut(head_dim).zip(logs).enumerate() {
                 let carried = (*log as f32).exp();
                 for (p, (y, x)) in y.iter_mut().zip(x.from(i, 0).data).enumerate() {
                     *y = carried * *y + ssd.skip(head, p) * x;
@@ -268,10 +267,14 @@ impl Kernel for Chunked<'_> {
                 }
             }
             let tile = rows_of_tile(S::LANES);
-            for (i, y) in y.chunks_mut(tile * head_dim).enumerate() {
+            for (i, y) in outputs.chunks_mut(tile * head_dim).enumerate() {
                 let (row, rows) = (i * tile, y.len() / head_dim);
                 let weights = View { data: &weights, stride: CHUNK }.from(0, row);
                 add_product::<S, true>(s, weights, x, (rows, head_dim, row + rows), y, head_dim);
+            }
+
+            for (i, from) in outputs.chunks_exact(head_dim).enumerate() {
+                y.row(first + i).copy_from_slice(from);
             }
 
             // The state after the chunk.
