@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     activation::*,
-    conv,
+    conv::{self, causal_conv_parts},
     cpu::{
         simd::{Kernel, Simd, dispatch},
         vector,
@@ -212,8 +212,8 @@ fn norms_equal_the_reference() {
 fn convolution_equals_the_reference_and_can_be_split_anywhere() {
     on_each_set(|| {
         let mut rng = Rng::new(5);
-        for channels in [1, 7, 40] {
-            for taps in [1, 2, 4, 5] {
+        for channels in [1, 7, 19, 40] {
+            for taps in [1, 2, 4, 5, 20] {
                 for tokens in LENGTHS {
                     let (xs, w, bias) = (rng.vec(tokens * channels), rng.vec(channels * taps), rng.vec(channels));
                     let start = rng.vec(channels * (taps - 1));
@@ -222,6 +222,14 @@ fn convolution_equals_the_reference_and_can_be_split_anywhere() {
                     assert_close(&whole, &conv::reference(&xs, &w, Some(&bias), &start), 1e-6, "conv");
                     let all: Vec<f32> = start.iter().chain(&xs).copied().collect();
                     assert_eq!(history, all[all.len() - start.len()..], "history");
+                    let widths = [channels / 3, 0, channels - channels / 3];
+                    let mut parts = widths.map(|width| nan(tokens * width));
+                    let mut places = parts.each_mut().map(|part| &mut part[..]);
+                    causal_conv_parts(&xs, &w, Some(&bias), &mut start.clone(), &mut places);
+                    for (t, row) in whole.chunks_exact(channels).enumerate() {
+                        let of_token = parts.iter().zip(widths).flat_map(|(part, width)| &part[t * width..][..width]);
+                        assert_eq!(bits(&of_token.copied().collect::<Vec<_>>()), bits(row), "parts");
+                    }
                     for at in [1, 2, 5, 64].into_iter().filter(|&at| at < tokens) {
                         let (mut out, mut history) = (nan(tokens * channels), start.clone());
                         let (first, rest) = out.split_at_mut(at * channels);
