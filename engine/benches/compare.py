@@ -85,7 +85,8 @@ def main():
         if kind == "decode":
             limit = limits["read_bytes_per_s"] / (fact["weights_bytes"] + 2 * fact["state_bytes"])
         else:
-            limit = limits["multiply_adds_per_s"] / fact["multiply_adds_per_token"]
+            run = next(run for run in fact["prefill"] if run["tokens"] == count)
+            limit = limits["multiply_adds_per_s"] / run["multiply_adds_per_token"]
         rate = statistics.median(mine)
         ratio = f"{statistics.median(other):.1f} | {rate / statistics.median(other):.2f}" if other else "– | –"
         work = "decode" if kind == "decode" else f"prefill {count}"

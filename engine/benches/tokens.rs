@@ -12,7 +12,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 use statescope_engine::hooks::Depth;
 use statescope_engine::open::open_model;
-use statescope_engine::protocol::{Device, ModelSource, TokenId};
+use statescope_engine::protocol::{Device, Geometry, ModelInfo, ModelSource, TokenId};
 use statescope_engine::runner::Runner;
 use statescope_engine::sampler::Sampling;
 use statescope_engine::session::{Budgets, Session};
@@ -55,6 +55,21 @@ fn resident() -> u64 {
     line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) * 1024
 }
 
+/// Multiply-adds of a token besides those with weights, on average over the first `tokens`: with the keys and values in sight of attention,
+/// and of a recurrence three for each number of its state, which decays, is written to and read.
+fn mixing(info: &ModelInfo, tokens: usize) -> u64 {
+    let in_sight = |window: Option<usize>| {
+        let all = (1..=tokens).map(|count| count.min(window.unwrap_or(usize::MAX)));
+        all.sum::<usize>() / tokens.max(1)
+    };
+    let parts = info.layers.iter().flat_map(|layer| &layer.parts);
+    let of_part = |part: &Geometry| match part.kv_bytes_per_token {
+        0 => 3 * part.heads * part.head_dim * part.state_dim,
+        _ => part.heads * (part.state_dim + part.head_dim) * in_sight(part.window),
+    };
+    parts.map(of_part).sum::<usize>() as u64
+}
+
 fn main() {
     set_threads(number("--threads", std::thread::available_parallelism().map_or(1, usize::from)));
     if std::env::args().any(|a| a == "--limits") {
@@ -83,6 +98,9 @@ fn main() {
         session.rank(12);
         session.look_at(|layer| if layer == middle { Depth::Everything } else { Depth::Strength });
     }
+    // The embedding is looked up, and the head asked for the last token alone.
+    let vocabulary = (info.vocab_size * info.hidden_size) as u64;
+    let multiplied = info.parameters - vocabulary * if info.tied_embeddings { 1 } else { 2 };
     let repeats = number("--repeat", 3);
     let rate = |count: usize, seconds: f64| (count as f64 / seconds * 100.0).round() / 100.0;
 
@@ -99,7 +117,7 @@ fn main() {
             // As the peer does: once before it counts.
             read(&mut session);
             let seconds = median((0..repeats).map(|_| timed(|| read(&mut session))).collect());
-            json!({ "tokens": count, "tokens_per_s": rate(count, seconds) })
+            json!({ "tokens": count, "tokens_per_s": rate(count, seconds), "multiply_adds_per_token": multiplied + mixing(&info, count) })
         })
         .collect();
 
@@ -123,9 +141,6 @@ fn main() {
             json!({ "after": depth, "tokens_per_s": rate(count, seconds), "resident_bytes": resident() })
         })
         .collect();
-    // The embedding is looked up, and the head asked for the last token alone.
-    let vocabulary = (info.vocab_size * info.hidden_size) as u64;
-    let multiplied = info.parameters - vocabulary * if info.tied_embeddings { 1 } else { 2 };
     let line = json!({
         "model": info.name, "dtype": info.dtype.to_string(), "threads": statescope_engine::threads(), "load_s": load,
         "parameters": info.parameters, "weights_bytes": info.weights_bytes, "state_bytes": info.state_bytes,

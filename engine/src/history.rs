@@ -12,7 +12,7 @@ use crate::runner::Saved;
 /// Prefill chunks start at multiples of this.
 const GRID: usize = 64;
 /// Grid cells of the longest prefill chunk on the CPU: of longer ones products are hardly any faster.
-const MOST: u64 = 4;
+const MOST: u64 = 8;
 /// Multiply-adds of such a chunk: some seconds on two cores, within which nobody can pause.
 const CHUNK_WORK: u64 = 360 << 30;
 
@@ -152,9 +152,9 @@ mod tests {
     fn large_models_read_shorter_chunks() {
         assert_eq!(
             [4_500_000, 130_000_000, 2_700_000_000, 7_000_000_000, u64::MAX].map(chunk),
-            [256, 256, 128, 64, 64]
+            [512, 512, 128, 64, 64]
         );
-        assert_eq!(chunk(0), 256);
+        assert_eq!(chunk(0), 512);
     }
 
     #[test]
