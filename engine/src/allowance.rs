@@ -5,7 +5,7 @@ use std::time::Duration;
 
 /// One part in so many of a run's time, and while what is shown is far behind the text.
 const SHARE: f64 = 64.0;
-const SHARE_BEHIND: f64 = 32.0;
+const SHARE_BEHIND: f64 = 48.0;
 /// Seconds that can be saved up, and that an answer longer than its slice can owe the next ones.
 const SAVED: f64 = 0.001;
 const OWED: f64 = 0.008;
@@ -39,6 +39,6 @@ mod tests {
         assert_eq!(allowance.after(ms(16), false), Duration::ZERO);
         allowance.spend(ms(100));
         assert_eq!(allowance.after(ms(256), false), Duration::ZERO);
-        assert_eq!(allowance.after(ms(160), true), ms(1));
+        assert_eq!(allowance.after(ms(240), true), ms(1));
     }
 }
