@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
-use cudarc::driver::{CudaSlice, CudaStream, DriverError, result, sys};
+use cudarc::driver::sys::{self, CUmemPool_attribute as Attribute};
+use cudarc::driver::{CudaSlice, CudaStream, DriverError, result};
 
 use super::{CudaError, Element, Gpu, Result};
 
@@ -94,12 +95,17 @@ impl Gpu {
         self.quota.used()
     }
 
+    /// Bytes that nobody uses: free, or freed and kept for the next allocation.
+    pub fn free(&self) -> Result<usize> {
+        let ordinal = self.context.ordinal();
+        let used = pool_bytes(ordinal, Attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?;
+        Ok(self.memory()?.0 + reserved(ordinal)?.saturating_sub(used))
+    }
+
     /// Bytes that can be given out still.
     pub fn room(&self) -> Result<usize> {
-        let used = self.used();
-        let kept = reserved(self.context.ordinal())?.saturating_sub(used);
-        let free = self.memory()?.0 + kept;
-        Ok(self.memory_limit().map_or(free, |limit| free.min(limit.saturating_sub(used))))
+        let free = self.free()?;
+        Ok(self.memory_limit().map_or(free, |limit| free.min(limit.saturating_sub(self.used()))))
     }
 
     pub fn memory_limit(&self) -> Option<usize> {
@@ -124,15 +130,18 @@ fn pool(ordinal: usize) -> Result<sys::CUmemoryPool> {
 /// Memory that was freed stays with the program for the next allocation: snapshots come and go while tokens are made.
 pub(super) fn keep_freed_memory(ordinal: usize) -> Result<()> {
     let (pool, mut threshold) = (pool(ordinal)?, u64::MAX);
-    let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    let attribute = Attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
     // SAFETY: reads one 64-bit number.
     Ok(unsafe { sys::cuMemPoolSetAttribute(pool, attribute, (&raw mut threshold).cast()) }.result()?)
 }
 
 /// Bytes that the program holds of the GPU, those freed and kept included.
 fn reserved(ordinal: usize) -> Result<usize> {
+    pool_bytes(ordinal, Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)
+}
+
+fn pool_bytes(ordinal: usize, attribute: Attribute) -> Result<usize> {
     let (pool, mut bytes) = (pool(ordinal)?, 0u64);
-    let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT;
     // SAFETY: writes one 64-bit number.
     unsafe { sys::cuMemPoolGetAttribute(pool, attribute, (&raw mut bytes).cast()) }.result()?;
     Ok(bytes as usize)
