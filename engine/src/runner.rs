@@ -13,7 +13,6 @@ use crate::mixer::StateSlot;
 use crate::model::{Logits, Model};
 use crate::place::Place;
 use crate::protocol::{DeviceInfo, ModelInfo, TokenId};
-#[cfg(feature = "cuda")]
 use crate::room::Needed;
 
 /// Why a device cannot do it, in one sentence.
@@ -99,9 +98,20 @@ pub struct Ranked {
 #[derive(Clone, Copy, Debug)]
 pub struct Draw {
     pub temperature: f32,
-    /// In [0, 1).
-    pub uniform: f64,
+    /// In [0, 1). Without it nothing is drawn: the sum of all weights is wanted.
+    pub uniform: Option<f64>,
     pub limit: usize,
+}
+
+/// What became of a [`Draw`].
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Drawn {
+    /// Nothing was asked for, or the device does not draw as the CPU does.
+    #[default]
+    Nothing,
+    Token(TokenId),
+    /// Σ e^{(logit − largest) / temperature}.
+    Total(f64),
 }
 
 /// The GPU that `Device::Cuda` means, by name.
@@ -130,11 +140,25 @@ impl Runner {
         }
     }
 
+    /// That a model can run in `place` and fits there, if what runs there now is gone by then.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check(model: &Model, place: &Place, info: &ModelInfo) -> Result<(), DeviceError> {
+        #[cfg(feature = "cuda")]
+        if matches!(place, Place::Gpu(..)) {
+            device::check(model)?;
+        }
+        let _ = model;
+        place.check(&info.name, Needed::of(info))
+    }
+
     /// In `place`; weights are uploaded there. `info` is told what it turned out to be.
     ///
     /// # Errors
-    /// The model does not fit into the memory there; nothing is uploaded then.
+    /// It cannot run there, or does not fit into the memory; nothing is uploaded then.
     pub fn open(model: Arc<Model>, place: &Place, info: &mut ModelInfo) -> Result<Self, DeviceError> {
+        Self::check(&model, place, info)?;
         match place {
             Place::Cpu => {
                 info.device = DeviceInfo::default();
@@ -142,7 +166,6 @@ impl Runner {
             }
             #[cfg(feature = "cuda")]
             Place::Gpu(gpu, allowed) => {
-                place.check(&info.name, Needed::of(info))?;
                 let gpu = Executor::open(model.clone(), info, gpu, *allowed)?;
                 info.device = gpu.info();
                 Ok(Self { gpu: Some(Box::new(gpu)), ..Self::cpu(model) })
@@ -242,8 +265,7 @@ impl Runner {
     }
 
     /// As [`Runner::forward`], on a device that [`ranks`](Runner::ranks); the logits of the last token stay there, for [`Runner::logits`] and
-    /// [`Runner::logit`]. Returns the outlook after every token, or after the last alone, and the token drawn, where the device draws as the
-    /// CPU does.
+    /// [`Runner::logit`]. Returns the outlook after every token, or after the last alone, and what was drawn.
     ///
     /// # Errors
     /// As [`Runner::forward`]; this one ranks nothing.
@@ -254,7 +276,7 @@ impl Runner {
         memory: &mut Memory,
         hooks: &mut Hooks<'_>,
         ranked: Ranked,
-    ) -> Result<(Vec<Outlook>, Option<TokenId>), DeviceError> {
+    ) -> Result<(Vec<Outlook>, Drawn), DeviceError> {
         #[cfg(feature = "cuda")]
         if let (Memory::Device(memory), Some(gpu)) = (&mut *memory, &mut self.gpu) {
             return Ok(gpu.forward_ranked(tokens, first, memory, hooks, ranked)?);

@@ -10,8 +10,8 @@ use crate::model::{Logits, Model};
 use crate::pass::{Expectation, Latest, Pass};
 use crate::probes::MATRIX_TOKENS;
 use crate::protocol::{TokenId, TokenSource};
-use crate::runner::{DeviceError, Draw, Memory, Runner};
-use crate::sampler::Sampling;
+use crate::runner::{DeviceError, Draw, Drawn, Memory, Runner};
+use crate::sampler::{LIKELY, Sampling};
 use crate::tape::{Refill, Tape};
 
 mod error;
@@ -332,8 +332,14 @@ impl Session {
         self.check_length(self.position + 1)?;
         let limit = self.sampling_limit;
         // Token 0 is also what comes of logits that cannot be drawn from.
-        let drawn = self.latest.drawn.filter(|token| self.foreseen == Some(*sampling) && *token > 0);
-        let chosen = drawn.or_else(|| sampling.choose(&self.latest.ranked, limit, self.position));
+        let (ranked, position) = (&self.latest.ranked, self.position);
+        let chosen = match self.latest.drawn {
+            Drawn::Token(token) if self.foreseen == Some(*sampling) && token > 0 => Some(token),
+            Drawn::Total(total) if self.foreseen == Some(*sampling) => {
+                sampling.choose_within(ranked, total, limit, position)
+            }
+            _ => sampling.choose(ranked, limit, position),
+        };
         let token = match chosen {
             Some(token) => token,
             None => {
@@ -354,7 +360,11 @@ impl Session {
     fn foresee(&self, position: usize) -> (usize, Option<Draw>) {
         let Some(sampling) = self.foreseen else { return (1, None) };
         let limit = self.sampling_limit;
-        let draw = sampling.plain(position).map(|(temperature, uniform)| Draw { temperature, uniform, limit });
+        if let Some(temperature) = sampling.nucleus() {
+            return (LIKELY, Some(Draw { temperature, uniform: None, limit }));
+        }
+        let draw = sampling.plain(position);
+        let draw = draw.map(|(temperature, uniform)| Draw { temperature, uniform: Some(uniform), limit });
         (sampling.decisive().unwrap_or(1), draw)
     }
 

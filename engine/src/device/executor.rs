@@ -20,7 +20,7 @@ use crate::model::{Logits, Model};
 use crate::place::Place;
 use crate::protocol::{Device, DeviceInfo, Dtype, ModelInfo, TokenId};
 use crate::room;
-use crate::runner::{Outlook, Ranked};
+use crate::runner::{Draw, Drawn, Outlook, Ranked};
 
 /// From this size on weights in bf16 meet activations in bf16, when many tokens are read.
 const LARGE: usize = 1 << 30;
@@ -35,6 +35,18 @@ const RECORDED: usize = 2048;
 const MOST_CANDIDATES: usize = 64;
 /// Logits from which it draws: what is noted of more does not fit into the shared memory of every GPU.
 const MOST_DRAWN: usize = 1 << 18;
+
+/// # Errors
+/// Weights of this type have no kernels.
+pub fn check(model: &Model) -> Result<()> {
+    let dtype = model.dtype();
+    match supported(dtype) {
+        true => Ok(()),
+        false => {
+            Err(CudaError::Unsupported(format!("weights in {dtype}: hold them in bf16 or f16, or run on the CPU")))
+        }
+    }
+}
 
 /// Where a layer runs.
 pub(super) enum Layer {
@@ -95,17 +107,11 @@ pub struct Executor {
 }
 
 impl Executor {
-    /// Uploads a model to `gpu`, of whose memory it may take so many bytes, all if none. That it fits has been checked.
+    /// Uploads a model to `gpu`, of whose memory it may take so many bytes, all if none. That it can run and fits has been checked.
     ///
     /// # Errors
-    /// Something else takes that memory meanwhile; weights in q8 have no kernels.
+    /// Something else takes that memory meanwhile.
     pub fn open(model: Arc<Model>, info: &ModelInfo, gpu: &Arc<Gpu>, allowed: Option<usize>) -> Result<Self> {
-        if !supported(model.dtype()) {
-            return Err(CudaError::Unsupported(format!(
-                "weights in {}: hold them in bf16 or f16, or run on the CPU",
-                model.dtype()
-            )));
-        }
         gpu.limit_memory(allowed);
         let to = Upload::new(gpu);
         let (spec, d) = (model.spec(), model.spec().hidden_size);
@@ -146,7 +152,7 @@ impl Executor {
             graphs: Vec::new(),
             ranks: RankRow::new(gpu)?,
             ranked: gpu.pinned(rank_width(MOST_CANDIDATES))?,
-            drawn: gpu.pinned(1)?,
+            drawn: gpu.pinned(2)?,
             draws: draws_as_the_cpu() && spec.vocab_size <= MOST_DRAWN,
             next: gpu.upload(&[TokenId::MAX])?,
             scratch: Scratch::default(),
@@ -298,8 +304,8 @@ impl Executor {
         Ok(logits)
     }
 
-    /// As [`Executor::forward`]; returns the outlook after every token, or after the last, and the token drawn, if it was. The logits of the
-    /// last token stay here.
+    /// As [`Executor::forward`]; returns the outlook after every token, or after the last, and what was drawn. The logits of the last token
+    /// stay here.
     ///
     /// # Errors
     /// As [`Executor::forward`].
@@ -310,11 +316,19 @@ impl Executor {
         memory: &mut Memory,
         hooks: &mut Hooks<'_>,
         ranked: Ranked,
-    ) -> Result<(Vec<Outlook>, Option<TokenId>)> {
+    ) -> Result<(Vec<Outlook>, Drawn)> {
         let mut outlooks = Vec::new();
         let asked = Asked::Ranked { ranked, outlooks: &mut outlooks };
         self.run(tokens, first, memory, hooks, asked)?;
-        Ok((outlooks, ranked.draw.filter(|_| self.draws).map(|_| self.drawn.as_slice()[0])))
+        let words = self.drawn.as_slice();
+        let drawn = match ranked.draw.filter(|_| self.draws) {
+            None => Drawn::Nothing,
+            Some(Draw { uniform: Some(_), .. }) => Drawn::Token(words[0]),
+            Some(Draw { uniform: None, .. }) => {
+                Drawn::Total(f64::from_bits(u64::from(words[0]) | u64::from(words[1]) << 32))
+            }
+        };
+        Ok((outlooks, drawn))
     }
 
     /// Whether the embedding is normed, or of two types.

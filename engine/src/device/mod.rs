@@ -25,7 +25,7 @@ mod tests;
 mod token;
 mod upload;
 
-pub use executor::Executor;
+pub use executor::{Executor, check};
 pub use memory::{Memory, Saved};
 pub use upload::Upload;
 

@@ -8,7 +8,6 @@ use crate::loader::tokenizer::Tokenizer;
 use crate::open::open_for;
 use crate::place::Place;
 use crate::protocol::{Device, Dtype, Event, Frame, ModelSource, Performance};
-use crate::room::Needed;
 use crate::runner::{DeviceError, Runner};
 use crate::session::{Budgets, Session};
 
@@ -32,7 +31,7 @@ impl Worker {
             Err(error) => return self.fail(error.to_string(), format!("{error:?}")),
         };
         // A model that cannot fit is refused while the one before is still there.
-        if let Err(error) = place.check(&info.name, Needed::of(&info)) {
+        if let Err(error) = Runner::check(&model, &place, &info) {
             return self.fail(error.to_string(), format!("{error:?}"));
         }
         // Of the model before, so that there is room for this one.
