@@ -30,6 +30,8 @@ pub struct Options {
     pub dtype: Option<Dtype>,
     /// Where to compute.
     pub device: Device,
+    /// Bytes of a GPU's memory to take at most; what is free if none.
+    pub gpu_memory: Option<usize>,
     /// Also look for the system's fonts; tests compare pictures and do not.
     pub system_fonts: bool,
 }
@@ -54,6 +56,7 @@ pub struct App {
     pub(crate) read_prompt: Option<String>,
     pub(crate) dtype: Option<Dtype>,
     pub(crate) device: Device,
+    pub(crate) gpu_memory: Option<usize>,
     /// The GPU that can be chosen, or why there is none; until that is known, nothing.
     pub(crate) gpu: Gpu,
     pub(crate) source: Option<ModelSource>,
@@ -91,6 +94,7 @@ impl App {
             read_prompt: None,
             dtype,
             device: options.device,
+            gpu_memory: options.gpu_memory,
             gpu: Gpu::look_for(&cc.egui_ctx),
             source: None,
             save_at: None,
@@ -127,6 +131,7 @@ impl App {
             note,
             dtype,
             device,
+            gpu_memory,
             gpu,
             frame_ms,
             ..
@@ -138,7 +143,7 @@ impl App {
                 ui,
                 &cx,
                 layout,
-                &model_bar::Place { dtype: *dtype, device: *device, gpu },
+                &model_bar::Place { dtype: *dtype, device: *device, gpu, gpu_memory: *gpu_memory },
                 &mut actions,
             );
         });

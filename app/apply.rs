@@ -120,7 +120,8 @@ impl App {
         self.settings.remember(&source);
         self.source = Some(source.clone());
         self.store.error = None;
-        self.engine.send(Command::Load { source, dtype: self.dtype, device: self.device });
+        let (dtype, device, memory) = (self.dtype, self.device, self.gpu_memory);
+        self.engine.send(Command::Load { source, dtype, device, memory });
     }
 
     /// A new model reads the prompt at once, so that there is something to see.

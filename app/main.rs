@@ -23,6 +23,9 @@ struct Arguments {
     /// Where to compute; cuda is the first NVIDIA GPU
     #[arg(long, default_value = "cpu")]
     device: cli::Place,
+    /// Most GPU memory to take, in GiB, also if the GPU is chosen later [default: what is free]
+    #[arg(long, value_name = "GIB", value_parser = cli::gibibytes)]
+    gpu_memory: Option<usize>,
     /// What to hold the weights in: f32, bf16, f16 or q8 [default: the file's own]
     #[arg(long)]
     dtype: Option<Dtype>,
@@ -63,7 +66,13 @@ fn open(arguments: &Arguments) -> ExitCode {
         Renderer::Glow => eframe::Renderer::Glow,
         Renderer::Wgpu => eframe::Renderer::Wgpu,
     });
-    let options = Options { model: arguments.model.clone(), dtype: arguments.dtype, device, system_fonts: true };
+    let options = Options {
+        model: arguments.model.clone(),
+        dtype: arguments.dtype,
+        device,
+        gpu_memory: arguments.gpu_memory,
+        system_fonts: true,
+    };
     match window::open(renderer, &options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => cli::no_display(&error.to_string()),

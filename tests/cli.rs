@@ -217,6 +217,9 @@ fn bad_input_is_one_clear_line() {
     if let Err(reason) = statescope_engine::runner::find_gpu() {
         assert!(generate(&[&ids, "--tokens", "1", "--device", "cuda"]).contains(&reason.to_string()));
     }
+    assert!(generate(&[&ids, "--tokens", "1", "--gpu-memory", "2"]).contains("--device cuda"));
+    assert!(generate(&[&ids, "--tokens", "1", "--gpu-memory", "0"]).contains("0.5"));
+    assert!(generate(&[&ids, "--tokens", "1", "--gpu-memory", "NaN"]).contains("--gpu-memory"));
     assert!(generate(&[&ids, "--tokens", "1", "--threads", "0"]).contains("threads"));
     assert!(failure(&["generate", "--tokens", "1"]).contains("--model"));
     assert!(failure(&["bench", "--model", &ids, "--generate", "0"]).contains("--generate"));
@@ -410,6 +413,7 @@ fn bench_says_all_it_measured() {
                 "time_to_first_token_ms",
                 "peak_rss_bytes",
                 "peak_device_bytes",
+                "device_bytes_allowed",
                 "weights_bytes",
                 "state_bytes",
                 "probes",

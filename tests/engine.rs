@@ -226,9 +226,9 @@ fn a_layer_whose_record_was_given_up_is_replayed() {
     small.read_all();
     assert!(small.tape().part(0, 0).positions().is_empty(), "layer 0 had to go");
     small.look_at(|layer| if layer == 0 { Depth::Everything } else { Depth::Nothing });
-    let mut replay = small.replay_needed().expect("layer 0 is wanted again");
+    let mut replay = small.replay_needed().unwrap().expect("layer 0 is wanted again");
     while {
-        let (done, total) = small.advance_replay(&mut replay);
+        let (done, total) = small.advance_replay(&mut replay).unwrap();
         done < total
     } {}
     let full = session("mamba2_a", &ids(100, 96), 0);
@@ -317,7 +317,7 @@ fn mistakes_are_one_sentence_and_lose_nothing() {
         Command::Force { position: 0, token: 1 },
         Command::Force { position: 3, token: 5000 },
         Command::Sample(Sampling { top_p: Some(2.0), ..GREEDY }),
-        Command::Load { source: ModelSource::Path("/nowhere".into()), dtype: None, device: Device::Cpu },
+        Command::Load { source: ModelSource::Path("/nowhere".into()), dtype: None, device: Device::Cpu, memory: None },
     ];
     for (count, command) in wrong.into_iter().enumerate() {
         listener.send(command);

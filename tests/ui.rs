@@ -19,17 +19,20 @@ use statescope_engine::runner::find_gpu;
 
 use crate::support::Golden;
 
-type Window = Harness<'static, App>;
+pub type Window = Harness<'static, App>;
 
 const TEXT: &str = "Once upon a time, there was a";
 
 fn window(engine: Handle, model: &str) -> Window {
-    let options = Options { model: Some(model.parse().unwrap()), ..Options::default() };
+    window_with(engine, Options { model: Some(model.parse().unwrap()), ..Options::default() })
+}
+
+pub fn window_with(engine: Handle, options: Options) -> Window {
     Harness::builder().with_size(Vec2::new(1600.0, 1000.0)).build_eframe(move |cc| App::new(cc, engine, options))
 }
 
 /// Lets frames pass until `enough`, which must come.
-fn until(window: &mut Window, what: &str, enough: impl Fn(&Window) -> bool) {
+pub fn until(window: &mut Window, what: &str, enough: impl Fn(&Window) -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         window.run_steps(1);
@@ -46,7 +49,7 @@ fn until(window: &mut Window, what: &str, enough: impl Fn(&Window) -> bool) {
 }
 
 /// The exact number that the window says of `name`, as in `Δ = 0.043105707`.
-fn said(window: &Window, name: &str) -> Option<f32> {
+pub fn said(window: &Window, name: &str) -> Option<f32> {
     let start = format!("{name} = ");
     // The equation begins lines the same way, with a formula.
     let number = |text: String| text.strip_prefix(&start)?.split(' ').next()?.parse().ok();
@@ -54,7 +57,7 @@ fn said(window: &Window, name: &str) -> Option<f32> {
 }
 
 /// What a node says: plain labels carry their text as their value.
-fn text_of(node: &AccessKitNode<'_>) -> Option<String> {
+pub fn text_of(node: &AccessKitNode<'_>) -> Option<String> {
     node.label().or_else(|| node.value())
 }
 

@@ -45,11 +45,11 @@ pub struct Args {
 
 /// Measures in pairs with and without probes, one after the other, and prints the medians.
 pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
-    let device = args.common.prepare()?;
+    let (device, memory) = args.common.prepare()?;
     let handle = Handle::spawn(|| {}).map_err(|error| anyhow!("cannot start the engine thread: {error}"))?;
     let mut engine = Engine { handle, epoch: 0, device_bytes: 0, performance: Performance::default() };
     let (source, dtype) = (args.common.model.clone(), args.common.dtype());
-    engine.handle.send(Command::Load { source, dtype, device });
+    engine.handle.send(Command::Load { source, dtype, device, memory });
     let info = engine.loaded()?;
     // Meta tokens are read with every prompt.
     let prompt: Vec<TokenId> = (info.vocab_size..info.vocab_size + info.meta_tokens)
@@ -85,6 +85,7 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
         "time_to_first_token_ms": round(median(&with, |times| times.first) * 1e3),
         "peak_rss_bytes": process_bytes("VmHWM:"),
         "peak_device_bytes": engine.device_bytes,
+        "device_bytes_allowed": info.device.allowed,
         "weights_bytes": info.weights_bytes,
         "state_bytes": info.state_bytes,
         "probes": args.probes.label(),
@@ -274,7 +275,11 @@ fn print(figures: &Value, out: &mut impl Write) -> Result<()> {
         ),
         ("device", format!("{}, {}, {} threads", text("device"), text("dtype"), figures["threads"])),
     ];
-    for (name, value) in lines {
+    let allowed =
+        figures["device_bytes_allowed"].as_u64().map(|count| format!(" of {} allowed", bytes(count as usize)));
+    let there = format!("{} at most{}", size("peak_device_bytes"), allowed.unwrap_or_default());
+    let there = (!text("device_name").is_empty()).then_some(("GPU memory", there));
+    for (name, value) in lines.into_iter().chain(there) {
         writeln!(out, "{name:<12}  {value}")?;
     }
     Ok(())

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use anyhow::{Result, bail};
 use clap::ValueEnum;
 use statescope_engine::loader::Tokenizer;
-use statescope_engine::open::open_model;
+use statescope_engine::open::open_for;
+use statescope_engine::place;
 use statescope_engine::protocol::{Device, Dtype, ModelInfo, ModelSource, PromptInput, TokenId};
 use statescope_engine::runner::{Runner, find_gpu};
 use statescope_engine::sampler;
@@ -20,6 +21,9 @@ pub struct Common {
     /// Where to compute; cuda is the first NVIDIA GPU
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     device: Place,
+    /// Most GPU memory to take, in GiB; the driver's own share of a few hundred MiB comes on top [default: what is free]
+    #[arg(long, value_name = "GIB", value_parser = gibibytes)]
+    gpu_memory: Option<usize>,
     /// What to hold the weights in; q8 is 8 bits, in blocks of 32 with a scale [default: the file's own]
     #[arg(long, value_name = "DTYPE")]
     dtype: Option<Precision>,
@@ -48,6 +52,14 @@ impl Place {
     }
 }
 
+/// Bytes of so many GiB.
+pub fn gibibytes(text: &str) -> Result<usize, String> {
+    match text.parse::<f64>() {
+        Ok(gib) if gib > 0.0 && gib < 1e6 => Ok((gib * f64::from(1 << 30)) as usize),
+        _ => Err("give a number of GiB above 0, such as 0.5 or 8".into()),
+    }
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Precision {
     F32,
@@ -64,15 +76,19 @@ pub struct Opened {
 }
 
 impl Common {
-    /// Checks the device and sets the threads, for verbs that let the engine open the model.
-    pub fn prepare(&self) -> Result<Device> {
+    /// Checks the device and sets the threads, for verbs that let the engine open the model. Returns what of its memory may be taken, too.
+    pub fn prepare(&self) -> Result<(Device, Option<usize>)> {
         if self.model == ModelSource::Path(PathBuf::new()) {
             bail!("--model is empty: give builtin:NAME, a folder with config.json and *.safetensors, or a GGUF file");
         }
         if let Some(threads) = self.threads {
             statescope_engine::set_threads(threads.into());
         }
-        self.device.device()
+        let device = self.device.device()?;
+        if self.gpu_memory.is_some() && device == Device::Cpu {
+            bail!("--gpu-memory is about a GPU, but the model is to run on the CPU: add --device cuda");
+        }
+        Ok((device, self.gpu_memory))
     }
 
     pub fn dtype(&self) -> Option<Dtype> {
@@ -85,9 +101,10 @@ impl Common {
     }
 
     pub fn open(&self) -> Result<Opened> {
-        let device = self.prepare()?;
-        let (model, tokenizer, mut info) = open_model(&self.model, self.dtype(), |_| true)?;
-        let runner = Runner::open(Arc::new(model), device, &mut info)?;
+        let (device, memory) = self.prepare()?;
+        let place = place::Place::open(device, memory)?;
+        let (model, tokenizer, mut info) = open_for(&place, &self.model, self.dtype(), |_| true)?;
+        let runner = Runner::open(Arc::new(model), &place, &mut info)?;
         for what in &info.device.on_cpu {
             super::say(&format!("note: on the CPU, between two copies: {what}"));
         }

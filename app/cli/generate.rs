@@ -53,20 +53,22 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
         context_note(&info, session.history().len(), &mut noted);
         printer.print(token, out)?;
         Ok(out.flush()?)
-    })?;
+    });
+    // What was made before something went wrong is not lost.
+    let reason = continuation.as_ref().map_or("error", |continuation| continuation.reason.label());
     if args.json {
         let tokens = session.history().ids(info.meta_tokens..session.history().len());
         let object = json!({
             "tokens": tokens,
             "text": tokenizer.as_ref().map(|tokenizer| tokenizer.decode(&tokens)),
-            "finish_reason": continuation.reason.label(),
-            "tokens_per_s": continuation.tokens_per_s(),
+            "finish_reason": reason,
+            "tokens_per_s": continuation.as_ref().map_or(0.0, Continuation::tokens_per_s),
         });
         writeln!(out, "{object}")?;
     } else {
         writeln!(out, "{}", printer.finish())?;
     }
-    Ok(())
+    continuation.map(|_| ())
 }
 
 /// The tokens that end a text; none for one given as ids, which never ends early.

@@ -50,6 +50,8 @@ fn describe(info: &ModelInfo) -> Value {
         "end_tokens": info.end_tokens,
         "device": info.device.device.to_string(),
         "device_name": info.device.name,
+        "device_bytes": info.device.memory,
+        "device_bytes_allowed": info.device.allowed,
         "on_cpu": info.device.on_cpu,
         "pattern": plan::pattern(&info.layers),
         "layers": info.layers.iter().map(layer).collect::<Vec<_>>(),
@@ -152,11 +154,17 @@ fn vocabulary(info: &ModelInfo) -> String {
 /// Where it runs, and what of it runs on the CPU all the same.
 fn device(info: &ModelInfo) -> String {
     let device = &info.device;
-    match (device.name.is_empty(), device.on_cpu.is_empty()) {
-        (true, _) => "CPU".to_owned(),
-        (false, true) => device.name.clone(),
-        (false, false) => format!("{}; on the CPU: {}", device.name, device.on_cpu.join("; ")),
+    if device.name.is_empty() {
+        return "CPU".to_owned();
     }
+    let mut text = match device.allowed {
+        Some(allowed) => format!("{}, at most {} of {}", device.name, bytes(allowed), bytes(device.memory)),
+        None => format!("{}, {}", device.name, bytes(device.memory)),
+    };
+    if !device.on_cpu.is_empty() {
+        text += &format!("; on the CPU: {}", device.on_cpu.join("; "));
+    }
+    text
 }
 
 /// How the cache grows, and what of it stops growing.

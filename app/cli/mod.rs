@@ -24,7 +24,7 @@ mod tensors;
 mod trace;
 mod trace_file;
 
-pub use common::Place;
+pub use common::{Place, gibibytes};
 
 use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;

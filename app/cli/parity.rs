@@ -11,7 +11,8 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use safetensors::{Dtype, SafeTensors};
 use statescope_engine::hooks::{Hooks, Observer};
 use statescope_engine::model::Logits;
-use statescope_engine::open::open_model;
+use statescope_engine::open::open_for;
+use statescope_engine::place;
 use statescope_engine::protocol::{Device, MixerKind, ModelInfo, ModelSource, Point, TokenId};
 use statescope_engine::runner::Runner;
 use statescope_engine::sampler;
@@ -159,8 +160,9 @@ fn print(rows: &[Row], by_family: bool, out: &mut impl Write) -> Result<()> {
 fn compare(folder: &Path, name: &str, device: Device) -> Result<Row> {
     let bytes = fs::read(folder.join(GOLDEN)).with_context(|| format!("cannot read {GOLDEN}"))?;
     let golden = Golden(SafeTensors::deserialize(&bytes).with_context(|| format!("cannot read {GOLDEN}"))?);
-    let (model, _, mut info) = open_model(&ModelSource::Path(folder.to_owned()), None, |_| true)?;
-    let mut runner = Runner::open(model.into(), device, &mut info)?;
+    let place = place::Place::open(device, None)?;
+    let (model, _, mut info) = open_for(&place, &ModelSource::Path(folder.to_owned()), None, |_| true)?;
+    let mut runner = Runner::open(model.into(), &place, &mut info)?;
     let (tokens, expected) = (golden.tokens("input_ids", &info)?, golden.floats("logits")?);
     ensure!(!tokens.is_empty(), "input_ids is empty");
     let mut row = Row {

@@ -1,7 +1,7 @@
 //! The top bar: which model, how fast, how large, at what cost; layout, theme, help.
 
 use eframe::egui::{self, RichText, Role, Sense, Ui, WidgetInfo};
-use statescope_engine::protocol::{Device, Dtype, ModelSource, RunState};
+use statescope_engine::protocol::{Device, DeviceInfo, Dtype, ModelSource, RunState};
 
 use super::{ViewContext, ViewKind};
 use crate::action::Action;
@@ -15,6 +15,8 @@ pub struct Place<'a> {
     pub dtype: Option<Dtype>,
     pub device: Device,
     pub gpu: &'a Gpu,
+    /// Bytes of its memory that may be taken.
+    pub gpu_memory: Option<usize>,
 }
 
 pub fn model_bar(ui: &mut Ui, cx: &ViewContext<'_>, layout: &Layout, place: &Place<'_>, actions: &mut Vec<Action>) {
@@ -101,7 +103,12 @@ fn device(ui: &mut Ui, cx: &ViewContext<'_>, place: &Place<'_>, actions: &mut Ve
         };
         choice(ui, Device::Cpu, "CPU");
         match place.gpu.found() {
-            Some(Ok(name)) => choice(ui, Device::Cuda, name),
+            Some(Ok(name)) => {
+                choice(ui, Device::Cuda, name);
+                if let Some(text) = memory_note(cx, place) {
+                    note(ui, cx.theme, &text);
+                }
+            }
             Some(Err(reason)) => note(ui, cx.theme, &format!("CUDA: {reason}.")),
             None => note(ui, cx.theme, "CUDA: looking for a GPU…"),
         }
@@ -123,6 +130,24 @@ fn device(ui: &mut Ui, cx: &ViewContext<'_>, place: &Place<'_>, actions: &mut Ve
     response
         .response
         .widget_info(|| WidgetInfo::labeled(Role::Button, true, format!("Device {current}, weights in {own}")));
+}
+
+/// How much of the GPU's memory is taken, and how much may be.
+fn memory_note(cx: &ViewContext<'_>, place: &Place<'_>) -> Option<String> {
+    let running = cx.store.model.as_deref().map(|model| &model.device).filter(|device| device.device == Device::Cuda);
+    match (running, place.gpu_memory) {
+        (Some(device), _) => Some(format!("Memory in use: {}.", memory(device, cx.store.performance.device_bytes))),
+        (None, Some(allowed)) => Some(format!("At most {} of its memory may be taken.", format::bytes(allowed))),
+        (None, None) => None,
+    }
+}
+
+/// 1.2 GB of 4 GB allowed.
+pub fn memory(device: &DeviceInfo, used: usize) -> String {
+    match device.allowed {
+        Some(allowed) => format!("{} of {} allowed", format::bytes(used), format::bytes(allowed)),
+        None => format!("{} of {}", format::bytes(used), format::bytes(device.memory)),
+    }
 }
 
 fn progress(ui: &mut Ui, cx: &ViewContext<'_>, loading: &crate::store::Loading, actions: &mut Vec<Action>) {

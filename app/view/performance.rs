@@ -7,7 +7,7 @@ use crate::action::Action;
 use crate::store::PerformancePoint;
 use crate::theme::space;
 use crate::view::quantity::short;
-use crate::view::{View, ViewContext};
+use crate::view::{View, ViewContext, model_bar};
 use crate::widget::{format, panel};
 
 #[derive(Default)]
@@ -59,7 +59,12 @@ impl View for PerformanceView {
                 line(ui, cx, "frame", &format::milliseconds(ms));
             }
             if !model.device.name.is_empty() {
-                line(ui, cx, &format!("memory of {}", model.device.name), &format::bytes(p.device_bytes));
+                line(
+                    ui,
+                    cx,
+                    &format!("memory of {}", model.device.name),
+                    &model_bar::memory(&model.device, p.device_bytes),
+                );
             }
             line(ui, cx, "record of past tokens", &format::bytes(p.tape_bytes));
             line(ui, cx, "snapshots for seeking", &format::bytes(p.snapshot_bytes));

@@ -11,7 +11,8 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 use statescope_engine::hooks::Depth;
-use statescope_engine::open::open_model;
+use statescope_engine::open::open_for;
+use statescope_engine::place::Place;
 use statescope_engine::protocol::{Device, Geometry, ModelInfo, ModelSource, TokenId};
 use statescope_engine::runner::Runner;
 use statescope_engine::sampler::Sampling;
@@ -82,9 +83,10 @@ fn main() {
     let dtype = option("--dtype").map(|text| text.parse().unwrap_or_else(|error| panic!("{error}")));
     let loaded = Instant::now();
     let device = if option("--device").as_deref() == Some("cuda") { Device::Cuda } else { Device::Cpu };
-    let (model, _, mut info) = open_model(&source, dtype, |_| true).unwrap_or_else(|error| panic!("{error}"));
+    let place = Place::open(device, None).unwrap_or_else(|error| panic!("{error}"));
+    let (model, _, mut info) = open_for(&place, &source, dtype, |_| true).unwrap_or_else(|error| panic!("{error}"));
     let middle = model.layer_count() / 2;
-    let runner = Runner::open(Arc::new(model), device, &mut info).unwrap_or_else(|error| panic!("{error}"));
+    let runner = Runner::open(Arc::new(model), &place, &mut info).unwrap_or_else(|error| panic!("{error}"));
     let load = loaded.elapsed().as_secs_f64();
     let tokens = |count: usize| -> Vec<TokenId> {
         (0..count).map(|i| ((i * 7919 + i * i * 31 + 13) % info.vocab_size) as TokenId).collect()

@@ -102,7 +102,7 @@ impl Handle {
     /// # Errors
     /// The failure's message.
     pub fn load_and_wait(&mut self, source: ModelSource) -> Result<Arc<crate::protocol::ModelInfo>, String> {
-        self.send(Command::Load { source, dtype: None, device: Device::Cpu });
+        self.send(Command::Load { source, dtype: None, device: Device::Cpu, memory: None });
         loop {
             match self.wait(Duration::from_secs(600)) {
                 Some(Event::Loaded(info)) => return Ok(info),

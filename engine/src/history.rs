@@ -129,6 +129,14 @@ impl History {
         }
     }
 
+    /// Gives up all snapshots but the one that [`History::snapshot_before`] finds for `position`; false if there were no others.
+    pub fn drop_snapshots(&mut self, position: usize) -> bool {
+        let kept = self.snapshot_before(position).map(|s| s.position);
+        let before = self.snapshots.len();
+        self.snapshots.retain(|s| Some(s.position) == kept);
+        self.snapshots.len() < before
+    }
+
     pub fn snapshot_bytes(&self) -> usize {
         self.snapshots.iter().map(Snapshot::bytes).sum()
     }

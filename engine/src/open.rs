@@ -2,7 +2,9 @@
 
 use crate::loader::{self, tokenizer::Tokenizer};
 use crate::model::Model;
-use crate::protocol::{DeviceInfo, Dtype, Geometry, ModelInfo, ModelSource, TokenId};
+use crate::place::Place;
+use crate::protocol::{Device, DeviceInfo, Dtype, Geometry, ModelInfo, ModelSource, TokenId};
+use crate::room::Needed;
 
 /// Bytes and special spelling of a token; ids in brackets where there is no tokenizer, and of meta tokens their number.
 pub fn spell(info: &ModelInfo, tokenizer: Option<&Tokenizer>, id: TokenId) -> (Vec<u8>, Option<String>) {
@@ -19,12 +21,31 @@ pub fn spell(info: &ModelInfo, tokenizer: Option<&Tokenizer>, id: TokenId) -> (V
 }
 
 /// Opens a folder or a built-in model. `progress` may stop it by returning false.
+///
+/// # Errors
+/// What is wrong with it.
 pub fn open_model(
     source: &ModelSource,
     dtype: Option<Dtype>,
     progress: impl FnMut(f32) -> bool,
 ) -> Result<(Model, Option<Tokenizer>, ModelInfo), loader::LoadError> {
+    open_for(&Place::Cpu, source, dtype, progress)
+}
+
+/// The same for a model that is to run in `place`: one whose weights cannot fit there is not read.
+///
+/// # Errors
+/// That, or what is wrong with it.
+pub fn open_for(
+    place: &Place,
+    source: &ModelSource,
+    dtype: Option<Dtype>,
+    progress: impl FnMut(f32) -> bool,
+) -> Result<(Model, Option<Tokenizer>, ModelInfo), loader::LoadError> {
     let opened = loader::open(source, dtype)?;
+    if place.device() != Device::Cpu {
+        place.check(&opened.name, Needed { weights: opened.weights.bytes_at_least(), ..Needed::default() })?;
+    }
     let model = Model::load(opened.spec, &opened.weights, progress)?;
     let layers = model.layer_info();
     let sum = |f: fn(&Geometry) -> usize| layers.iter().flat_map(|l| &l.parts).map(f).sum();

@@ -7,7 +7,7 @@ use statescope_kernels::reduce::log_sum_exp;
 use crate::hooks::Hooks;
 use crate::model::Logits;
 use crate::protocol::{Candidate, Prediction, TokenId};
-use crate::runner::{DeviceError, Draw, Memory, Outlook, Ranked, Runner};
+use crate::runner::{DeviceError, Draw, Drawn, Memory, Outlook, Ranked, Runner};
 
 /// A candidate as the session knows it: (id, probability).
 pub type RankedToken = (TokenId, f32);
@@ -28,8 +28,8 @@ pub(crate) struct Latest {
     normaliser: Option<f32>,
     /// The most likely tokens with their logits, where they were ranked.
     pub ranked: Vec<(TokenId, f32)>,
-    /// The token after it, where the device has drawn one as it was told.
-    pub drawn: Option<TokenId>,
+    /// What the device has drawn of it, as it was told.
+    pub drawn: Drawn,
 }
 
 impl Default for Latest {
@@ -40,7 +40,7 @@ impl Default for Latest {
 
 impl Latest {
     pub fn known(logits: Vec<f32>) -> Self {
-        Self { logits: OnceCell::from(logits), normaliser: None, ranked: Vec::new(), drawn: None }
+        Self { logits: OnceCell::from(logits), normaliser: None, ranked: Vec::new(), drawn: Drawn::Nothing }
     }
 
     /// All of them, copied from the device if they are still there. It must be called before `runner` reads anything else.

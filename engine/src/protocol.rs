@@ -125,6 +125,9 @@ pub struct DeviceInfo {
     pub device: Device,
     /// As the driver calls the GPU; empty on the CPU.
     pub name: String,
+    /// Bytes of its memory, and those that may be taken of it, if that is bounded; 0 on the CPU.
+    pub memory: usize,
+    pub allowed: Option<usize>,
     /// On a GPU: what has no kernels there and runs on the CPU between two copies, such as `layers 1, 3: mixture of experts`.
     pub on_cpu: Vec<String>,
 }

@@ -11,17 +11,38 @@ use crate::device::{self, Executor};
 use crate::hooks::Hooks;
 use crate::mixer::StateSlot;
 use crate::model::{Logits, Model};
-use crate::protocol::{Device, DeviceInfo, ModelInfo, TokenId};
+use crate::place::Place;
+use crate::protocol::{DeviceInfo, ModelInfo, TokenId};
+use crate::room::Needed;
 
 /// Why a device cannot do it, in one sentence.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct DeviceError(pub String);
+#[error("{message}")]
+pub struct DeviceError {
+    message: String,
+    /// For want of memory, so that less of it might do.
+    memory: bool,
+}
+
+impl DeviceError {
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), memory: false }
+    }
+
+    /// There is no memory for something.
+    pub fn memory(message: impl Into<String>) -> Self {
+        Self { message: message.into(), memory: true }
+    }
+
+    pub fn is_memory(&self) -> bool {
+        self.memory
+    }
+}
 
 #[cfg(feature = "cuda")]
 impl From<statescope_kernels::cuda::CudaError> for DeviceError {
     fn from(error: statescope_kernels::cuda::CudaError) -> Self {
-        Self(error.to_string())
+        Self { message: error.to_string(), memory: error.is_memory() }
     }
 }
 
@@ -32,6 +53,9 @@ pub struct Runner {
     logits: Vec<f32>,
     #[cfg(feature = "cuda")]
     gpu: Option<Box<Executor>>,
+    /// Tokens that [`Runner::reserve`] finds room for.
+    #[cfg(test)]
+    pub(crate) room: usize,
 }
 
 /// The memories of all mixers of one text, where they are computed.
@@ -74,9 +98,20 @@ pub struct Ranked {
 #[derive(Clone, Copy, Debug)]
 pub struct Draw {
     pub temperature: f32,
-    /// In [0, 1).
-    pub uniform: f64,
+    /// In [0, 1). Without it nothing is drawn: the sum of all weights is wanted.
+    pub uniform: Option<f64>,
     pub limit: usize,
+}
+
+/// What became of a [`Draw`].
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Drawn {
+    /// Nothing was asked for, or the device does not draw as the CPU does.
+    #[default]
+    Nothing,
+    Token(TokenId),
+    /// Σ e^{(logit − largest) / temperature}.
+    Total(f64),
 }
 
 /// The GPU that `Device::Cuda` means, by name.
@@ -87,8 +122,8 @@ pub fn find_gpu() -> Result<String, DeviceError> {
     #[cfg(feature = "cuda")]
     return Ok(statescope_kernels::cuda::find(0)?);
     #[cfg(not(feature = "cuda"))]
-    Err(DeviceError(
-        "this build has no CUDA support; run on the CPU, or build with --features cuda and NVIDIA's nvcc".into(),
+    Err(DeviceError::new(
+        "this build has no CUDA support; run on the CPU, or build with --features cuda and NVIDIA's nvcc",
     ))
 }
 
@@ -100,26 +135,74 @@ impl Runner {
             logits: Vec::new(),
             #[cfg(feature = "cuda")]
             gpu: None,
+            #[cfg(test)]
+            room: usize::MAX,
         }
     }
 
-    /// On `device`; weights are uploaded there. `info` is told what it turned out to be.
+    /// That a model can run in `place` and fits there, if what runs there now is gone by then.
     ///
     /// # Errors
-    /// There is no such device, or the model does not fit into its memory; nothing is uploaded then.
-    pub fn open(model: Arc<Model>, device: Device, info: &mut ModelInfo) -> Result<Self, DeviceError> {
-        if device == Device::Cpu {
-            info.device = DeviceInfo::default();
-            return Ok(Self::cpu(model));
-        }
+    /// Why not.
+    pub fn check(model: &Model, place: &Place, info: &ModelInfo) -> Result<(), DeviceError> {
         #[cfg(feature = "cuda")]
-        {
-            let gpu = Executor::open(model.clone(), info)?;
-            info.device = gpu.info();
-            Ok(Self { model, logits: Vec::new(), gpu: Some(Box::new(gpu)) })
+        if matches!(place, Place::Gpu(..)) {
+            device::check(model)?;
         }
-        #[cfg(not(feature = "cuda"))]
-        Err(find_gpu().err().unwrap_or_else(|| DeviceError("no GPU".into())))
+        let _ = model;
+        place.check(&info.name, Needed::of(info))
+    }
+
+    /// In `place`; weights are uploaded there. `info` is told what it turned out to be.
+    ///
+    /// # Errors
+    /// It cannot run there, or does not fit into the memory; nothing is uploaded then.
+    pub fn open(model: Arc<Model>, place: &Place, info: &mut ModelInfo) -> Result<Self, DeviceError> {
+        Self::check(&model, place, info)?;
+        match place {
+            Place::Cpu => {
+                info.device = DeviceInfo::default();
+                Ok(Self::cpu(model))
+            }
+            #[cfg(feature = "cuda")]
+            Place::Gpu(gpu, allowed) => {
+                let gpu = Executor::open(model.clone(), info, gpu, *allowed)?;
+                info.device = gpu.info();
+                Ok(Self { gpu: Some(Box::new(gpu)), ..Self::cpu(model) })
+            }
+        }
+    }
+
+    /// Where it computes.
+    pub fn place(&self) -> Place {
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = &self.gpu {
+            return gpu.place();
+        }
+        Place::Cpu
+    }
+
+    /// Makes room in `memory` for `tokens` tokens; where there is none, all stays as it was.
+    ///
+    /// # Errors
+    /// There is no room for their keys and values.
+    pub fn reserve(&mut self, memory: &mut Memory, tokens: usize) -> Result<(), DeviceError> {
+        #[cfg(test)]
+        if tokens > self.room {
+            return Err(DeviceError::memory(format!("{tokens} tokens need more than there is")));
+        }
+        match memory {
+            Memory::Host(_) => {
+                let _ = tokens;
+            }
+            #[cfg(feature = "cuda")]
+            Memory::Device(memory) => {
+                if let Some(gpu) = &mut self.gpu {
+                    gpu.reserve(memory, tokens)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     pub fn model(&self) -> &Arc<Model> {
@@ -153,7 +236,7 @@ impl Runner {
         crate::history::chunk(self.model().parameters())
     }
 
-    /// Bytes of GPU memory in use now, of weights, memories and workspace.
+    /// Bytes of GPU memory in use now: weights, memories, snapshots, workspace.
     pub fn device_bytes(&self) -> usize {
         #[cfg(feature = "cuda")]
         return self.gpu.as_ref().map_or(0, |gpu| gpu.bytes());
@@ -182,8 +265,7 @@ impl Runner {
     }
 
     /// As [`Runner::forward`], on a device that [`ranks`](Runner::ranks); the logits of the last token stay there, for [`Runner::logits`] and
-    /// [`Runner::logit`]. Returns the outlook after every token, or after the last alone, and the token drawn, where the device draws as the
-    /// CPU does.
+    /// [`Runner::logit`]. Returns the outlook after every token, or after the last alone, and what was drawn.
     ///
     /// # Errors
     /// As [`Runner::forward`]; this one ranks nothing.
@@ -194,13 +276,13 @@ impl Runner {
         memory: &mut Memory,
         hooks: &mut Hooks<'_>,
         ranked: Ranked,
-    ) -> Result<(Vec<Outlook>, Option<TokenId>), DeviceError> {
+    ) -> Result<(Vec<Outlook>, Drawn), DeviceError> {
         #[cfg(feature = "cuda")]
         if let (Memory::Device(memory), Some(gpu)) = (&mut *memory, &mut self.gpu) {
             return Ok(gpu.forward_ranked(tokens, first, memory, hooks, ranked)?);
         }
         let _ = (tokens, first, memory, hooks, ranked);
-        Err(DeviceError("the CPU keeps no logits".into()))
+        Err(DeviceError::new("the CPU keeps no logits"))
     }
 
     /// The logits `[V]` that the last [`Runner::forward_there`] left on the device.
@@ -212,7 +294,7 @@ impl Runner {
         if let Some(gpu) = &self.gpu {
             return Ok(gpu.read_logits(0, self.model.spec().vocab_size)?);
         }
-        Err(DeviceError("the CPU keeps no logits".into()))
+        Err(DeviceError::new("the CPU keeps no logits"))
     }
 
     /// One of [`Runner::logits`].
@@ -225,7 +307,7 @@ impl Runner {
             return Ok(gpu.read_logits(token as usize, 1)?[0]);
         }
         let _ = token;
-        Err(DeviceError("the CPU keeps no logits".into()))
+        Err(DeviceError::new("the CPU keeps no logits"))
     }
 
     /// As [`Runner::forward`]; returns the outlook after every token, with `candidates` tokens ranked, and the logits `[V]` of the last.
@@ -270,7 +352,7 @@ impl Runner {
             Memory::Host(slots) => self.model.forward(tokens, first, slots, hooks, logits),
             #[cfg(feature = "cuda")]
             Memory::Device(memory) => {
-                let Some(gpu) = &mut self.gpu else { return Err(DeviceError("the memory is of a GPU".into())) };
+                let Some(gpu) = &mut self.gpu else { return Err(DeviceError::new("the memory is of a GPU")) };
                 gpu.forward(tokens, first, memory, hooks, logits)?;
             }
         }
@@ -312,7 +394,7 @@ impl Memory {
             #[cfg(feature = "cuda")]
             (Self::Device(memory), Saved::Device(saved)) => memory.restore(saved)?,
             #[cfg(feature = "cuda")]
-            _ => return Err(DeviceError("what was saved is of another device".into())),
+            _ => return Err(DeviceError::new("what was saved is of another device")),
         }
         Ok(())
     }

@@ -6,6 +6,11 @@ use statescope_kernels::reduce::{argmax, top_k};
 
 use crate::protocol::TokenId;
 
+/// Weights that are added up in f32.
+const STRETCH: usize = 64;
+/// Tokens among which those that reach top-p are looked for first, on a GPU too.
+pub(crate) const LIKELY: usize = 64;
+
 /// How the next token is drawn.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
@@ -46,11 +51,11 @@ impl Sampling {
         if self.is_greedy() {
             return argmax(logits).unwrap_or(0) as TokenId;
         }
-        if self.top_k.is_none() && self.top_p.is_none() {
-            return self.draw_from_all(logits, position);
+        match self.top_k {
+            Some(k) => self.draw_from(top_k(logits, k.min(logits.len())), position),
+            None if self.nucleus().is_some() => self.draw_from_nucleus(logits, position),
+            None => self.draw_from_all(logits, position),
         }
-        let k = self.top_k.unwrap_or(logits.len()).min(logits.len());
-        self.draw_from(top_k(logits, k), position)
     }
 
     fn is_greedy(&self) -> bool {
@@ -64,8 +69,14 @@ impl Sampling {
 
     /// Temperature and random number in [0, 1) of a draw from all tokens at `position`; none where fewer decide.
     pub fn plain(&self, position: usize) -> Option<(f32, f64)> {
-        let all = !self.is_greedy() && self.top_k.is_none() && self.top_p.is_none();
+        let all = !self.is_greedy() && self.top_k.is_none() && self.nucleus().is_none();
         all.then(|| (self.temperature, uniform(self.seed, position)))
+    }
+
+    /// Temperature of a draw from the fewest tokens that reach top-p, however many that are; none where something else decides.
+    pub fn nucleus(&self) -> Option<f32> {
+        let truncates = !self.is_greedy() && self.top_k.is_none() && self.top_p.is_some_and(|p| p < 1.0);
+        truncates.then_some(self.temperature)
     }
 
     /// The token that [`Sampling::sample`] draws from logits `[..limit]`, if the most likely ones tell: `ranked` is as [`top_k`] makes them of
@@ -81,42 +92,88 @@ impl Sampling {
         Some(if self.is_greedy() { first } else { self.draw_from(known, position) })
     }
 
+    /// The same where top-p alone decides: `total` is the sum of all weights e^{(logit − largest) / temperature} of logits `[..limit]`, in the
+    /// order of [`stretches`]. None if those of `ranked` do not reach top-p.
+    pub fn choose_within(
+        &self,
+        ranked: &[(TokenId, f32)],
+        total: f64,
+        limit: usize,
+        position: usize,
+    ) -> Option<TokenId> {
+        let known: Vec<(TokenId, f32)> = ranked.iter().copied().filter(|(id, _)| (*id as usize) < limit).collect();
+        let finite = self.nucleus().is_some() && known.first()?.1.is_finite();
+        if finite { self.draw_within(known, total, false, position) } else { None }
+    }
+
+    /// The fewest tokens that reach top-p, which are looked for among a few first.
+    fn draw_from_nucleus(&self, logits: &[f32], position: usize) -> TokenId {
+        let Some((_, sums)) = stretches(logits, self.temperature) else { return 0 };
+        let (total, mut k) = (sums.iter().sum(), LIKELY.min(logits.len()));
+        loop {
+            let all = k == logits.len();
+            if let Some(token) = self.draw_within(top_k(logits, k), total, all, position) {
+                return token;
+            }
+            if all {
+                return 0;
+            }
+            k = (32 * k).min(logits.len());
+        }
+    }
+
+    /// Of those of the most likely tokens that reach top-p of `total`; none if they do not, unless they are all there are.
+    fn draw_within(
+        &self,
+        mut candidates: Vec<(TokenId, f32)>,
+        total: f64,
+        all: bool,
+        position: usize,
+    ) -> Option<TokenId> {
+        candidates.retain(|(_, logit)| logit.is_finite());
+        let weights = self.weights(&candidates);
+        let kept = match nucleus(&weights, total * f64::from(self.top_p?)) {
+            Some(kept) => kept,
+            None if all => weights.len(),
+            None => return None,
+        };
+        self.draw_among(&candidates[..kept], &weights, position)
+    }
+
     /// Of the most likely tokens, the first before the others.
     fn draw_from(&self, mut candidates: Vec<(TokenId, f32)>, position: usize) -> TokenId {
         candidates.retain(|(_, logit)| logit.is_finite());
-        let peak = candidates.iter().fold(f32::NEG_INFINITY, |peak, (_, logit)| peak.max(*logit));
-        let Some(&(first, _)) = candidates.first() else { return 0 };
-        let mut weights: Vec<f32> = candidates.iter().map(|(_, l)| (l - peak) / self.temperature).collect();
-        exp_slice(&mut weights);
+        let weights = self.weights(&candidates);
         // Summed in f64 so that a large vocabulary does not lose its tail.
         let total: f64 = weights.iter().map(|w| f64::from(*w)).sum();
-        let kept = match self.top_p {
-            Some(p) => nucleus(&weights, total * f64::from(p)),
-            None => weights.len(),
-        };
-        let mass: f64 = weights[..kept].iter().map(|w| f64::from(*w)).sum();
+        let kept = self.top_p.and_then(|p| nucleus(&weights, total * f64::from(p))).unwrap_or(weights.len());
+        self.draw_among(&candidates[..kept], &weights, position).unwrap_or(0)
+    }
+
+    fn weights(&self, candidates: &[(TokenId, f32)]) -> Vec<f32> {
+        let peak = candidates.iter().fold(f32::NEG_INFINITY, |peak, (_, logit)| peak.max(*logit));
+        let mut weights: Vec<f32> = candidates.iter().map(|(_, l)| (l - peak) / self.temperature).collect();
+        exp_slice(&mut weights);
+        weights
+    }
+
+    /// None of none.
+    fn draw_among(&self, candidates: &[(TokenId, f32)], weights: &[f32], position: usize) -> Option<TokenId> {
+        let weights = &weights[..candidates.len()];
+        let mass: f64 = weights.iter().map(|w| f64::from(*w)).sum();
         let mut remaining = uniform(self.seed, position) * mass;
-        for (weight, (id, _)) in weights.iter().zip(&candidates).take(kept) {
+        for (weight, (id, _)) in weights.iter().zip(candidates) {
             if remaining < f64::from(*weight) {
-                return *id;
+                return Some(*id);
             }
             remaining -= f64::from(*weight);
         }
-        first
+        candidates.first().map(|(first, _)| *first)
     }
 
     /// Without a truncation nothing has to be sorted.
     fn draw_from_all(&self, logits: &[f32], position: usize) -> TokenId {
-        let finite = |logit: f32| if logit.is_finite() { logit } else { f32::NEG_INFINITY };
-        let peak = logits.iter().fold(f32::NEG_INFINITY, |peak, logit| peak.max(finite(*logit)));
-        if peak == f32::NEG_INFINITY {
-            return 0;
-        }
-        let mut weights: Vec<f32> = logits.iter().map(|logit| (finite(*logit) - peak) / self.temperature).collect();
-        exp_slice(&mut weights);
-        // Stretches of f32, summed in f64: fast, and a large vocabulary does not lose its tail.
-        const STRETCH: usize = 64;
-        let sums: Vec<f64> = weights.chunks(STRETCH).map(|part| f64::from(part.iter().sum::<f32>())).collect();
+        let Some((weights, sums)) = stretches(logits, self.temperature) else { return 0 };
         let mut remaining = uniform(self.seed, position) * sums.iter().sum::<f64>();
         let mut at = 0;
         while at + 1 < sums.len() && remaining >= sums[at] {
@@ -135,16 +192,28 @@ impl Sampling {
     }
 }
 
-/// How many of the descending `weights` it takes to reach `mass`.
-fn nucleus(weights: &[f32], mass: f64) -> usize {
+/// Weights e^{(logit − largest) / temperature}, 0 of what is not finite, and their sums in stretches of f32: fast, and summed in f64, one after
+/// the other, a large vocabulary does not lose its tail. None if nothing is finite.
+fn stretches(logits: &[f32], temperature: f32) -> Option<(Vec<f32>, Vec<f64>)> {
+    let finite = |logit: f32| if logit.is_finite() { logit } else { f32::NEG_INFINITY };
+    let peak = logits.iter().fold(f32::NEG_INFINITY, |peak, logit| peak.max(finite(*logit)));
+    if peak == f32::NEG_INFINITY {
+        return None;
+    }
+    let mut weights: Vec<f32> = logits.iter().map(|logit| (finite(*logit) - peak) / temperature).collect();
+    exp_slice(&mut weights);
+    let sums = weights.chunks(STRETCH).map(|part| f64::from(part.iter().sum::<f32>())).collect();
+    Some((weights, sums))
+}
+
+/// How many of the descending `weights` it takes to reach `mass`, if they do.
+fn nucleus(weights: &[f32], mass: f64) -> Option<usize> {
     let mut sum = 0.0;
-    weights
-        .iter()
-        .position(|w| {
-            sum += f64::from(*w);
-            sum >= mass
-        })
-        .map_or(weights.len(), |last| last + 1)
+    let last = weights.iter().position(|w| {
+        sum += f64::from(*w);
+        sum >= mass
+    });
+    last.map(|last| last + 1)
 }
 
 /// A number in [0, 1) from (seed, position), by SplitMix64 (Steele et al. 2014).
@@ -210,6 +279,36 @@ mod tests {
         let all = Sampling { temperature: 1.0, top_k: None, top_p: Some(0.5), seed: 0 };
         assert_eq!(all.choose(&ranked, 500, 0), None);
         assert_eq!(Sampling { top_k: Some(40), ..all }.choose(&ranked, 500, 0), None);
+    }
+
+    /// From the total of all and the most likely ones, where these reach top-p.
+    #[test]
+    fn a_nucleus_is_the_same_among_few_as_among_all() {
+        let logits: Vec<f32> = (0..5000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 20) as f32 / 400.0).collect();
+        let ranked = top_k(&logits, LIKELY);
+        let mut reached = [0; 2];
+        for (temperature, p) in [(0.3, 0.5), (0.8, 0.05), (0.8, 0.9), (2.0, 0.99), (0.05, 0.999)] {
+            let sampling = Sampling { temperature, top_k: None, top_p: Some(p), seed: 7 };
+            for limit in [5000, 4321] {
+                let total = stretches(&logits[..limit], temperature).unwrap().1.iter().sum();
+                // What was sampled before few were looked at: all in order.
+                let mut all = top_k(&logits[..limit], limit);
+                all.retain(|(_, logit)| logit.is_finite());
+                let weights = sampling.weights(&all);
+                let kept = nucleus(&weights, total * f64::from(p)).unwrap();
+                for position in 0..100 {
+                    let expected = sampling.draw_among(&all[..kept], &weights, position);
+                    assert_eq!(Some(sampling.sample(&logits[..limit], position)), expected);
+                    let chosen = sampling.choose_within(&ranked, total, limit, position);
+                    assert!(chosen.is_none_or(|chosen| Some(chosen) == expected), "{sampling:?}");
+                    reached[usize::from(chosen.is_some())] += 1;
+                }
+            }
+        }
+        assert!(reached.iter().all(|count| *count > 100), "{reached:?}");
+        let whole = Sampling { temperature: 1.0, top_k: None, top_p: Some(1.0), seed: 0 };
+        assert_eq!(whole.sample(&logits, 3), Sampling { top_p: None, ..whole }.sample(&logits, 3));
+        assert_eq!(Sampling { top_p: Some(0.5), ..whole }.sample(&[f32::NAN; 100], 0), 0);
     }
 
     #[test]

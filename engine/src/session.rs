@@ -10,9 +10,13 @@ use crate::model::{Logits, Model};
 use crate::pass::{Expectation, Latest, Pass};
 use crate::probes::MATRIX_TOKENS;
 use crate::protocol::{TokenId, TokenSource};
-use crate::runner::{DeviceError, Draw, Memory, Runner};
-use crate::sampler::Sampling;
+use crate::runner::{DeviceError, Draw, Drawn, Memory, Runner};
+use crate::sampler::{LIKELY, Sampling};
 use crate::tape::{Refill, Tape};
+
+mod error;
+
+pub use error::SessionError;
 
 /// What a session may keep in memory besides weights and live state.
 #[derive(Clone, Copy, Debug)]
@@ -27,37 +31,16 @@ impl Default for Budgets {
     }
 }
 
-/// Why a text cannot be read.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum SessionError {
-    #[error("the prompt is empty; type at least one character, or give at least one token")]
-    EmptyPrompt,
-    #[error("token {token} at position {position} is outside the vocabulary of {vocab_size}; use ids from 0 to {}", vocab_size - 1)]
-    OutOfVocabulary { token: TokenId, position: usize, vocab_size: usize },
-    #[error(
-        "the model has learned {limit} positions and knows no others, so the text cannot be longer; give a shorter prompt or fewer tokens"
-    )]
-    TooLong { limit: usize },
-    #[error("the first {count} tokens are the model's own meta tokens, which cannot be replaced; choose a later one")]
-    MetaToken { count: usize },
-    #[error("position {position} does not exist; the text has {length} tokens")]
-    NoSuchPosition { position: usize, length: usize },
-    #[error(
-        "the logits after token {position} are not finite; the weights or the input overflow, so no token can be chosen"
-    )]
-    NotFinite { position: usize },
-    #[error(transparent)]
-    Device(#[from] DeviceError),
-}
-
 /// A text being read and continued.
 pub struct Session {
     runner: Runner,
     history: History,
     tape: Tape,
     memory: Memory,
-    /// Why the device stopped, until the next text.
+    /// Why the device stopped, until another place of the text is asked for, or another text.
     failure: Option<DeviceError>,
+    /// Whether snapshots were given up for want of memory.
+    short_of_memory: bool,
     /// Tokens processed.
     position: usize,
     /// Tokens that should be processed before anything is sampled.
@@ -106,6 +89,7 @@ impl Session {
             tape: tape(&model.part_counts(), budgets.tape_bytes),
             memory,
             failure: None,
+            short_of_memory: false,
             position: 0,
             goal: 0,
             latest: Latest::default(),
@@ -143,9 +127,9 @@ impl Session {
         self.position
     }
 
-    /// Whether known tokens wait to be processed.
+    /// Whether known tokens wait to be processed, and can be.
     pub fn is_reading(&self) -> bool {
-        self.position < self.goal
+        self.position < self.goal && self.failure.is_none()
     }
 
     /// `[V]` after the last processed token; empty before the first.
@@ -176,6 +160,9 @@ impl Session {
         }
         if first > 0 {
             notes.push(format!("gates and matrices before token {first} were dropped"));
+        }
+        if self.short_of_memory {
+            notes.push("snapshots were dropped for want of GPU memory; seeking takes longer".into());
         }
         if self.history.len() > MATRIX_TOKENS {
             notes.push(format!("matrices show the newest {MATRIX_TOKENS} tokens"));
@@ -210,7 +197,7 @@ impl Session {
         self.history.start(&prompt, self.runner.chunk(self.tape.in_sight()));
         self.tape.truncate(0);
         self.expectations.clear();
-        self.failure = None;
+        (self.failure, self.short_of_memory) = (None, false);
         self.goal = prompt.len();
         self.rewind(0);
         Ok(())
@@ -247,14 +234,18 @@ impl Session {
                 self.memory.clear(self.runner.model())
             }
         };
-        self.stop_on(restored);
+        if let Err(error) = restored {
+            self.failure = Some(error);
+        }
     }
 
-    /// After a failure of the device nothing waits to be read any more.
-    fn stop_on(&mut self, done: Result<(), DeviceError>) {
-        if let Err(error) = done {
+    /// After a failure: where there was too little memory snapshots go, so that the next [`Session::advance`] can try again; else nothing is
+    /// read any more. The text stays, and seeking to where there was room goes on from there.
+    fn run_short(&mut self, error: DeviceError) {
+        if error.is_memory() && self.failure.is_none() && self.history.drop_snapshots(self.position) {
+            self.short_of_memory = true;
+        } else {
             self.failure = Some(error);
-            self.goal = self.position;
         }
     }
 
@@ -273,11 +264,15 @@ impl Session {
                 self.advance();
             }
             self.goal = goal;
-        }
-        if self.failure.is_some() {
-            return 0;
+            if self.failure.is_some() {
+                return 0;
+            }
         }
         let range = segment.start..segment.end.min(self.goal);
+        if let Err(error) = self.runner.reserve(&mut self.memory, range.end) {
+            self.run_short(error);
+            return 0;
+        }
         let tokens = self.history.ids(range.clone());
         let (candidates, (choice, draw)) = (self.candidates, self.foresee(range.end));
         let pass = Pass { tokens: &tokens, first: range.start, candidates, choice, draw };
@@ -285,7 +280,9 @@ impl Session {
         match pass.run(&mut self.runner, &mut self.memory, hooks, &mut self.latest) {
             Ok(expectations) => self.store(range.start, expectations),
             Err(error) => {
-                self.stop_on(Err(error));
+                // The memories may be between two tokens.
+                self.rewind(range.start);
+                self.run_short(error);
                 return 0;
             }
         }
@@ -324,19 +321,25 @@ impl Session {
     /// Draws the next token and appends it, to be processed by the next `advance`. After a seek into known text the next known token is
     /// taken instead.
     pub fn extend(&mut self, sampling: &Sampling) -> Result<TokenId, SessionError> {
+        if let Some(failure) = &self.failure {
+            return Err(failure.clone().into());
+        }
         if self.position < self.history.len() {
             self.goal = self.position + 1;
             return Ok(self.history.token(self.position).0);
-        }
-        if let Some(failure) = &self.failure {
-            return Err(failure.clone().into());
         }
         let Some(last) = self.position.checked_sub(1) else { return Err(SessionError::EmptyPrompt) };
         self.check_length(self.position + 1)?;
         let limit = self.sampling_limit;
         // Token 0 is also what comes of logits that cannot be drawn from.
-        let drawn = self.latest.drawn.filter(|token| self.foreseen == Some(*sampling) && *token > 0);
-        let chosen = drawn.or_else(|| sampling.choose(&self.latest.ranked, limit, self.position));
+        let (ranked, position) = (&self.latest.ranked, self.position);
+        let chosen = match self.latest.drawn {
+            Drawn::Token(token) if self.foreseen == Some(*sampling) && token > 0 => Some(token),
+            Drawn::Total(total) if self.foreseen == Some(*sampling) => {
+                sampling.choose_within(ranked, total, limit, position)
+            }
+            _ => sampling.choose(ranked, limit, position),
+        };
         let token = match chosen {
             Some(token) => token,
             None => {
@@ -357,7 +360,11 @@ impl Session {
     fn foresee(&self, position: usize) -> (usize, Option<Draw>) {
         let Some(sampling) = self.foreseen else { return (1, None) };
         let limit = self.sampling_limit;
-        let draw = sampling.plain(position).map(|(temperature, uniform)| Draw { temperature, uniform, limit });
+        if let Some(temperature) = sampling.nucleus() {
+            return (LIKELY, Some(Draw { temperature, uniform: None, limit }));
+        }
+        let draw = sampling.plain(position);
+        let draw = draw.map(|(temperature, uniform)| Draw { temperature, uniform: Some(uniform), limit });
         (sampling.decisive().unwrap_or(1), draw)
     }
 
@@ -366,10 +373,11 @@ impl Session {
         if position > self.history.len() || (position == 0 && self.history.is_empty()) {
             return Err(SessionError::NoSuchPosition { position, length: self.history.len() });
         }
+        self.failure = None;
+        self.goal = position;
         if position != self.position {
             self.rewind(position);
         }
-        self.goal = position;
         Ok(())
     }
 
@@ -384,6 +392,7 @@ impl Session {
         }
         self.check(token, position)?;
         self.check_length(position + 1)?;
+        self.failure = None;
         self.history.truncate(position);
         self.tape.truncate(position);
         self.expectations.truncate(position);
@@ -396,20 +405,25 @@ impl Session {
     }
 
     /// What a replay would have to refill: layers not recorded, or expectations asked for after the tokens were read.
-    pub fn replay_needed(&self) -> Option<Replay> {
+    ///
+    /// # Errors
+    /// There is no room for a second memory.
+    pub fn replay_needed(&self) -> Result<Option<Replay>, DeviceError> {
         let layers = self.tape.missing();
         let expected = self.candidates == 0
             || (self.expectations.len() >= self.position
                 && self.expectations[..self.position].iter().all(Option::is_some));
         if self.position == 0 || (layers.is_empty() && expected) {
-            return None;
+            return Ok(None);
         }
-        let memory = self.runner.memory().ok()?;
-        Some(Replay { layers, memory, position: 0, latest: Latest::default() })
+        Ok(Some(Replay { layers, memory: self.runner.memory()?, position: 0, latest: Latest::default() }))
     }
 
     /// Reads the next segment of a replay. Returns (done, total); at the end the refilled layers are recorded on.
-    pub fn advance_replay(&mut self, replay: &mut Replay) -> (usize, usize) {
+    ///
+    /// # Errors
+    /// The device fails, or has no memory for a second reading; this one is then of no use, and the text as it was.
+    pub fn advance_replay(&mut self, replay: &mut Replay) -> Result<(usize, usize), DeviceError> {
         if replay.position < self.position {
             // The pass overwrites what of the text's own logits is still on the device, and the next one what it leaves there.
             self.latest.logits(&self.runner);
@@ -419,23 +433,16 @@ impl Session {
             let pass = Pass { tokens: &tokens, first: range.start, candidates: self.candidates, choice: 1, draw: None };
             let mut refill = Refill { tape: &mut self.tape, layers: &replay.layers };
             let hooks = Hooks::observing(&mut refill);
-            match pass.run(&mut self.runner, &mut replay.memory, hooks, &mut replay.latest) {
-                Ok(expectations) => {
-                    replay.latest.logits(&self.runner);
-                    self.store(range.start, expectations);
-                }
-                Err(error) => {
-                    self.stop_on(Err(error));
-                    return (self.position, self.position);
-                }
-            }
+            let expectations = pass.run(&mut self.runner, &mut replay.memory, hooks, &mut replay.latest)?;
+            replay.latest.logits(&self.runner);
+            self.store(range.start, expectations);
             replay.position = range.end;
         }
         if replay.position >= self.position {
             self.tape.resume(&replay.layers);
             self.tape.enforce_budget();
         }
-        (replay.position, self.position)
+        Ok((replay.position, self.position))
     }
 
     /// Logits `[T, V]` of the first `tokens` tokens, which are read once more in the same segments, so that the bits are those of the run.
@@ -478,3 +485,6 @@ impl Session {
         Some(state)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,14 +12,14 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, TrySen
 use crate::allowance::Allowance;
 use crate::collector::Collector;
 use crate::loader::tokenizer::Tokenizer;
-use crate::open::spell;
 use crate::protocol::{
-    Backfill, Command, Event, Failure, FinishReason, Frame, ModelInfo, Observation, Performance, PromptInput, RunState,
-    TokenId, TokenRecord,
+    Backfill, Command, Event, Failure, FinishReason, ModelInfo, Observation, Performance, PromptInput, RunState,
 };
+use crate::runner::DeviceError;
 use crate::sampler::Sampling;
 use crate::session::{Replay, Session};
 
+mod frame;
 mod loading;
 
 /// Frames at most this often while running: a screen shows no more.
@@ -181,7 +181,7 @@ impl Worker {
     fn obey(&mut self, command: &Command) -> bool {
         match command {
             Command::Shutdown => return false,
-            Command::Load { source, dtype, device } => self.load(source, *dtype, *device),
+            Command::Load { source, dtype, device, memory } => self.load(source, *dtype, *device, *memory),
             Command::Sample(sampling) => match sampling.check() {
                 Ok(()) => self.sampling = *sampling,
                 Err(message) => self.fail(message, String::new()),
@@ -232,7 +232,11 @@ impl Worker {
             return false;
         };
         match change(&mut loaded.session) {
-            Ok(()) => true,
+            Ok(()) => {
+                // One that is still there is said again.
+                self.told.failure &= loaded.session.failure().is_some();
+                true
+            }
             Err(error) => {
                 self.fail(error.to_string(), format!("{error:?}"));
                 false
@@ -296,10 +300,16 @@ impl Worker {
             loaded.session.rank(observation.candidates);
             let collector = &self.collector;
             loaded.session.look_at(|layer| collector.looks_at(layer));
-            self.replay = loaded.session.replay_needed();
+            let replay = loaded.session.replay_needed();
+            self.replay = self.try_to_look(replay).flatten();
         }
         self.observation = observation;
         self.more_to_collect = true;
+    }
+
+    /// Why something cannot be looked at is said; the text is as it was.
+    fn try_to_look<T>(&mut self, done: Result<T, DeviceError>) -> Option<T> {
+        done.map_err(|error| self.fail(format!("looking back failed: {error}"), String::new())).ok()
     }
 
     /// One token or chunk, then a slice of replay.
@@ -320,7 +330,7 @@ impl Worker {
                     let model_ms = (began.elapsed().as_secs_f32() - copied) * 1e3;
                     self.performance.model_ms = average(self.performance.model_ms, model_ms);
                     self.copy_ms = average(self.copy_ms, copied * 1e3);
-                    if ended || self.remaining == 0 {
+                    if (ended || self.remaining == 0) && session.failure().is_none() {
                         self.remaining = 0;
                         let reason = if ended { FinishReason::EndOfText } else { FinishReason::Length };
                         return self.flush_then(Event::Done(reason));
@@ -340,8 +350,12 @@ impl Worker {
             return self.fail(message, String::new());
         }
         let deadline = Instant::now() + if self.remaining > 0 { SLICE_RUNNING } else { SLICE_IDLE };
-        while let Some(replay) = &mut self.replay {
-            let (done, total) = session.advance_replay(replay);
+        while let (Some(loaded), Some(replay)) = (&mut self.loaded, &mut self.replay) {
+            let advanced = loaded.session.advance_replay(replay);
+            let Some((done, total)) = self.try_to_look(advanced) else {
+                self.replay = None;
+                return;
+            };
             self.told.backfill = Some(Backfill { done, total });
             if done >= total {
                 self.replay = None;
@@ -382,83 +396,6 @@ impl Worker {
         if self.unsent.is_none() && due && (self.has_news() || self.more_to_collect || self.told.backfill.is_some()) {
             let frame = self.frame(self.has_work());
             self.send(Event::Frame(Arc::new(frame)));
-        }
-    }
-
-    /// All that is new; `busy`: something else waits, so pictures get a short slice of time only.
-    fn frame(&mut self, busy: bool) -> Frame {
-        let (running, state) = (self.remaining > 0, self.state());
-        let Some(loaded) = &self.loaded else { return Frame { epoch: self.epoch, ..Frame::default() } };
-        let session = &loaded.session;
-        let began = Instant::now();
-        let made = session.position().saturating_sub(self.told.position);
-        let allowed = self.allowance.after(self.last_publish.elapsed(), self.collector.is_far_behind(made));
-        // That something has begun or ended is told before anything is drawn; what is idle then draws at once.
-        let changed = state != self.told.state;
-        let slice = match (session.is_reading(), busy) {
-            (true, _) => SLICE_READING,
-            (false, true) if running && began >= self.next_token_at => allowed,
-            (false, _) if changed => Duration::ZERO,
-            (false, true) => SLICE_RUNNING,
-            (false, false) => SLICE_IDLE,
-        };
-        let deadline = began + slice;
-        let (readings, more) = self.collector.collect(session, deadline, busy);
-        let collected = Instant::now();
-        self.more_to_collect = more;
-
-        let spell = |id: TokenId| spell(&loaded.info, loaded.tokenizer.as_ref(), id);
-        let length = session.history().len();
-        let tokens = (self.told.tokens..length)
-            .map(|position| {
-                let (id, source) = session.history().token(position);
-                let (bytes, special) = spell(id);
-                TokenRecord { position, id, source, bytes, special }
-            })
-            .collect();
-        let mut predictions = Vec::new();
-        while let Some(expectation) = session.expectation(self.told.predictions) {
-            predictions.push(expectation.clone().into_prediction(self.told.predictions, spell));
-            self.told.predictions += 1;
-        }
-        if made > 0 && running {
-            let per_token = 1e3 / made as f32;
-            self.performance.probes_ms =
-                average(self.performance.probes_ms, (collected - began).as_secs_f32() * per_token);
-            self.performance.transfer_ms =
-                average(self.performance.transfer_ms, collected.elapsed().as_secs_f32() * per_token + self.copy_ms);
-            let rate = made as f32 / self.last_publish.elapsed().as_secs_f32().max(1e-6);
-            self.performance.tokens_per_s = average(self.performance.tokens_per_s, rate);
-        } else if made > 1 && self.performance.tokens_per_s == 0.0 && self.performance.model_ms > 0.0 {
-            // A run that was over within a frame.
-            self.performance.tokens_per_s = 1e3 / self.performance.model_ms;
-        }
-        let performance = Performance {
-            state_bytes: loaded.info.state_bytes,
-            kv_bytes: session.kv_bytes(),
-            device_bytes: session.runner().device_bytes(),
-            tape_bytes: session.tape().bytes(),
-            snapshot_bytes: session.history().snapshot_bytes(),
-            bounded: session.given_up(),
-            ..self.performance.clone()
-        };
-        self.performance = performance.clone();
-        self.allowance.spend(began.elapsed());
-        self.told.tokens = length;
-        self.told.position = session.position();
-        self.told.state = state;
-        self.last_publish = Instant::now();
-        Frame {
-            epoch: self.epoch,
-            keep: self.told.keep.take(),
-            state,
-            length,
-            position: session.position(),
-            tokens,
-            predictions,
-            readings,
-            performance,
-            backfill: self.told.backfill.take().filter(|b| b.done < b.total),
         }
     }
 

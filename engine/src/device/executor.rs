@@ -17,13 +17,13 @@ use crate::hooks::{Depth, Hooks};
 use crate::mixer::{Handed, StateSlot};
 use crate::model::block::Pass;
 use crate::model::{Logits, Model};
+use crate::place::Place;
 use crate::protocol::{Device, DeviceInfo, Dtype, ModelInfo, TokenId};
-use crate::runner::{Outlook, Ranked};
+use crate::room;
+use crate::runner::{Draw, Drawn, Outlook, Ranked};
 
 /// From this size on weights in bf16 meet activations in bf16, when many tokens are read.
 const LARGE: usize = 1 << 30;
-/// Bytes that are left for caches, snapshots and workspace when a model is said to fit.
-const RESERVE: usize = 1 << 30;
 /// Recorded bytes of a token from which on only what is looked at is copied over.
 const MUCH: usize = 128 << 10;
 /// Tokens of a prompt read at once: many, so that the products fill the GPU; of these in f32 fewer.
@@ -35,6 +35,18 @@ const RECORDED: usize = 2048;
 const MOST_CANDIDATES: usize = 64;
 /// Logits from which it draws: what is noted of more does not fit into the shared memory of every GPU.
 const MOST_DRAWN: usize = 1 << 18;
+
+/// # Errors
+/// Weights of this type have no kernels.
+pub fn check(model: &Model) -> Result<()> {
+    let dtype = model.dtype();
+    match supported(dtype) {
+        true => Ok(()),
+        false => {
+            Err(CudaError::Unsupported(format!("weights in {dtype}: hold them in bf16 or f16, or run on the CPU")))
+        }
+    }
+}
 
 /// Where a layer runs.
 pub(super) enum Layer {
@@ -67,10 +79,8 @@ pub struct Executor {
     pub(super) info: DeviceInfo,
     /// Whether many tokens are read in bf16.
     pub(super) halves: bool,
-    /// Bytes of weights and of one token's numbers.
-    pub(super) weights: usize,
-    /// GPU memory in use when the model was opened.
-    pub(super) used_before: usize,
+    /// By how many tokens are read at once, the most bytes of workspace that takes.
+    pub(super) workspace: Box<dyn Fn(usize) -> usize + Send>,
     /// {token, position}, and the host's side of it.
     pub(super) place: Buffer<u32>,
     pub(super) place_host: Pinned<u32>,
@@ -97,28 +107,13 @@ pub struct Executor {
 }
 
 impl Executor {
-    /// Uploads a model to the first GPU.
+    /// Uploads a model to `gpu`, of whose memory it may take so many bytes, all if none. That it can run and fits has been checked.
     ///
     /// # Errors
-    /// There is no GPU, its driver is too old, or the model does not fit; weights in q8 have no kernels.
-    pub fn open(model: Arc<Model>, info: &ModelInfo) -> Result<Self> {
-        if !supported(model.dtype()) {
-            return Err(CudaError::Unsupported(format!(
-                "weights in {}: hold them in bf16 or f16, or run on the CPU",
-                model.dtype()
-            )));
-        }
-        let gpu = Gpu::open(0)?;
-        let (free, whole) = gpu.memory()?;
-        let needed = info.weights_bytes + info.state_bytes + RESERVE;
-        if needed > free {
-            return Err(CudaError::OutOfMemory {
-                what: format!("{} (weights {} MiB)", info.name, info.weights_bytes >> 20),
-                needed: needed >> 20,
-                free: free >> 20,
-            });
-        }
-        let to = Upload::new(&gpu);
+    /// Something else takes that memory meanwhile.
+    pub fn open(model: Arc<Model>, info: &ModelInfo, gpu: &Arc<Gpu>, allowed: Option<usize>) -> Result<Self> {
+        gpu.limit_memory(allowed);
+        let to = Upload::new(gpu);
         let (spec, d) = (model.spec(), model.spec().hidden_size);
         let (mut layers, mut missing) = (Vec::new(), Vec::<(String, Vec<usize>)>::new());
         for (index, block) in model.blocks.iter().enumerate() {
@@ -141,7 +136,13 @@ impl Executor {
             head: model.head.as_ref().map(|head| to.matrix(head)).transpose()?,
             final_norm: to.norm(&model.final_norm, 1.0)?,
             pieces: pieces(&layers),
-            info: DeviceInfo { device: Device::Cuda, name: gpu.name().to_owned(), on_cpu: on_cpu(missing) },
+            info: DeviceInfo {
+                device: Device::Cuda,
+                name: gpu.name().to_owned(),
+                memory: gpu.memory()?.1,
+                allowed,
+                on_cpu: on_cpu(missing),
+            },
             halves,
             place: gpu.zeros(2)?,
             place_host: gpu.pinned(2)?,
@@ -149,19 +150,21 @@ impl Executor {
             logits: to.room(spec.vocab_size)?,
             logits_host: gpu.pinned(spec.vocab_size)?,
             graphs: Vec::new(),
-            ranks: RankRow::new(&gpu)?,
+            ranks: RankRow::new(gpu)?,
             ranked: gpu.pinned(rank_width(MOST_CANDIDATES))?,
-            drawn: gpu.pinned(1)?,
+            drawn: gpu.pinned(2)?,
             draws: draws_as_the_cpu() && spec.vocab_size <= MOST_DRAWN,
             next: gpu.upload(&[TokenId::MAX])?,
             scratch: Scratch::default(),
             scratch_halves: Scratch::default(),
-            recorder: Recorder::new(&gpu, 256)?,
-            token_recorder: TokenRecorder::new(&gpu, entries)?,
+            recorder: Recorder::new(gpu, 256)?,
+            token_recorder: TokenRecorder::new(gpu, entries)?,
             recorded: vec![Depth::Nothing; layers.len()],
             copy_seconds: 0.0,
-            weights: to.bytes(),
-            used_before: whole - free,
+            workspace: {
+                let info = info.clone();
+                Box::new(move |tokens| room::workspace(&info, tokens))
+            },
             layers,
             model: model.clone(),
             gpu: gpu.clone(),
@@ -180,11 +183,13 @@ impl Executor {
         self.info.clone()
     }
 
-    /// Bytes of GPU memory in use by this program, as the driver counts them.
+    pub fn place(&self) -> Place {
+        Place::Gpu(self.gpu.clone(), self.gpu.memory_limit())
+    }
+
+    /// Bytes of GPU memory in use: weights, memories, snapshots, workspace.
     pub fn bytes(&self) -> usize {
-        let known = self.weights + self.scratch.bytes() + self.scratch_halves.bytes();
-        let known = known + self.recorder.bytes() + self.token_recorder.bytes();
-        self.gpu.memory().map_or(known, |(free, whole)| (whole - free).saturating_sub(self.used_before))
+        self.gpu.used()
     }
 
     pub fn copy_seconds(&self) -> f32 {
@@ -197,12 +202,35 @@ impl Executor {
         self.layers.iter().map(numbers).sum::<usize>() * size_of::<f32>() > MUCH
     }
 
-    /// Tokens of a prompt worth reading at once while everything is recorded of `recorded` layers.
+    /// Tokens of a prompt worth reading at once while everything is recorded of `recorded` layers: fewer where there is little room.
     pub fn chunk(&self, recorded: usize) -> usize {
         let longest = if self.halves { LONG_CHUNK } else { CHUNK };
-        match RECORDED.checked_div(recorded) {
+        let longest = match RECORDED.checked_div(recorded) {
             Some(share) => (share / 128 * 128).clamp(128, longest),
             None => longest,
+        };
+        // What the last prompt was read with is used again; half of the rest is for memories and snapshots.
+        let worked = self.scratch.bytes() + self.scratch_halves.bytes();
+        let room = self.gpu.room().map_or(usize::MAX, |room| room / 2 + worked);
+        room::chunk(longest, room, &self.workspace)
+    }
+
+    /// Makes room in `memory` for `tokens` tokens; where there is none, its numbers stay.
+    ///
+    /// # Errors
+    /// There is no room for their keys and values.
+    pub fn reserve(&mut self, memory: &mut Memory, tokens: usize) -> Result<()> {
+        if memory.moves(tokens) {
+            // Graphs hold the buffers that are to be replaced.
+            self.graphs.clear();
+        }
+        match memory.reserve(tokens) {
+            // And those of texts that are gone.
+            Err(error) if error.is_memory() && !self.graphs.is_empty() => {
+                self.graphs.clear();
+                memory.reserve(tokens)
+            }
+            done => done,
         }
     }
 
@@ -248,7 +276,7 @@ impl Executor {
         asked: Asked<'_>,
     ) -> Result<()> {
         hooks.begin(first, tokens.len());
-        memory.reserve(first + tokens.len())?;
+        self.reserve(memory, first + tokens.len())?;
         self.copy_seconds = 0.0;
         match tokens {
             [token] => self.step(*token, first, memory, hooks, asked)?,
@@ -276,8 +304,8 @@ impl Executor {
         Ok(logits)
     }
 
-    /// As [`Executor::forward`]; returns the outlook after every token, or after the last, and the token drawn, if it was. The logits of the
-    /// last token stay here.
+    /// As [`Executor::forward`]; returns the outlook after every token, or after the last, and what was drawn. The logits of the last token
+    /// stay here.
     ///
     /// # Errors
     /// As [`Executor::forward`].
@@ -288,11 +316,19 @@ impl Executor {
         memory: &mut Memory,
         hooks: &mut Hooks<'_>,
         ranked: Ranked,
-    ) -> Result<(Vec<Outlook>, Option<TokenId>)> {
+    ) -> Result<(Vec<Outlook>, Drawn)> {
         let mut outlooks = Vec::new();
         let asked = Asked::Ranked { ranked, outlooks: &mut outlooks };
         self.run(tokens, first, memory, hooks, asked)?;
-        Ok((outlooks, ranked.draw.filter(|_| self.draws).map(|_| self.drawn.as_slice()[0])))
+        let words = self.drawn.as_slice();
+        let drawn = match ranked.draw.filter(|_| self.draws) {
+            None => Drawn::Nothing,
+            Some(Draw { uniform: Some(_), .. }) => Drawn::Token(words[0]),
+            Some(Draw { uniform: None, .. }) => {
+                Drawn::Total(f64::from_bits(u64::from(words[0]) | u64::from(words[1]) << 32))
+            }
+        };
+        Ok((outlooks, drawn))
     }
 
     /// Whether the embedding is normed, or of two types.

@@ -4,13 +4,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use statescope_kernels::cuda::{Buffer, Gpu, Result};
+use statescope_kernels::cuda::{Buffer, CudaError, Gpu, Result};
 
 use crate::mixer::StateSlot;
 use crate::model::Model;
-
-/// Positions that a KV cache starts with.
-const CAPACITY: usize = 2048;
+use crate::room::grown_cache;
 
 /// What one mixer remembers; empty where it does not.
 #[derive(Clone)]
@@ -54,6 +52,10 @@ impl std::fmt::Debug for Saved {
     }
 }
 
+fn what(length: usize) -> String {
+    format!("the KV cache of {length} tokens")
+}
+
 fn download(gpu: &Gpu, state: &Buffer<f32>) -> Vec<f32> {
     // A device that fails here fails again where it is reported.
     gpu.download(state).unwrap_or_default()
@@ -65,13 +67,44 @@ impl Memory {
         Self { gpu, id: (NEXT.fetch_add(1, Ordering::Relaxed), 0), slots, host, length: 0, capacity: 0 }
     }
 
-    /// Makes room for `length` tokens.
+    /// Whether there are caches that are too small for `length` tokens.
+    fn grows(&self, length: usize) -> bool {
+        length > self.capacity && self.slots.iter().flatten().any(|slot| slot.kv_width > 0)
+    }
+
+    /// Whether they are replaced then.
+    pub(super) fn moves(&self, length: usize) -> bool {
+        self.capacity > 0 && self.grows(length)
+    }
+
+    /// Makes room for `length` tokens; where there is none, all numbers stay.
     pub(super) fn reserve(&mut self, length: usize) -> Result<()> {
-        let caches = self.slots.iter().flatten().any(|slot| slot.kv_width > 0);
-        if length <= self.capacity || !caches {
+        if !self.grows(length) {
             return Ok(());
         }
-        let capacity = length.next_power_of_two().max(CAPACITY);
+        let widths = || self.slots.iter().flatten().map(|slot| 2 * slot.kv_width * size_of::<f32>());
+        let (bytes, largest) = (widths().sum(), widths().max().unwrap_or(0));
+        let capacity = grown_cache(self.capacity, length, bytes, largest, self.gpu.room()?)
+            .map_err(|more| self.full(length, more))?;
+        // Also if not all caches can be replaced: graphs speak of those that were.
+        self.id.1 += 1;
+        self.replace_caches(capacity).map_err(|error| error.naming(what(length)))?;
+        self.capacity = capacity;
+        Ok(())
+    }
+
+    fn full(&self, length: usize, more: usize) -> CudaError {
+        let [needed, used] = [more, self.gpu.used()].map(|bytes| bytes.div_ceil(1 << 20));
+        match self.gpu.memory_limit() {
+            Some(limit) => CudaError::OverLimit { what: what(length), needed, used, limit: limit >> 20 },
+            None => {
+                let free = self.gpu.free().unwrap_or(0) >> 20;
+                CudaError::OutOfMemory { what: what(length), needed, free }
+            }
+        }
+    }
+
+    fn replace_caches(&mut self, capacity: usize) -> Result<()> {
         for slot in self.slots.iter_mut().flatten().filter(|slot| slot.kv_width > 0) {
             let grow = |old: Option<&Buffer<f32>>| -> Result<Buffer<f32>> {
                 let grown = self.gpu.zeros(capacity * slot.kv_width)?;
@@ -81,8 +114,6 @@ impl Memory {
             let (keys, values) = slot.cache.as_ref().map(|(keys, values)| (keys, values)).unzip();
             slot.cache = Some((grow(keys)?, grow(values)?));
         }
-        self.capacity = capacity;
-        self.id.1 += 1;
         Ok(())
     }
 

@@ -19,11 +19,13 @@ mod mlp;
 mod prompt;
 mod record;
 #[cfg(test)]
+mod room_tests;
+#[cfg(test)]
 mod tests;
 mod token;
 mod upload;
 
-pub use executor::Executor;
+pub use executor::{Executor, check};
 pub use memory::{Memory, Saved};
 pub use upload::Upload;
 
@@ -119,7 +121,7 @@ impl<T: Element> Scratch<T> {
         }
         // The old one goes first.
         buffers.remove(name);
-        let buffer = gpu.zeros(len)?;
+        let buffer = gpu.zeros(len).map_err(|error| error.naming("reading so many tokens at once"))?;
         buffers.insert(name, buffer.clone());
         Ok(buffer)
     }

@@ -9,10 +9,8 @@ use super::token::outlook;
 use super::{Rows, Scratch, all};
 use crate::hooks::{Depth, Hooks};
 use crate::protocol::TokenId;
+use crate::room::LOGIT_ROWS;
 use crate::runner::Ranked;
-
-/// Rows of logits made at once.
-const LOGIT_ROWS: usize = 1024;
 
 impl Executor {
     pub(super) fn read<T: Workspace>(

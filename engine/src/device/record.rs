@@ -195,10 +195,6 @@ impl Recorder {
         self.batches.clear();
         (self.used, self.sent) = (0, (0, 0));
     }
-
-    pub(super) fn bytes(&self) -> usize {
-        self.staged.len() * size_of::<f32>()
-    }
 }
 
 /// The same quantities of token after token: the table is made once.
@@ -241,9 +237,5 @@ impl TokenRecorder {
     /// Shows them, once they have been waited for.
     pub(super) fn show(&self, hooks: &mut Hooks<'_>) {
         self.recorder.hand_over(0..self.recorder.places.len(), hooks);
-    }
-
-    pub(super) fn bytes(&self) -> usize {
-        self.recorder.bytes()
     }
 }

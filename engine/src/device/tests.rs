@@ -6,11 +6,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use safetensors::SafeTensors;
+use statescope_kernels::cuda::Gpu;
 
 use super::Executor;
 use crate::hooks::{Depth, Hooks, Observer};
 use crate::model::{Logits, Model};
 use crate::open::open_model;
+use crate::place::Place;
 use crate::protocol::{Device, ModelInfo, ModelSource, Point, TokenId};
 use crate::runner::Runner;
 use crate::sampler::Sampling;
@@ -39,12 +41,12 @@ fn open(source: &ModelSource) -> (Arc<Model>, ModelInfo) {
 }
 
 /// The built-in models, of their folders: a build without them tests them, too.
-fn builtins() -> Vec<(Arc<Model>, ModelInfo)> {
+pub(super) fn builtins() -> Vec<(Arc<Model>, ModelInfo)> {
     let folder = root().join("assets/models");
     ["mamba", "mamba2", "hybrid", "transformer"].map(|name| open(&ModelSource::Path(folder.join(name)))).into()
 }
 
-fn ids(count: usize, vocab: usize) -> Vec<TokenId> {
+pub(super) fn ids(count: usize, vocab: usize) -> Vec<TokenId> {
     (0..count).map(|i| ((i * 7919 + i * i * 31 + 13) % vocab) as TokenId).collect()
 }
 
@@ -94,7 +96,8 @@ fn read(runner: &mut Runner, tokens: &[TokenId], cuts: &[usize], mut seen: Optio
 }
 
 fn gpu(model: &Arc<Model>, info: &ModelInfo) -> Runner {
-    Runner::open(model.clone(), Device::Cuda, &mut info.clone()).unwrap_or_else(|error| panic!("{error}"))
+    let place = Place::open(Device::Cuda, None).unwrap_or_else(|error| panic!("{error}"));
+    Runner::open(model.clone(), &place, &mut info.clone()).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// The largest deviations of logits and of any recorded quantity from the CPU, over several ways to cut the text.
@@ -126,8 +129,12 @@ fn compare(name: &str, model: &Arc<Model>, info: &ModelInfo, tokens: &[TokenId])
     (worst, worst_seen.0)
 }
 
+fn executor(model: &Arc<Model>, info: &ModelInfo) -> Executor {
+    Executor::open(model.clone(), info, &Gpu::open(0).unwrap(), None).unwrap()
+}
+
 fn gpu_notes(model: &Arc<Model>, info: &ModelInfo) -> Vec<String> {
-    Executor::open(model.clone(), info).unwrap().info().on_cpu
+    executor(model, info).info().on_cpu
 }
 
 #[test]
@@ -188,7 +195,7 @@ fn cuda_agrees_with_the_official_implementation() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-fn generated(session: &mut Session, prompt: &[TokenId], count: usize) -> Vec<TokenId> {
+pub(super) fn generated(session: &mut Session, prompt: &[TokenId], count: usize) -> Vec<TokenId> {
     let greedy = Sampling { temperature: 0.0, top_k: None, top_p: None, seed: 0 };
     session.start(prompt).unwrap();
     session.read_all();
@@ -323,7 +330,7 @@ fn cuda_prompts_in_bf16_stay_close() {
         let tokens = ids(600, info.vocab_size);
         let (mut memory, mut logits) = (model.slots(), Vec::new());
         model.forward(&tokens, 0, &mut memory, &mut Hooks::none(), Logits::All(&mut logits));
-        let mut executor = Executor::open(model.clone(), &info).unwrap();
+        let mut executor = executor(&model, &info);
         executor.read_in_halves();
         let (mut memory, mut halves) = (executor.memory().unwrap(), Vec::new());
         executor.forward(&tokens, 0, &mut memory, &mut Hooks::none(), Logits::All(&mut halves)).unwrap();

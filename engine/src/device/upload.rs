@@ -1,7 +1,5 @@
 //! Weights on their way to the GPU.
 
-use std::cell::Cell;
-
 use statescope_kernels::Matrix;
 use statescope_kernels::cuda::{At, Buffer, DeviceMatrix, Element, Gemm, Gpu, Input, Linear, Norm as NormRows, Result};
 
@@ -11,31 +9,23 @@ use crate::model::norm::Norm as HostNorm;
 use crate::model::spec::NormKind;
 use crate::protocol::Point;
 
-/// The GPU that weights go to, and how many bytes have gone.
+/// The GPU that weights go to.
 pub struct Upload<'a> {
     pub gpu: &'a Gpu,
-    bytes: Cell<usize>,
 }
 
 impl<'a> Upload<'a> {
     pub(super) fn new(gpu: &'a Gpu) -> Self {
-        Self { gpu, bytes: Cell::new(0) }
-    }
-
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes.get()
+        Self { gpu }
     }
 
     /// # Errors
     /// It does not fit, or is held in q8.
     pub(super) fn matrix(&self, matrix: &Matrix) -> Result<DeviceMatrix> {
-        let uploaded = DeviceMatrix::upload(self.gpu, matrix)?;
-        self.bytes.set(self.bytes.get() + matrix.bytes());
-        Ok(uploaded)
+        DeviceMatrix::upload(self.gpu, matrix)
     }
 
     pub(super) fn vector(&self, values: &[f32]) -> Result<Buffer<f32>> {
-        self.bytes.set(self.bytes.get() + size_of_val(values));
         self.gpu.upload(values)
     }
 
@@ -45,7 +35,6 @@ impl<'a> Upload<'a> {
 
     /// Room for one token's numbers, which stay from one token to the next.
     pub(super) fn room(&self, len: usize) -> Result<Buffer<f32>> {
-        self.bytes.set(self.bytes.get() + len * size_of::<f32>());
         self.gpu.zeros(len)
     }
 

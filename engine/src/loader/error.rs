@@ -65,6 +65,10 @@ pub enum LoadError {
     )]
     NoBuiltins { name: String },
 
+    /// It would not fit where it is to run.
+    #[error(transparent)]
+    Device(#[from] crate::runner::DeviceError),
+
     /// The caller stopped a load; nobody needs to be told.
     #[error("loading was cancelled")]
     Cancelled,

@@ -18,6 +18,7 @@ use messages::{closest, explain};
 use stored::{halves, in_halves, squeezed};
 
 mod messages;
+mod sizes;
 mod stored;
 pub use stored::{Located, Stored};
 
@@ -200,22 +201,6 @@ impl Weights {
     /// The format of the files, for people.
     pub fn format(&self) -> &'static str {
         if self.files.iter().any(|file| file.label.ends_with(".bin")) { "PyTorch pickle" } else { "safetensors" }
-    }
-
-    /// Bytes of all tensors as they are stored.
-    pub fn total_bytes(&self) -> usize {
-        self.entries.values().map(|entry| entry.range.len()).sum()
-    }
-
-    /// Bytes that the tensors read so far take in memory: matrices in their dtype, the rest in f32.
-    pub fn bytes_read(&self) -> usize {
-        self.entries.values().map(|entry| entry.held.load(Relaxed)).sum()
-    }
-
-    /// Elements of the tensors that were read so far; a model's parameters once it is built.
-    pub fn parameters_read(&self) -> u64 {
-        let read = |entry: &&Entry| entry.held.load(Relaxed) > 0;
-        self.entries.values().filter(read).map(|entry| entry.shape.iter().product::<usize>() as u64).sum()
     }
 
     /// Tensors that nothing has read, sorted; buffers that models carry along are left out. After a model is built, an entry here

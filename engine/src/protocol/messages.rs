@@ -157,11 +157,13 @@ pub enum PromptInput {
 /// What can be asked of the engine.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
-    /// `dtype`: what to hold the weights in; the file's own if none. `device`: where to compute.
+    /// `dtype`: what to hold the weights in; the file's own if none. `device`: where to compute. `memory`: bytes of a GPU's memory to take at
+    /// most; all that is free if none.
     Load {
         source: ModelSource,
         dtype: Option<Dtype>,
         device: Device,
+        memory: Option<usize>,
     },
     /// Starts a new text and reads it; the run state stays paused.
     Prompt(PromptInput),

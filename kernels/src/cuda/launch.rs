@@ -11,13 +11,15 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytemuck::Pod;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
-use cudarc::driver::{CudaContext, CudaEvent, CudaGraph, CudaSlice, CudaStream, DriverError, result};
+use cudarc::driver::{CudaContext, CudaEvent, CudaGraph, CudaStream, DriverError, result};
 use half::{bf16, f16};
 
 mod pinned;
+mod quota;
 mod tensor_map;
 
 pub use pinned::Pinned;
+use quota::{Held, Quota, keep_freed_memory};
 pub(super) use tensor_map::TensorMap;
 
 /// Machine code by source file.
@@ -43,6 +45,10 @@ pub enum CudaError {
         "{what} needs {needed} MiB of GPU memory and {free} MiB are free; take a smaller model or a shorter text, or run on the CPU"
     )]
     OutOfMemory { what: String, needed: usize, free: usize },
+    #[error(
+        "{what} needs {needed} MiB more of GPU memory, and {used} of the {limit} MiB allowed are in use; allow more, take a smaller model or a shorter text, or run on the CPU"
+    )]
+    OverLimit { what: String, needed: usize, used: usize, limit: usize },
     #[error("no CUDA kernel for {0}")]
     Unsupported(String),
     #[error("CUDA failed: {0}")]
@@ -52,6 +58,21 @@ pub enum CudaError {
 impl From<DriverError> for CudaError {
     fn from(error: DriverError) -> Self {
         CudaError::Driver(error.to_string())
+    }
+}
+
+impl CudaError {
+    /// Whether it is for want of memory, so that less of it might do.
+    pub fn is_memory(&self) -> bool {
+        matches!(self, Self::OutOfMemory { .. } | Self::OverLimit { .. })
+    }
+
+    /// With what there was no memory for.
+    pub fn naming(mut self, name: impl fmt::Display) -> Self {
+        if let Self::OutOfMemory { what, .. } | Self::OverLimit { what, .. } = &mut self {
+            *what = name.to_string();
+        }
+        self
     }
 }
 
@@ -85,7 +106,7 @@ pub struct Ptr(u64);
 /// Numbers in device memory. Clones share them.
 #[derive(Clone)]
 pub struct Buffer<T: Element> {
-    slice: Arc<Mutex<CudaSlice<T>>>,
+    slice: Arc<Mutex<Held<T>>>,
     address: u64,
     len: usize,
     kept: Kept,
@@ -159,6 +180,7 @@ pub struct Gpu {
     context: Arc<CudaContext>,
     functions: Mutex<Functions>,
     kept: Kept,
+    quota: Arc<Quota>,
     name: String,
     processors: u32,
     /// Whether launches may overlap the end of the one before (compute capability 9.0 and later).
@@ -194,19 +216,6 @@ pub fn find(ordinal: usize) -> Result<String> {
     Ok(result::device::get_name(result::device::get(ordinal as i32)?)?)
 }
 
-/// Memory that was freed stays with the program for the next allocation: snapshots come and go while tokens are made.
-fn keep_freed_memory(ordinal: usize) -> Result<()> {
-    let device = result::device::get(ordinal as i32)?;
-    let (mut pool, mut threshold) = (std::ptr::null_mut(), u64::MAX);
-    // SAFETY: the first call writes the pool's handle, the second reads one 64-bit number.
-    unsafe {
-        sys::cuDeviceGetDefaultMemPool(&mut pool, device).result()?;
-        let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-        sys::cuMemPoolSetAttribute(pool, attribute, (&raw mut threshold).cast()).result()?;
-    }
-    Ok(())
-}
-
 impl Gpu {
     /// Opens a GPU and loads the kernels.
     ///
@@ -234,6 +243,7 @@ impl Gpu {
         Ok(Arc::new(Gpu {
             functions: Mutex::new(Functions { modules, by_name: HashMap::new() }),
             kept: Arc::default(),
+            quota: Arc::default(),
             name,
             processors,
             overlaps: major >= 9,
@@ -268,28 +278,21 @@ impl Gpu {
         Ok(self.context.mem_get_info()?)
     }
 
-    fn allocate<T: Element>(&self, len: usize) -> Result<CudaSlice<T>> {
-        // SAFETY: all callers fill the memory before it is read.
-        match unsafe { self.stream.alloc(len.max(1)) } {
-            Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => Err(CudaError::OutOfMemory {
-                what: "this".to_owned(),
-                needed: (len * size_of::<T>()) >> 20,
-                free: self.memory().map_or(0, |(free, _)| free >> 20),
-            }),
-            other => Ok(other?),
-        }
+    /// Memory that the caller fills before it is read.
+    fn allocate<T: Element>(&self, len: usize) -> Result<Held<T>> {
+        self.quota.allocate(&self.stream, len)
     }
 
-    fn wrap<T: Element>(&self, slice: CudaSlice<T>, len: usize) -> Buffer<T> {
+    fn wrap<T: Element>(&self, slice: Held<T>, len: usize) -> Buffer<T> {
         use cudarc::driver::DevicePtr;
-        let address = slice.device_ptr(&self.stream).0;
+        let address = slice.slice.device_ptr(&self.stream).0;
         Buffer { slice: Arc::new(Mutex::new(slice)), address, len, kept: self.kept.clone() }
     }
 
     /// `len` zeros.
     pub fn zeros<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
         let mut slice = self.allocate(len)?;
-        self.stream.memset_zeros(&mut slice)?;
+        self.stream.memset_zeros(&mut slice.slice)?;
         Ok(self.wrap(slice, len))
     }
 
@@ -304,7 +307,7 @@ impl Gpu {
     /// A copy of `values`.
     pub fn upload<T: Element>(&self, values: &[T]) -> Result<Buffer<T>> {
         let mut slice = self.allocate(values.len())?;
-        self.stream.memcpy_htod(values, &mut slice)?;
+        self.stream.memcpy_htod(values, &mut slice.slice)?;
         // The host may go on with its memory.
         self.stream.synchronize()?;
         Ok(self.wrap(slice, values.len()))
@@ -313,7 +316,7 @@ impl Gpu {
     /// Overwrites elements from `from` on.
     pub fn write<T: Element>(&self, buffer: &Buffer<T>, from: usize, values: &[T]) -> Result<()> {
         let mut slice = lock(&buffer.slice);
-        self.stream.memcpy_htod(values, &mut slice.slice_mut(from..from + values.len()))?;
+        self.stream.memcpy_htod(values, &mut slice.slice.slice_mut(from..from + values.len()))?;
         self.stream.synchronize()?;
         Ok(())
     }
@@ -328,7 +331,7 @@ impl Gpu {
     /// Elements from `from` on into `out`.
     pub fn read<T: Element>(&self, buffer: &Buffer<T>, from: usize, out: &mut [T]) -> Result<()> {
         let slice = lock(&buffer.slice);
-        self.stream.memcpy_dtoh(&slice.slice(from..from + out.len()), out)?;
+        self.stream.memcpy_dtoh(&slice.slice.slice(from..from + out.len()), out)?;
         self.stream.synchronize()?;
         Ok(())
     }
@@ -358,7 +361,7 @@ impl Gpu {
 
     /// Sets all numbers to zero; may be captured.
     pub fn clear<T: Element>(&self, buffer: &Buffer<T>) -> Result<()> {
-        Ok(self.stream.memset_zeros(&mut *lock(&buffer.slice))?)
+        Ok(self.stream.memset_zeros(&mut lock(&buffer.slice).slice)?)
     }
 
     /// Starts a copy of `len` elements from `from` of `buffer` to `to` of `host`; may be captured. `host` must be kept while the graph is.

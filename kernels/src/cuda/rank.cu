@@ -160,10 +160,11 @@ extern "C" __global__ void __launch_bounds__(256) rank_row(const __grid_constant
 
 struct DrawParams {
     const float *logits;  // [V]
-    u32 *token;           // [1]
+    u32 *token;           // [1]; or the sum of all weights, [2]
     double uniform;       // in [0, 1)
     u32 vocab;
     float temperature;
+    u32 total_only, pad;
 };
 
 // eˣ with the very bits of cpu/vector.rs on a processor with fused multiply-adds. x is no NaN.
@@ -205,7 +206,7 @@ extern "C" __global__ void __launch_bounds__(1024) draw(const __grid_constant__ 
     __syncthreads();
     const float peak = warp_max(scratch[threadIdx.x % 32]);
     if (peak == -INFINITY) {
-        if (threadIdx.x == 0) *p.token = 0;
+        if (threadIdx.x < (p.total_only ? 2 : 1)) p.token[threadIdx.x] = 0;
         return;
     }
     auto weight = [&](u32 i) { return exp_as_there(__fdiv_rn(__fsub_rn(finite(i), peak), p.temperature)); };
@@ -235,6 +236,7 @@ extern "C" __global__ void __launch_bounds__(1024) draw(const __grid_constant__ 
 #pragma unroll
             for (u32 i = 0; i < AHEAD; i++) all = __dadd_rn(all, next[i]);
         }
+        if (p.total_only) p.token[0] = __double2loint(all), p.token[1] = __double2hiint(all);
         // The first stretch that is not used up, or the last.
         double remaining = __dmul_rn(p.uniform, all);
         bool over = false;
@@ -253,6 +255,7 @@ extern "C" __global__ void __launch_bounds__(1024) draw(const __grid_constant__ 
         }
         left = remaining;
     }
+    if (p.total_only) return;
     __syncthreads();
     // The weights of the stretch, and of those after it, should rounding lead beyond its end.
     u32 last = 0;

@@ -105,18 +105,30 @@ struct DrawParams {
     uniform: f64,
     vocab: u32,
     temperature: f32,
+    total_only: u32,
+    pad: u32,
 }
 
 /// One token of softmax(`logits` [V] / `temperature`) to `token` [1]: the first whose weight, added to those before it, exceeds `uniform`
 /// in [0, 1) of all. Weights are those of [`crate::activation::exp_slice`], where [`draws_as_the_cpu`], summed in f32 in stretches of 64 and
-/// these in f64, one after the other. Logits that are not finite have none; 0 if no logit is.
-pub fn draw(gpu: &Gpu, logits: At<'_>, vocab: usize, temperature: f32, uniform: f64, token: To<'_, u32>) -> Result<()> {
+/// these in f64, one after the other. Logits that are not finite have none; 0 if no logit is. Without `uniform` the sum of all weights goes to
+/// `token` [2], as an f64.
+pub fn draw(
+    gpu: &Gpu,
+    logits: At<'_>,
+    vocab: usize,
+    temperature: f32,
+    uniform: Option<f64>,
+    token: To<'_, u32>,
+) -> Result<()> {
     let params = DrawParams {
         logits: logits.ptr(vocab, "draw: logits"),
-        token: token.ptr(1, "draw: token"),
-        uniform,
+        token: token.ptr(if uniform.is_some() { 1 } else { 2 }, "draw: token"),
+        uniform: uniform.unwrap_or(0.0),
         vocab: number(vocab),
         temperature,
+        total_only: u32::from(uniform.is_none()),
+        pad: 0,
     };
     // 256 stretches of weights, padded by one, and the sums of all, with eight zeros behind them.
     let shared = number(256 * 65 * 4 + (vocab.div_ceil(64) + 8) * 8);

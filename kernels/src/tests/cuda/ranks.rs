@@ -48,13 +48,23 @@ fn cuda_logits_are_ranked() {
     }
 }
 
-/// As the engine's sampler draws.
-fn drawn(logits: &[f32], temperature: f32, uniform: f64) -> u32 {
+/// Weights, and sums of stretches, as the engine's sampler has them.
+fn stretches(logits: &[f32], temperature: f32) -> (Vec<f32>, Vec<f64>) {
     let finite = |x: f32| if x.is_finite() { x } else { f32::NEG_INFINITY };
     let peak = logits.iter().fold(f32::NEG_INFINITY, |peak, x| peak.max(finite(*x)));
     let mut weights: Vec<f32> = logits.iter().map(|x| (finite(*x) - peak) / temperature).collect();
     exp_slice(&mut weights);
-    let sums: Vec<f64> = weights.chunks(64).map(|part| f64::from(part.iter().sum::<f32>())).collect();
+    let sums = weights.chunks(64).map(|part| f64::from(part.iter().sum::<f32>())).collect();
+    (weights, sums)
+}
+
+fn total(logits: &[f32], temperature: f32) -> f64 {
+    stretches(logits, temperature).1.into_iter().sum()
+}
+
+/// As the engine's sampler draws.
+fn drawn(logits: &[f32], temperature: f32, uniform: f64) -> u32 {
+    let (weights, sums) = stretches(logits, temperature);
     let mut remaining = uniform * sums.iter().sum::<f64>();
     let mut at = 0;
     while at + 1 < sums.len() && remaining >= sums[at] {
@@ -86,13 +96,18 @@ fn cuda_draws_are_the_samplers() {
         let (logits, host) = (put(&gpu, &xs), gpu.pinned::<u32>(1).unwrap());
         for (i, uniform) in (0..40).map(|i| (i, f64::from(i) / 40.0)).chain([(40, 1.0 - f64::EPSILON / 2.0)]) {
             let temperature = [0.8, 1.0, 0.07, 3.0][i as usize % 4];
-            draw(&gpu, At(&logits, 0), vocab, temperature, uniform, To::Here(&host, 0)).unwrap();
+            draw(&gpu, At(&logits, 0), vocab, temperature, Some(uniform), To::Here(&host, 0)).unwrap();
             gpu.wait().unwrap();
             assert_eq!(host.as_slice()[0], drawn(&xs, temperature, uniform), "{vocab}, {temperature}, {uniform}");
+            let sum = gpu.pinned::<u32>(2).unwrap();
+            draw(&gpu, At(&logits, 0), vocab, temperature, None, To::Here(&sum, 0)).unwrap();
+            gpu.wait().unwrap();
+            let expected = total(&xs, temperature).to_bits();
+            assert_eq!(sum.as_slice(), [expected as u32, (expected >> 32) as u32], "{vocab}, {temperature}");
         }
     }
     let (none, host) = (put(&gpu, &nan(100)), gpu.pinned::<u32>(1).unwrap());
-    draw(&gpu, At(&none, 0), 100, 1.0, 0.5, To::Here(&host, 0)).unwrap();
+    draw(&gpu, At(&none, 0), 100, 1.0, Some(0.5), To::Here(&host, 0)).unwrap();
     gpu.wait().unwrap();
     assert_eq!(host.as_slice(), [0]);
 }
