@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::time::Instant;
 
-use statescope_kernels::cuda::{At, Buffer, Embed, Graph, Linear, Result, To, draw, rank_width};
+use statescope_kernels::cuda::{At, Buffer, Embed, Graph, Linear, Result, To, TokenPass, draw, rank_width};
 
 use super::executor::{Asked, Carried, Executor, Layer};
 use super::memory::Memory;
@@ -32,6 +32,8 @@ pub(super) enum Piece {
 pub(super) struct Graphs {
     id: (u64, u64),
     pieces: Vec<Option<Graph>>,
+    /// All layers on this memory in one launch, where that can be.
+    whole: Option<TokenPass>,
 }
 
 impl Executor {
@@ -56,7 +58,8 @@ impl Executor {
                 if self.graphs.len() == GRAPHS {
                     self.graphs.remove(0);
                 }
-                self.graphs.push(Graphs { id: memory.id, pieces: self.pieces.iter().map(|_| None).collect() });
+                let pieces = self.pieces.iter().map(|_| None).collect();
+                self.graphs.push(Graphs { id: memory.id, pieces, whole: self.token_pass(memory)? });
                 false
             }
         };
@@ -164,6 +167,10 @@ impl Executor {
                 x: all(&self.embedding),
             }
             .run(gpu)?;
+        }
+        if let Some(whole) = self.graphs.last().and_then(|graphs| graphs.whole.as_ref()) {
+            whole.run(gpu)?;
+            return if whole.has_head() { Ok(()) } else { self.head(At(&self.residual(self.layers.len()), 0)) };
         }
         let token = Token { gpu, place: &self.place };
         for layer in layers.clone() {

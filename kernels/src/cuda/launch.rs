@@ -398,14 +398,34 @@ impl Gpu {
 
     /// Launches a kernel of `module` whose only parameter is `params`, of the layout that its source declares.
     pub(super) fn launch<P: Pod>(&self, module: &str, kernel: &str, shape: Shape, params: &P) -> Result<()> {
-        self.context.bind_to_thread()?;
-        assert!(shape.shared as usize <= self.limit, "{kernel}: {} bytes of shared memory", shape.shared);
-        let function = self.function(module, kernel)?;
         // SAFETY: the struct is plain data; a launch may change it.
         let mut attribute: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
         attribute.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
         attribute.value.programmaticStreamSerializationAllowed = 1;
         let early = shape.early && self.overlaps;
+        self.launch_with(module, kernel, shape, params, early.then_some(attribute))
+    }
+
+    /// As [`Gpu::launch`]; all blocks run at the same time, and may wait for each other, or it fails.
+    pub(super) fn launch_together<P: Pod>(&self, module: &str, kernel: &str, shape: Shape, params: &P) -> Result<()> {
+        // SAFETY: as above.
+        let mut attribute: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
+        attribute.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE;
+        attribute.value.cooperative = 1;
+        self.launch_with(module, kernel, shape, params, Some(attribute))
+    }
+
+    fn launch_with<P: Pod>(
+        &self,
+        module: &str,
+        kernel: &str,
+        shape: Shape,
+        params: &P,
+        mut attribute: Option<sys::CUlaunchAttribute>,
+    ) -> Result<()> {
+        self.context.bind_to_thread()?;
+        assert!(shape.shared as usize <= self.limit, "{kernel}: {} bytes of shared memory", shape.shared);
+        let function = self.function(module, kernel)?;
         let config = sys::CUlaunchConfig {
             gridDimX: shape.grid.0,
             gridDimY: shape.grid.1,
@@ -415,8 +435,8 @@ impl Gpu {
             blockDimZ: 1,
             sharedMemBytes: shape.shared,
             hStream: self.stream.cu_stream(),
-            attrs: &mut attribute,
-            numAttrs: u32::from(early),
+            numAttrs: u32::from(attribute.is_some()),
+            attrs: attribute.as_mut().map_or(std::ptr::null_mut(), std::ptr::from_mut),
         };
         let mut arguments = [std::ptr::from_ref(params) as *mut c_void];
         // SAFETY: the kernel takes one struct by value, which the driver copies during the call; that its addresses are of live

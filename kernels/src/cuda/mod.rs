@@ -11,6 +11,7 @@
 //! | [`conv()`] | `causal_conv` (+ silu) | x [T, C] |
 //! | [`ScanStep`], [`Scan`] | `SelectiveScan` of one token, of any number | |
 //! | [`SsdStep`], [`Ssd`] | `Ssd` of one token, of any number | |
+//! | [`TokenPass`] | `Linear`, `ScanStep` or `SsdStep` of all layers in one launch, where they fit (Hopper) | x [d] |
 //! | [`AttentionStep`], [`PromptAttention`] | norm, `Rope` and `Attention` of one token, of any number, over a contiguous cache | |
 //! | [`rank()`], [`RankRow`] | `summarise_softmax`, `top_k` of many rows, of one | logits [T, V] |
 //! | [`draw()`] | the engine's sampler, bit for bit | logits [V] |
@@ -28,6 +29,7 @@ mod rows;
 mod selective_scan;
 mod ssd;
 mod step;
+mod token;
 
 pub use attention::{AttentionStep, attention_supported};
 pub use conv::{Conv, conv};
@@ -41,6 +43,7 @@ pub use rows::{ENTRY_WORDS, EmbedRows, Entry, GateFunction, GateRows, Taken, Wri
 pub use selective_scan::{Scan, ScanProbes};
 pub use ssd::Ssd;
 pub use step::{DbcNorms, ScanStep, SsdStep};
+pub use token::{TokenHead, TokenKind, TokenLayer, TokenPass, TokenShape};
 
 use crate::Activation;
 use launch::Ptr;
