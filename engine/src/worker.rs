@@ -315,7 +315,7 @@ impl Worker {
                     self.next_token_at = self.pace.map_or(began, |pace| began.max(self.next_token_at) + pace);
                     let ended =
                         loaded.info.end_tokens.contains(&token) && session.position() + 1 == session.history().len();
-                    session.advance();
+                    session.advance_ahead();
                     let copied = session.runner().copy_seconds();
                     let model_ms = (began.elapsed().as_secs_f32() - copied) * 1e3;
                     self.performance.model_ms = average(self.performance.model_ms, model_ms);
@@ -388,6 +388,9 @@ impl Worker {
     /// All that is new; `busy`: something else waits, so pictures get a short slice of time only.
     fn frame(&mut self, busy: bool) -> Frame {
         let (running, state) = (self.remaining > 0, self.state());
+        if let Some(loaded) = &mut self.loaded {
+            loaded.session.settle();
+        }
         let Some(loaded) = &self.loaded else { return Frame { epoch: self.epoch, ..Frame::default() } };
         let session = &loaded.session;
         let began = Instant::now();

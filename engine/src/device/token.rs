@@ -1,9 +1,7 @@
 //! One token through the model: replayed graphs, cut where a layer runs on the CPU.
 
-use std::ops::Range;
-use std::time::Instant;
-
 use statescope_kernels::cuda::{At, Buffer, Embed, Graph, Linear, Result, To, TokenPass, draw, rank_width};
+use std::ops::Range;
 
 use super::executor::{Asked, Carried, Executor, Layer};
 use super::memory::Memory;
@@ -75,17 +73,28 @@ impl Executor {
                 piece => self.launch_piece(index, &piece, memory, captured, &mut carried)?,
             }
         }
-        self.token_recorder.start(&self.gpu)?;
+        // While this one is computed.
+        self.settle(hooks)?;
         match &asked {
             Asked::Ranked { ranked, .. } => self.rank(*ranked)?,
             Asked::Last(_) | Asked::All(_) => {
                 self.gpu.copy_out(&self.logits, 0, &mut self.logits_host, 0, self.logits.len())?;
             }
         }
-        self.gpu.wait()?;
-        let copied = Instant::now();
-        self.token_recorder.show(hooks);
-        self.copy_seconds = copied.elapsed().as_secs_f32();
+        if self.token_recorder.takes_any() {
+            // What is recorded leaves while the host chooses the next token.
+            self.gpu.mark_again(&self.answered)?;
+            self.token_recorder.start(&self.gpu)?;
+            self.gpu.mark_again(&self.arrived)?;
+            self.unshown = Some(position);
+            hooks.expect();
+            self.gpu.wait_for(&self.answered)?;
+        } else {
+            self.gpu.wait()?;
+        }
+        if self.pieces.len() > 1 || !matches!(asked, Asked::Ranked { .. }) {
+            self.settle(hooks)?;
+        }
         match asked {
             Asked::Last(out) | Asked::All(out) => {
                 out.clear();
@@ -202,11 +211,12 @@ impl Executor {
     }
 
     /// Tells the token recorder what is looked at, if that has changed.
-    fn choose(&mut self, hooks: &Hooks<'_>) -> Result<()> {
+    fn choose(&mut self, hooks: &mut Hooks<'_>) -> Result<()> {
         let wanted: Vec<Depth> = (0..self.layers.len()).map(|layer| hooks.depth(layer)).collect();
         if wanted == self.recorded {
             return Ok(());
         }
+        self.settle(hooks)?;
         let mut chosen: Vec<(usize, usize, Point, Taken<'_, f32>)> = Vec::new();
         for (layer, depth) in wanted.iter().enumerate() {
             match (&self.layers[layer], depth) {

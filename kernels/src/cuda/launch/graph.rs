@@ -32,6 +32,11 @@ impl Gpu {
         Ok(Mark(self.stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT))?))
     }
 
+    /// Moves a mark to this point in the work.
+    pub fn mark_again(&self, mark: &Mark) -> Result<()> {
+        Ok(mark.0.record(&self.stream)?)
+    }
+
     /// Time on the device between two marks; waits for the second.
     pub fn milliseconds(&self, from: &Mark, to: &Mark) -> Result<f32> {
         Ok(from.0.elapsed_ms(&to.0)?)
