@@ -166,6 +166,10 @@ impl Executor {
     fn launches(&self, piece: &Piece, memory: &Memory) -> Result<()> {
         let Piece::Gpu { embed, layers, head } = piece else { return Ok(()) };
         let gpu = &self.gpu;
+        if let Some(whole) = self.graphs.last().and_then(|graphs| graphs.whole.as_ref()) {
+            whole.run(gpu, To::Here(&self.place_host, 0))?;
+            return if whole.has_head() { Ok(()) } else { self.head(At(&self.residual(self.layers.len()), 0)) };
+        }
         if *embed && !self.embeds_on_cpu() {
             gpu.copy_in(&self.place_host, &self.place, 0)?;
             Embed {
@@ -176,10 +180,6 @@ impl Executor {
                 x: all(&self.embedding),
             }
             .run(gpu)?;
-        }
-        if let Some(whole) = self.graphs.last().and_then(|graphs| graphs.whole.as_ref()) {
-            whole.run(gpu)?;
-            return if whole.has_head() { Ok(()) } else { self.head(At(&self.residual(self.layers.len()), 0)) };
         }
         let token = Token { gpu, place: &self.place };
         for layer in layers.clone() {

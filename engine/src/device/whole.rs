@@ -28,6 +28,10 @@ impl Executor {
             logits: self.logits.clone(),
             scale: self.model.spec().logits_scale,
         });
-        TokenPass::new(&self.gpu, shape, layers, &self.embedding, head)
+        if self.embeds_on_cpu() || self.positions.is_some() {
+            return Ok(None);
+        }
+        let embeddings = (&self.embeddings, self.model.spec().embedding_scale);
+        TokenPass::new(&self.gpu, shape, embeddings, layers, head)
     }
 }

@@ -11,7 +11,7 @@
 //! | [`conv()`] | `causal_conv` (+ silu) | x [T, C] |
 //! | [`ScanStep`], [`Scan`] | `SelectiveScan` of one token, of any number | |
 //! | [`SsdStep`], [`Ssd`] | `Ssd` of one token, of any number | |
-//! | [`TokenPass`] | `Linear`, `ScanStep` or `SsdStep` of all layers in one launch, where they fit (Hopper) | x [d] |
+//! | [`TokenPass`] | `Linear`, `ScanStep` or `SsdStep` of all layers in one launch, embedding and head with them, where they fit (Hopper) | token [1] |
 //! | [`AttentionStep`], [`PromptAttention`] | norm, `Rope` and `Attention` of one token, of any number, over a contiguous cache | |
 //! | [`rank()`], [`RankRow`] | `summarise_softmax`, `top_k` of many rows, of one | logits [T, V] |
 //! | [`draw()`] | the engine's sampler, bit for bit | logits [V] |
@@ -65,7 +65,7 @@ impl<'a, T: Element> From<&'a Buffer<T>> for At<'a, T> {
     }
 }
 
-/// Where a kernel puts numbers.
+/// Where a kernel puts numbers, or finds one that the host has chosen.
 #[derive(Debug)]
 pub enum To<'a, T: Element = f32> {
     There(At<'a, T>),

@@ -1,7 +1,7 @@
 //! One token through all layers of a Mamba or Mamba-2 model and its head, in one launch (`token_hopper.cu`).
 
 use super::launch::{Ptr, Shape};
-use super::{At, Buffer, DeviceMatrix, Gpu, Result, number};
+use super::{At, Buffer, DeviceMatrix, Gpu, Result, To, number};
 use crate::matrix::Dtype;
 
 /// Warps of a block that stream weights, and threads of those that do what is between (`token_hopper.cuh`).
@@ -95,7 +95,7 @@ pub struct TokenHead {
 pub struct TokenPass {
     layers: Vec<TokenLayer>,
     head: Option<TokenHead>,
-    x: Buffer<f32>,
+    embeddings: DeviceMatrix,
     kernel: String,
     params: Params,
     shared: usize,
@@ -140,7 +140,8 @@ struct Params {
     layers: Ptr,
     exchange: Ptr,
     epoch: Ptr,
-    x: Ptr,
+    token: Ptr,
+    embeddings: Ptr,
     final_norm: Ptr,
     head: Ptr,
     logits: Ptr,
@@ -170,6 +171,8 @@ struct Params {
     logits_scale: f32,
     dt_low: f32,
     dt_high: f32,
+    embedding_scale: f32,
+    pad2: f32,
 }
 
 impl Default for TokenShape {
@@ -228,15 +231,16 @@ fn pieces(width: usize, inner: usize, dtype: Dtype) -> Option<(usize, usize)> {
 }
 
 impl TokenPass {
-    /// For layers that follow each other, x [d] before the first; none if they do not go together or do not fit into shared memory.
+    /// For layers that follow each other, after a row of `embeddings` [V, d] times a scale; none if they do not go together or do not fit into
+    /// shared memory.
     ///
     /// # Errors
     /// No memory is left.
     pub fn new(
         gpu: &Gpu,
         shape: TokenShape,
+        (embeddings, embedding_scale): (&DeviceMatrix, f32),
         layers: Vec<TokenLayer>,
-        x: &Buffer<f32>,
         head: Option<TokenHead>,
     ) -> Result<Option<TokenPass>> {
         let Some(first) = layers.first() else { return Ok(None) };
@@ -250,7 +254,8 @@ impl TokenPass {
             };
             scans && layer.in_proj.dtype() == dtype && layer.out_proj.dtype() == dtype && taps(layer) == taps(first)
         };
-        if !shape.fits(gpu, dtype, scan) || !layers.iter().all(alike) || !(1..=4).contains(&taps(first)) {
+        let embeds = embeddings.dtype() == dtype && embeddings.cols() == shape.width;
+        if !shape.fits(gpu, dtype, scan) || !embeds || !layers.iter().all(alike) || !(1..=4).contains(&taps(first)) {
             return Ok(None);
         }
         let head = head.filter(|head| head.weight.dtype() == dtype && head.weight.cols() == shape.width);
@@ -314,6 +319,7 @@ impl TokenPass {
             logits_scale: head.as_ref().map_or(1.0, |head| head.scale),
             dt_low: shape.delta_limit.0,
             dt_high: shape.delta_limit.1,
+            embedding_scale,
             ..bytemuck::Zeroable::zeroed()
         };
         Ok(Some(TokenPass {
@@ -323,8 +329,8 @@ impl TokenPass {
             blocks,
             table: gpu.upload(table)?,
             exchange: gpu.zeros(2 * numbers)?,
-            epoch: gpu.zeros(1)?,
-            x: x.clone(),
+            epoch: gpu.upload(&[1])?,
+            embeddings: embeddings.clone(),
             head,
             layers,
         }))
@@ -335,14 +341,16 @@ impl TokenPass {
         self.head.is_some()
     }
 
-    pub fn run(&self, gpu: &Gpu) -> Result<()> {
+    /// `token` [1], a row of the embeddings, as the caller sees to; it may lie in page-locked memory.
+    pub fn run(&self, gpu: &Gpu, token: To<'_, u32>) -> Result<()> {
         let head = self.head.as_ref();
         let whole = |buffer: &Buffer<f32>, len: usize, what: &str| At::from(buffer).ptr(len, what);
         let params = Params {
             layers: self.table.ptr(0),
             exchange: self.exchange.ptr(0),
             epoch: self.epoch.ptr(0),
-            x: whole(&self.x, self.params.d as usize, "token: x"),
+            token: token.ptr(1, "token: token"),
+            embeddings: self.embeddings.ptr(),
             final_norm: head.map_or(Ptr::default(), |h| whole(&h.norm, self.params.d as usize, "token: final norm")),
             head: head.map_or(Ptr::default(), |head| head.weight.ptr()),
             logits: head.map_or(Ptr::default(), |h| whole(&h.logits, self.params.vocab as usize, "token: logits")),

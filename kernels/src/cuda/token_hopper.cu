@@ -67,10 +67,10 @@ template <typename W, int J, int KIND> struct Token {
             const u32 l = step / 2;
             const bool out = step % 2, last = l == p.count;
             // Other blocks have theirs about when this one has.
-            if (step) meet<BOTH>(out ? GATED : RESIDUAL);
+            meet<BOTH>(out ? GATED : RESIDUAL);
             const float *scale = last ? p.final_norm : out ? (KIND == 2 ? pointers[4 * l + 3] : nullptr) : pointers[4 * l + 2];
             float x[J][8], *xs = floats(p.x_at);
-            const float rho = gather<10>(xs, out ? p.e : p.d, out ? gateds() : residuals(), flag0 + l + out, step ? nullptr : p.x, scale,
+            const float rho = gather<10>(xs, out ? p.e : p.d, out ? gateds() : residuals(), flag0 + l + out, scale,
                                          last ? p.final_eps : out ? p.gated_eps : p.eps, scratch);
             const u32 split = out ? p.split_out : p.split;
             take_piece(x, xs, split, rho);
@@ -117,6 +117,17 @@ template <typename W, int J, int KIND> struct Token {
             for (u32 i = blockIdx.x * 32; i < p.d && next; i += gridDim.x * 32) to_l2(next + i);
         }
         return layer_of(l);
+    }
+
+    // What this block has of the residual stream before the first layer, which it gives to all.
+    DEVICE float embed(u32 t) const {
+        float x = 0.0f;
+        if (t < rows.count) {
+            x = to_float(static_cast<const W *>(p.embeddings)[size_t(*p.token) * p.d + rows.from + t]) * p.embedding_scale;
+            publish(residuals() + rows.from + t, x, flag0);
+        }
+        arrive<BOTH>(RESIDUAL);
+        return x;
     }
 
     // The small vector that all blocks need.
@@ -167,7 +178,7 @@ template <typename W, int J, int KIND> struct Token {
         __shared__ __align__(16) float act[MOST_CHANNELS];
         const u32 me = threadIdx.x - 32 * STREAMING, small_count = p.rank + 2 * p.n;
         ask(0, me);
-        float *dbc = floats(p.small_at), resid = me < rows.count ? p.x[rows.from + me] : 0.0f;
+        float *dbc = floats(p.small_at), resid = embed(me);
         ScanAhead ahead;
         load(ahead, enter(0, me), me);
 #pragma unroll 1
@@ -302,7 +313,7 @@ template <typename W, int J, int KIND> struct Token {
         const u32 me = threadIdx.x - 32 * STREAMING, small_count = 2 * p.n + p.heads, head_shift = __ffs(p.e / p.heads) - 1;
         __shared__ float act[MOST_CHANNELS], core[MOST_CHANNELS], rate[MOST_CHANNELS], skip[MOST_CHANNELS];
         ask(0, me);
-        float *small = floats(p.small_at), resid = me < rows.count ? p.x[rows.from + me] : 0.0f;
+        float *small = floats(p.small_at), resid = embed(me);
         const u32 convolved = p.e + 2 * p.n;
         SsdAhead ahead;
         load(ahead, enter(0, me), me);
@@ -383,10 +394,18 @@ template <typename W, int J, int KIND> struct Token {
         if (threadIdx.x < 2 * STREAMING * p.slots) make_barrier(shared_address(shared) + 8 * threadIdx.x);
         show_barriers();
         __syncthreads();
-        if (threadIdx.x < 32 * STREAMING) stream();
-        else if (threadIdx.x >= BOTH) fetch();
-        else if (KIND == 1) recur_scan();
-        else recur_ssd();
+        // At BEGUN nobody needs to wait: compute-sanitizer 2025.3 overlooks the first `arrive` of a warp, whichever it is, and would take what
+        // the first rows' sums are passed on with for a race.
+        if (threadIdx.x < 32 * STREAMING) {
+            arrive<BOTH>(BEGUN);
+            stream();
+        } else if (threadIdx.x >= BOTH) {
+            fetch();
+        } else {
+            meet<BOTH>(BEGUN);
+            if (KIND == 1) recur_scan();
+            else recur_ssd();
+        }
         // All blocks have read it: each has had the others' last numbers.
         __syncthreads();
         if (blockIdx.x == 0 && threadIdx.x == 0) *p.epoch = flag0 + p.count + 1;

@@ -19,8 +19,10 @@ constexpr u32 LAYER_WORDS = sizeof(TokenLayer) / 8;
 struct TokenParams {
     const TokenLayer *layers;
     u64 *exchange;  // see `Exchange`; zeros at first
-    u32 *epoch;     // [1]: no two launches begin with the same
-    const float *x, *final_norm;
+    u32 *epoch;     // [1]: no two launches begin with the same; 1 at first
+    const u32 *token;  // [1]: may lie with the host
+    const void *embeddings;  // [.., d]
+    const float *final_norm;
     const void *head;  // [vocab, d], or null
     float *logits;
     u32 count, d, e, n;
@@ -32,6 +34,7 @@ struct TokenParams {
     u32 pointers_at, layer_at, x_at, sums_at, small_at, ring_at;
     float eps, gated_eps, final_eps, output_scale;
     float residual_scale, logits_scale, dt_low, dt_high;
+    float embedding_scale, pad2;
 };
 
 // The number of a thread, which the compiler takes for a new one at each call: what follows from it is computed again, not kept in registers
@@ -77,8 +80,9 @@ DEVICE void to_l2(const void *from) { asm volatile("prefetch.global.L2 [%0];" ::
 
 template <u32 COUNT> DEVICE void meet(u32 id) { asm volatile("barrier.sync %0, %1;" ::"r"(id), "n"(COUNT) : "memory"); }
 template <u32 COUNT> DEVICE void arrive(u32 id) { asm volatile("barrier.arrive %0, %1;" ::"r"(id), "n"(COUNT) : "memory"); }
-// Barriers: among some warps; sums of those rows are there; this block has given away its part of that; z ⊙ y of all has arrived.
-constexpr u32 AMONG_STREAMING = 1, AMONG_RECURRING = 2, EXTRA = 3, X = 4, Z = 5, OUT = 6, GATED = 7, RESIDUAL = 8, GATHERED = 9;
+// Barriers: among some warps; sums of those rows are there; this block has given away its part of that; z ⊙ y of all has arrived; the
+// streaming warps have begun.
+constexpr u32 AMONG_STREAMING = 1, AMONG_RECURRING = 2, EXTRA = 3, X = 4, Z = 5, OUT = 6, GATED = 7, RESIDUAL = 8, GATHERED = 9, BEGUN = 10;
 
 // Four elements as they lie in memory.
 template <typename W> struct Four {
@@ -221,10 +225,9 @@ template <typename W, int J> struct Stream {
     }
 };
 
-// A vector that all blocks need, to shared memory, times `scale`; returns 1 / RMS if there is a scale. From `from`, or, if that is not
-// null, from the plain numbers at `plain`. By all streaming warps; AT_ONCE pairs of numbers a thread in one go.
-template <u32 AT_ONCE>
-DEVICE float gather(float *to, u32 count, const u64 *from, u32 flag, const float *plain, const float *scale, float eps, float *scratch) {
+// A vector that all blocks need, to shared memory, times `scale`; returns 1 / RMS if there is a scale. By all streaming warps; AT_ONCE
+// pairs of numbers a thread in one go.
+template <u32 AT_ONCE> DEVICE float gather(float *to, u32 count, const u64 *from, u32 flag, const float *scale, float eps, float *scratch) {
     constexpr u32 STEP = 32 * STREAMING;
     const u32 pairs = count / 2, me = thread();
     float square = 0.0f;
@@ -240,16 +243,10 @@ DEVICE float gather(float *to, u32 count, const u64 *from, u32 flag, const float
             const bool on = at(k) < pairs;
             if (on) there |= 1u << k;
             scales[k] = scale && on ? reinterpret_cast<const float2 *>(scale)[at(k)] : make_float2(1, 1);
-            if (!plain) continue;
-            const float2 two = on ? reinterpret_cast<const float2 *>(plain)[at(k)] : make_float2(0, 0);
-            x[k][0] = __float_as_uint(two.x), x[k][1] = __float_as_uint(two.y);
         }
-        if (!plain) {
-            // Who waits asks for little: what all read at once is as much as weights come in that time.
+        // Who waits asks for little: what all read at once is as much as weights come in that time.
 #pragma unroll 1
-            for (u32 now = 1; now; now = now == 1 ? ~1u : 0)
-                await(x, flag, there & now, [&](u32 k) { return from + 2 * at(k); });
-        }
+        for (u32 now = 1; now; now = now == 1 ? ~1u : 0) await(x, flag, there & now, [&](u32 k) { return from + 2 * at(k); });
 #pragma unroll
         for (u32 k = 0; k < AT_ONCE; k++) {
             const float a = number(x[k][0]), b = number(x[k][1]);

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use super::*;
 use crate::cuda::{
-    At, Convolved, DeviceMatrix, Input, Linear, ScanStep, SsdStep, TokenHead, TokenKind, TokenLayer, TokenPass,
-    TokenShape,
+    At, Convolved, DeviceMatrix, Embed, Input, Linear, ScanStep, SsdStep, To, TokenHead, TokenKind, TokenLayer,
+    TokenPass, TokenShape,
 };
 use crate::{Dtype, Elements, Matrix};
 
 const LAYERS: usize = 3;
 const VOCAB: usize = 1003;
+const TOKENS: usize = 3;
 
 struct Maker {
     gpu: Arc<Gpu>,
@@ -221,7 +222,8 @@ fn cuda_one_launch_is_the_layers_one_after_the_other() {
             let mut maker = Maker { gpu: gpu.clone(), rng: Rng::new(70 + index as u64), dtype };
             let (layers, x_projs): (Vec<_>, Vec<_>) = (0..LAYERS).map(|_| maker.layer(&shape, scan)).unzip();
             let theirs: Vec<TokenLayer> = layers.iter().map(|layer| apart(&gpu, layer)).collect();
-            let x = maker.vector(shape.width, 1.0, 0.0);
+            let (embeddings, scale) = (maker.weight(TOKENS, shape.width), 1.3 * (shape.width as f32).sqrt());
+            let x = maker.nan(shape.width);
             let head = TokenHead {
                 norm: maker.vector(shape.width, 0.2, 1.0),
                 eps: 2e-5,
@@ -229,13 +231,14 @@ fn cuda_one_launch_is_the_layers_one_after_the_other() {
                 logits: maker.nan(VOCAB),
                 scale: 0.3,
             };
-            let pass = TokenPass::new(&gpu, shape, layers.clone(), &x, Some(head.clone()))
+            let pass = TokenPass::new(&gpu, shape, (&embeddings, scale), layers.clone(), Some(head.clone()))
                 .unwrap()
                 .expect("a shape that fits");
             assert!(pass.has_head());
-            for token in 0..3 {
-                gpu.write(&x, 0, &maker.rng.vec(shape.width)).unwrap();
-                pass.run(&gpu).unwrap();
+            for token in (0..TOKENS).rev() {
+                let place = gpu.upload(&[token as u32, 0]).unwrap();
+                pass.run(&gpu, At(&place, 0).into()).unwrap();
+                Embed { table: &embeddings, positions: None, place: &place, scale, x: At(&x, 0) }.run(&gpu).unwrap();
                 for (i, layer) in theirs.iter().enumerate() {
                     let before = if i == 0 { &x } else { &theirs[i - 1].resid };
                     one_op_at_a_time(&gpu, &shape, layer, x_projs[i].as_ref(), before);
@@ -256,9 +259,12 @@ fn cuda_one_launch_is_the_layers_one_after_the_other() {
             // The same from the same memory, in a graph and without a head, bit for bit.
             let once: Vec<Vec<f32>> = layers.iter().map(|layer| get(&gpu, &layer.resid)).collect();
             let again: Vec<TokenLayer> = layers.iter().map(|layer| apart(&gpu, layer)).collect();
-            let others = TokenPass::new(&gpu, shape, again.clone(), &x, None).unwrap().expect("a shape that fits");
-            let graph = gpu.capture(|| others.run(&gpu)).unwrap();
-            pass.run(&gpu).unwrap();
+            let others = TokenPass::new(&gpu, shape, (&embeddings, scale), again.clone(), None).unwrap();
+            let others = others.expect("a shape that fits");
+            let mut place = gpu.pinned(1).unwrap();
+            place.as_mut_slice()[0] = 1;
+            let graph = gpu.capture(|| others.run(&gpu, To::Here(&place, 0))).unwrap();
+            pass.run(&gpu, To::Here(&place, 0)).unwrap();
             graph.replay().unwrap();
             for ((layer, other), once) in layers.iter().zip(&again).zip(&once) {
                 let resid = get(&gpu, &layer.resid);
