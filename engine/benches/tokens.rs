@@ -2,7 +2,7 @@
 //! --model M [--dtype D] [--device cuda] [--threads N] [--prefill 512,4096] [--decode 64] [--depth 0] [--repeat 3] [--temperature 0]
 //! [--look] [--limits]`.
 //!
-//! The session is the one that `generate` drives; with `--look` everything of the middle layer and the strength of all others is recorded,
+//! The session is the one that the window drives; with `--look` everything of the middle layer and the strength of all others is recorded,
 //! and likely tokens are ranked. A list of `--depth` measures how fast tokens are made after texts of those lengths.
 //! `--limits` measures what the machine reads from memory and multiplies instead.
 
@@ -136,8 +136,9 @@ fn main() {
             let make = |session: &mut Session| {
                 for _ in 0..count {
                     session.extend(&sampling).unwrap_or_else(|error| panic!("{error}"));
-                    session.read_all();
+                    session.advance_ahead();
                 }
+                session.settle();
             };
             let seconds = median((0..repeats).map(|_| timed(|| make(&mut session))).collect());
             json!({ "after": depth, "tokens_per_s": rate(count, seconds), "resident_bytes": resident() })

@@ -26,6 +26,10 @@ pub trait Observer {
     /// `values` `[rows, …]` of the mixer `part` of a layer: the rows of consecutive tokens, the first at absolute position `first`. What
     /// belongs to the layer as a whole comes under part 0.
     fn observe(&mut self, layer: usize, part: usize, point: Point, first: usize, rows: usize, values: &[f32]);
+    /// Called while a device computes `rows` tokens and nothing else is to be done: the time to prepare for what will be shown.
+    fn expect(&mut self, rows: usize) {
+        let _ = rows;
+    }
 }
 
 /// Changes quantities of a forward pass.
@@ -58,9 +62,11 @@ impl<'a> Hooks<'a> {
         Self { editor: Some(editor), ..Self::none() }
     }
 
-    /// Called by the model before a pass.
-    pub(crate) fn begin(&mut self, first: usize, rows: usize) {
+    /// Called by the model before a pass. Returns where the last one was.
+    pub(crate) fn begin(&mut self, first: usize, rows: usize) -> (usize, usize) {
+        let last = (self.first, self.rows);
         (self.first, self.rows) = (first, rows);
+        last
     }
 
     /// Called by the model before a layer, and before each of its mixers.
@@ -96,6 +102,14 @@ impl<'a> Hooks<'a> {
             editor.edit(self.layer, self.part, point, self.first, self.rows, values);
         }
         self.show(point, values);
+    }
+
+    /// As [`Observer::expect`].
+    #[cfg(feature = "cuda")]
+    pub(crate) fn expect(&mut self) {
+        if let Some(observer) = &mut self.observer {
+            observer.expect(self.rows);
+        }
     }
 
     /// Shows `values` to the observer.

@@ -265,7 +265,8 @@ impl Runner {
     }
 
     /// As [`Runner::forward`], on a device that [`ranks`](Runner::ranks); the logits of the last token stay there, for [`Runner::logits`] and
-    /// [`Runner::logit`]. Returns the outlook after every token, or after the last alone, and what was drawn.
+    /// [`Runner::logit`]. Returns the outlook after every token, or after the last alone, and what was drawn. What a single token leaves to be
+    /// recorded is shown by the next call, or by [`Runner::settle`].
     ///
     /// # Errors
     /// As [`Runner::forward`]; this one ranks nothing.
@@ -283,6 +284,19 @@ impl Runner {
         }
         let _ = (tokens, first, memory, hooks, ranked);
         Err(DeviceError::new("the CPU keeps no logits"))
+    }
+
+    /// Shows what the last [`Runner::forward_there`] has left to be recorded, if that has not been done, to the observer that was there.
+    ///
+    /// # Errors
+    /// The GPU fails.
+    pub fn settle(&mut self, hooks: &mut Hooks<'_>) -> Result<(), DeviceError> {
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = &mut self.gpu {
+            gpu.settle(hooks)?;
+        }
+        let _ = hooks;
+        Ok(())
     }
 
     /// The logits `[V]` that the last [`Runner::forward_there`] left on the device.

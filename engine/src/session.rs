@@ -177,6 +177,7 @@ impl Session {
 
     /// How much of each layer is looked at: those in sight are recorded longest.
     pub fn look_at(&mut self, layers: impl Fn(usize) -> Depth) {
+        self.settle();
         self.tape.look_at(layers);
         if self.position == 0 {
             self.tape.truncate(0);
@@ -194,6 +195,7 @@ impl Session {
         prompt.iter().enumerate().try_for_each(|(position, token)| self.check(*token, position))?;
         let prompt = [&meta, prompt].concat();
         self.check_length(prompt.len())?;
+        self.settle();
         self.history.start(&prompt, self.runner.chunk(self.tape.in_sight()));
         self.tape.truncate(0);
         self.expectations.clear();
@@ -251,6 +253,14 @@ impl Session {
 
     /// Processes the next waiting segment (a chunk of prompt, or one token) and returns how many tokens that were.
     pub fn advance(&mut self) -> usize {
+        let count = self.advance_ahead();
+        self.settle();
+        count
+    }
+
+    /// As [`Session::advance`]; but the tape may know of the newest token only after the next call, or after [`Session::settle`]: a GPU goes
+    /// on meanwhile.
+    pub fn advance_ahead(&mut self) -> usize {
         if !self.is_reading() {
             return 0;
         }
@@ -296,6 +306,12 @@ impl Session {
             }
         }
         range.len()
+    }
+
+    /// Brings the tape up to the newest token.
+    pub fn settle(&mut self) {
+        let settled = self.runner.settle(&mut Hooks::observing(&mut self.tape));
+        self.stop_on(settled);
     }
 
     /// Reads all that waits.
@@ -373,6 +389,7 @@ impl Session {
         if position > self.history.len() || (position == 0 && self.history.is_empty()) {
             return Err(SessionError::NoSuchPosition { position, length: self.history.len() });
         }
+        self.settle();
         self.failure = None;
         self.goal = position;
         if position != self.position {
@@ -392,6 +409,7 @@ impl Session {
         }
         self.check(token, position)?;
         self.check_length(position + 1)?;
+        self.settle();
         self.failure = None;
         self.history.truncate(position);
         self.tape.truncate(position);
@@ -424,6 +442,7 @@ impl Session {
     /// # Errors
     /// The device fails, or has no memory for a second reading; this one is then of no use, and the text as it was.
     pub fn advance_replay(&mut self, replay: &mut Replay) -> Result<(usize, usize), DeviceError> {
+        self.settle();
         if replay.position < self.position {
             // The pass overwrites what of the text's own logits is still on the device, and the next one what it leaves there.
             self.latest.logits(&self.runner);
@@ -433,7 +452,9 @@ impl Session {
             let pass = Pass { tokens: &tokens, first: range.start, candidates: self.candidates, choice: 1, draw: None };
             let mut refill = Refill { tape: &mut self.tape, layers: &replay.layers };
             let hooks = Hooks::observing(&mut refill);
-            let expectations = pass.run(&mut self.runner, &mut replay.memory, hooks, &mut replay.latest)?;
+            let read = pass.run(&mut self.runner, &mut replay.memory, hooks, &mut replay.latest);
+            let shown = self.runner.settle(&mut Hooks::observing(&mut refill));
+            let expectations = shown.and(read)?;
             replay.latest.logits(&self.runner);
             self.store(range.start, expectations);
             replay.position = range.end;
@@ -447,6 +468,7 @@ impl Session {
 
     /// Logits `[T, V]` of the first `tokens` tokens, which are read once more in the same segments, so that the bits are those of the run.
     pub fn logits_again(&mut self, tokens: usize) -> Result<Vec<f32>, DeviceError> {
+        self.settle();
         self.latest.logits(&self.runner);
         let (mut memory, mut logits, mut start) = (self.runner.memory()?, Vec::new(), 0);
         while start < tokens {

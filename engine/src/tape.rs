@@ -15,7 +15,7 @@ use statescope_kernels::mixing::Strided;
 use crate::hooks::{Depth, Observer};
 use crate::protocol::Point;
 
-/// Tokens that a column has room for from the start, and columns that a layer is taken to have, so that the budget bounds that room.
+/// Tokens that a column has room for from the start, and columns that a recorded layer is taken to have, so that the budget bounds that room.
 /// Room costs nothing until it is used; to move all columns of all layers when they grow is a hitch that one sees.
 const AHEAD: usize = 2048;
 const COLUMNS: usize = 16;
@@ -152,7 +152,9 @@ impl Tape {
 
     /// Bytes of the budget that fall to a column.
     fn room(&self) -> usize {
-        self.budget / (COLUMNS * self.layers.iter().map(Vec::len).sum::<usize>().max(1))
+        let recorded = self.recorded.iter().filter(|depth| **depth == Depth::Everything).count();
+        let layers = if self.lean { recorded.max(1) } else { self.layers.iter().map(Vec::len).sum::<usize>().max(1) };
+        self.budget / (COLUMNS * layers)
     }
 
     /// Bytes of a layer.
@@ -243,6 +245,14 @@ impl Observer for Tape {
     fn observe(&mut self, layer: usize, part: usize, point: Point, first: usize, rows: usize, values: &[f32]) {
         let room = self.room();
         self.layers[layer][part].append(point, first, rows, values, room);
+    }
+
+    /// Memory that is touched for the first time takes longer than copying into it.
+    fn expect(&mut self, rows: usize) {
+        let columns = self.layers.iter_mut().flatten().flat_map(|layer| &mut layer.columns);
+        columns
+            .filter(|(_, column)| !column.values.is_empty())
+            .for_each(|(_, column)| column.values.touch(rows * column.width));
     }
 }
 

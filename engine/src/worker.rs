@@ -325,7 +325,7 @@ impl Worker {
                     self.next_token_at = self.pace.map_or(began, |pace| began.max(self.next_token_at) + pace);
                     let ended =
                         loaded.info.end_tokens.contains(&token) && session.position() + 1 == session.history().len();
-                    session.advance();
+                    session.advance_ahead();
                     let copied = session.runner().copy_seconds();
                     let model_ms = (began.elapsed().as_secs_f32() - copied) * 1e3;
                     self.performance.model_ms = average(self.performance.model_ms, model_ms);

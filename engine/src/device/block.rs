@@ -1,13 +1,13 @@
 //! One block on the GPU: see [`crate::model::block`].
 
 use statescope_kernels::Dtype;
-use statescope_kernels::cuda::{Buffer, Element, Input, Result};
+use statescope_kernels::cuda::{Buffer, Element, Input, Result, TokenLayer, TokenShape};
 
 use super::memory::Slot;
 use super::mlp::Mlp;
 use super::record::{Taken, width};
 use super::upload::{Norm, Upload};
-use super::{Added, DeviceMixer, Rows, Token, all};
+use super::{Added, DeviceMixer, Rows, Token, TokenPart, all};
 use crate::model::block::Block as Host;
 use crate::model::feed_forward::FeedForward;
 use crate::protocol::Point;
@@ -87,6 +87,16 @@ impl Block {
             mlp.step(token, input, Added { from, to: &self.resid, output_scale: mlp.output_scale, residual_scale })?;
         }
         Ok(())
+    }
+
+    /// As a layer of a model that runs one token in one launch, if it is a mixer after an RMS norm and nothing else.
+    pub(super) fn token_layer(&self, slot: &Slot) -> Option<(TokenShape, TokenLayer)> {
+        let ([part], None) = (&self.parts[..], &self.feed_forward) else { return None };
+        if part.norm.layer || part.norm.bias.is_some() {
+            return None;
+        }
+        let (output_scale, residual_scale) = (part.output_scale, self.residual_scale);
+        part.mixer.token_layer(TokenPart { norm: &part.norm, slot, resid: &self.resid, output_scale, residual_scale })
     }
 
     /// What the last [`Block::step`] left to be recorded: (part, point, quantity).

@@ -1,10 +1,11 @@
 //! The whole model on the GPU: embed → blocks → norm → head, for one token or many.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use half::bf16;
 use statescope_kernels::cuda::{
-    Buffer, CudaError, DeviceMatrix, Gpu, Pinned, RankRow, Result, draws_as_the_cpu, rank_width,
+    Buffer, CudaError, DeviceMatrix, Gpu, Mark, Pinned, RankRow, Result, draws_as_the_cpu, rank_width,
 };
 
 use super::Scratch;
@@ -103,6 +104,11 @@ pub struct Executor {
     pub(super) token_recorder: TokenRecorder,
     /// By layer what `token_recorder` was told.
     pub(super) recorded: Vec<Depth>,
+    /// The token whose record has not been shown, and when it has arrived.
+    pub(super) unshown: Option<usize>,
+    pub(super) arrived: Mark,
+    /// When logits, or what they come to, have arrived.
+    pub(super) answered: Mark,
     pub(super) copy_seconds: f32,
 }
 
@@ -160,6 +166,9 @@ impl Executor {
             recorder: Recorder::new(gpu, 256)?,
             token_recorder: TokenRecorder::new(gpu, entries)?,
             recorded: vec![Depth::Nothing; layers.len()],
+            unshown: None,
+            arrived: gpu.mark()?,
+            answered: gpu.mark()?,
             copy_seconds: 0.0,
             workspace: {
                 let info = info.clone();
@@ -278,12 +287,30 @@ impl Executor {
         hooks.begin(first, tokens.len());
         self.reserve(memory, first + tokens.len())?;
         self.copy_seconds = 0.0;
+        if tokens.len() > 1 {
+            self.settle(hooks)?;
+        }
         match tokens {
             [token] => self.step(*token, first, memory, hooks, asked)?,
             _ if self.halves => self.read::<bf16>(tokens, first, memory, hooks, asked)?,
             _ => self.read::<f32>(tokens, first, memory, hooks, asked)?,
         }
         memory.length = first + tokens.len();
+        Ok(())
+    }
+
+    /// Shows what the last token has left, if it has not been shown, to the observer that was there.
+    ///
+    /// # Errors
+    /// The GPU fails.
+    pub fn settle(&mut self, hooks: &mut Hooks<'_>) -> Result<()> {
+        let Some(position) = self.unshown.take() else { return Ok(()) };
+        self.gpu.wait_for(&self.arrived)?;
+        let copied = Instant::now();
+        let (first, rows) = hooks.begin(position, 1);
+        self.token_recorder.show(hooks);
+        hooks.begin(first, rows);
+        self.copy_seconds = copied.elapsed().as_secs_f32();
         Ok(())
     }
 
@@ -305,7 +332,8 @@ impl Executor {
     }
 
     /// As [`Executor::forward`]; returns the outlook after every token, or after the last, and what was drawn. The logits of the last token
-    /// stay here.
+    /// stay here, and what a single token has left to be recorded is shown once the next one has been launched, or by
+    /// [`Executor::settle`].
     ///
     /// # Errors
     /// As [`Executor::forward`].

@@ -2,13 +2,13 @@
 
 use statescope_kernels::cuda::{
     At, Buffer, Conv, Convolved, DbcNorms, DeviceMatrix, Element, Gemm, Gpu, Input, Linear, Norm as NormRows, Result,
-    Scan, ScanProbes, ScanStep, conv,
+    Scan, ScanProbes, ScanStep, TokenKind, TokenLayer, TokenShape, conv,
 };
 
 use super::memory::Slot;
 use super::record::{Taken, Written};
 use super::upload::{Output, Upload};
-use super::{Added, Rows, Token, all};
+use super::{Added, Rows, Token, TokenPart, all};
 use crate::mixer::mamba1::Mamba1 as Host;
 use crate::protocol::Point;
 
@@ -27,6 +27,8 @@ pub struct Mamba1 {
     conv_weight: Buffer<f32>,
     conv_bias: Option<Buffer<f32>>,
     x_proj: DeviceMatrix,
+    /// Where one token can run in one launch: `x_proj` turned.
+    x_turned: Option<DeviceMatrix>,
     dt_proj: DeviceMatrix,
     dt_bias: Buffer<f32>,
     /// ε and the scales of δ, B and C.
@@ -66,6 +68,8 @@ impl Mamba1 {
                 Some((norms.eps, [to.vector(dt)?, to.vector(b)?, to.vector(c)?]))
             }
         };
+        let shape = TokenShape { width: host.in_proj.cols(), inner: e, state_dim: n, rank: r, ..TokenShape::default() };
+        let turned = norms.is_none() && shape.fits(to.gpu, host.in_proj.dtype(), true);
         Ok(Some(Self {
             channels: e,
             state_dim: n,
@@ -75,6 +79,7 @@ impl Mamba1 {
             conv_weight: to.vector(&host.conv_weight)?,
             conv_bias: to.optional(host.conv_bias.as_deref())?,
             x_proj: to.matrix(&head.x_proj)?,
+            x_turned: turned.then(|| to.matrix(&head.x_proj.transposed())).transpose()?,
             dt_proj: to.matrix(&head.dt_proj)?,
             dt_bias: to.vector(&head.dt_bias)?,
             norms,
@@ -137,6 +142,49 @@ impl Mamba1 {
         }
         .run(gpu)?;
         self.output.step(gpu, Input::Plain(all(&made.gated)), added)
+    }
+
+    pub(super) fn token_layer(&self, part: TokenPart<'_>) -> Option<(TokenShape, TokenLayer)> {
+        let (Some(x_turned), None, None) = (&self.x_turned, &self.in_bias, &self.output.bias) else { return None };
+        let made = &self.made;
+        let shape = TokenShape {
+            width: self.in_proj.cols(),
+            inner: self.channels,
+            state_dim: self.state_dim,
+            rank: self.rank,
+            eps: part.norm.eps,
+            output_scale: part.output_scale,
+            residual_scale: part.residual_scale,
+            ..TokenShape::default()
+        };
+        let layer = TokenLayer {
+            in_proj: self.in_proj.clone(),
+            out_proj: self.output.weight.clone(),
+            norm: part.norm.weight.clone(),
+            conv_weight: self.conv_weight.clone(),
+            conv_bias: self.conv_bias.clone(),
+            dt_bias: self.dt_bias.clone(),
+            a: self.a.clone(),
+            d: self.d.clone(),
+            state: part.slot.state.clone(),
+            history: part.slot.conv.clone(),
+            projected: made.projected.clone(),
+            convolved: made.convolved.clone(),
+            activated: made.activated.clone(),
+            delta: made.delta.clone(),
+            core: made.core.clone(),
+            gated: made.gated.clone(),
+            output: self.output.out.clone(),
+            resid: part.resid.clone(),
+            kind: TokenKind::Scan {
+                x_turned: x_turned.clone(),
+                dt_proj: self.dt_proj.clone(),
+                dbc: made.dbc.clone(),
+                key: made.key.clone(),
+                query: made.query.clone(),
+            },
+        };
+        Some((shape, layer))
     }
 
     pub(super) fn quantities(&self) -> Vec<(Point, Taken<'_, f32>)> {

@@ -3,14 +3,14 @@
 use statescope_kernels::Activation;
 use statescope_kernels::cuda::{
     At, Buffer, Conv, Convolved, DeviceMatrix, Element, Entry, GateFunction, GateRows, Gating, Gemm, Gpu, Input,
-    Linear, Norm as NormRows, Result, Ssd, SsdStep, conv,
+    Linear, Norm as NormRows, Result, Ssd, SsdStep, TokenKind, TokenLayer, TokenShape, conv,
 };
 
 use super::mamba1::MOST_TAPS;
 use super::memory::Slot;
 use super::record::{Taken, Written};
 use super::upload::{Output, Upload};
-use super::{Added, Rows, Token, all};
+use super::{Added, Rows, Token, TokenPart, all};
 use crate::hooks::Depth;
 use crate::mixer::mamba2::Mamba2 as Host;
 use crate::model::spec::{GateNorm, Mamba2Spec};
@@ -140,6 +140,53 @@ impl Mamba2 {
             GateNorm::GateOnly => Input::Plain(all(&made.gated)),
         };
         self.output.step(gpu, input, added)
+    }
+
+    pub(super) fn token_layer(&self, part: TokenPart<'_>) -> Option<(TokenShape, TokenLayer)> {
+        let (None, None, None) = (&self.in_bias, &self.output.bias, &self.multipliers) else { return None };
+        let (spec, made) = (&self.spec, &self.made);
+        let norm = match spec.norm {
+            GateNorm::GateFirst => Some(self.norm.clone()),
+            GateNorm::NormFirst => return None,
+            GateNorm::GateOnly => None,
+        };
+        if spec.groups != 1 || self.d.len() != spec.heads {
+            return None;
+        }
+        let shape = TokenShape {
+            width: self.in_proj.cols(),
+            inner: widths(spec).0,
+            state_dim: spec.state_dim,
+            heads: spec.heads,
+            eps: part.norm.eps,
+            gated_eps: spec.norm_eps,
+            output_scale: part.output_scale,
+            residual_scale: part.residual_scale,
+            delta_limit: spec.delta_limit,
+            ..TokenShape::default()
+        };
+        let layer = TokenLayer {
+            in_proj: self.in_proj.clone(),
+            out_proj: self.output.weight.clone(),
+            norm: part.norm.weight.clone(),
+            conv_weight: self.conv_weight.clone(),
+            conv_bias: self.conv_bias.clone(),
+            dt_bias: self.dt_bias.clone(),
+            a: self.a.clone(),
+            d: self.d.clone(),
+            state: part.slot.state.clone(),
+            history: part.slot.conv.clone(),
+            projected: made.projected.clone(),
+            convolved: made.convolved.clone(),
+            activated: made.activated.clone(),
+            delta: made.delta.clone(),
+            core: made.core.clone(),
+            gated: made.gated.clone(),
+            output: self.output.out.clone(),
+            resid: part.resid.clone(),
+            kind: TokenKind::Ssd { norm },
+        };
+        Some((shape, layer))
     }
 
     pub(super) fn quantities(&self) -> Vec<(Point, Taken<'_, f32>)> {

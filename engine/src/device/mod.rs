@@ -24,6 +24,7 @@ mod room_tests;
 mod tests;
 mod token;
 mod upload;
+mod whole;
 
 pub use executor::{Executor, check};
 pub use memory::{Memory, Saved};
@@ -33,7 +34,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 
 use half::bf16;
-use statescope_kernels::cuda::{At, Buffer, Element, Gpu, Input, Result};
+use statescope_kernels::cuda::{At, Buffer, Element, Gpu, Input, Result, TokenLayer, TokenShape};
 
 use memory::Slot;
 use record::{Recorder, Taken};
@@ -53,6 +54,15 @@ pub enum DeviceMixer {
 struct Added<'a> {
     from: &'a Buffer<f32>,
     to: &'a Buffer<f32>,
+    output_scale: f32,
+    residual_scale: f32,
+}
+
+/// A mixer's place in a layer that is nothing else.
+struct TokenPart<'a> {
+    norm: &'a upload::Norm,
+    slot: &'a Slot,
+    resid: &'a Buffer<f32>,
     output_scale: f32,
     residual_scale: f32,
 }
@@ -151,6 +161,15 @@ impl DeviceMixer {
             Self::Mamba1(mixer) => mixer.step(token, input, slot, added),
             Self::Mamba2(mixer) => mixer.step(token, input, slot, added),
             Self::Attention(mixer) => mixer.step(token, input, slot, added),
+        }
+    }
+
+    /// As a layer of a model that runs one token in one launch.
+    fn token_layer(&self, part: TokenPart<'_>) -> Option<(TokenShape, TokenLayer)> {
+        match self {
+            Self::Mamba1(mixer) => mixer.token_layer(part),
+            Self::Mamba2(mixer) => mixer.token_layer(part),
+            Self::Attention(_) => None,
         }
     }
 

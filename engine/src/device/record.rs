@@ -224,7 +224,7 @@ impl TokenRecorder {
 
     /// Starts the copies of the chosen quantities.
     pub(super) fn start(&mut self, gpu: &Gpu) -> Result<()> {
-        if self.recorder.entries.is_empty() {
+        if !self.takes_any() {
             return Ok(());
         }
         if !self.ready {
@@ -232,6 +232,11 @@ impl TokenRecorder {
             return self.recorder.start(gpu, 1);
         }
         self.recorder.start_again(gpu, 1)
+    }
+
+    /// Whether anything is chosen.
+    pub(super) fn takes_any(&self) -> bool {
+        !self.recorder.entries.is_empty()
     }
 
     /// Shows them, once they have been waited for.

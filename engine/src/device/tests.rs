@@ -284,6 +284,48 @@ fn cuda_chooses_the_samplers_tokens() {
     }
 }
 
+/// What a token leaves is handed over while the next one is computed: late, but whole.
+#[test]
+#[ignore = "needs a CUDA device"]
+fn cuda_records_no_less_when_it_is_a_token_behind() {
+    let greedy = Sampling { temperature: 0.0, top_k: None, top_p: None, seed: 0 };
+    for (model, info) in builtins() {
+        let make = |ahead: bool| {
+            let mut session = Session::on(gpu(&model, &info), None, Budgets::default()).unwrap();
+            session.rank(5);
+            session.look_at(|layer| if layer == 1 { Depth::Everything } else { Depth::Strength });
+            session.start(&ids(40, info.vocab_size)).unwrap();
+            session.read_all();
+            for step in 0..30 {
+                session.extend(&greedy).unwrap();
+                if ahead {
+                    session.advance_ahead()
+                } else {
+                    session.advance()
+                };
+                let recorded = session.tape().part(1, 0).positions().end;
+                let behind = session.position() - recorded;
+                assert!(behind <= usize::from(ahead), "{}: {behind} behind after step {step}", info.name);
+                if step % 10 == 9 {
+                    session.settle();
+                    assert_eq!(session.tape().part(1, 0).positions().end, session.position());
+                }
+            }
+            session
+        };
+        let (behind, prompt) = (make(true), make(false));
+        for layer in 0..model.layer_count() {
+            let (ours, wanted) = (behind.tape().part(layer, 0), prompt.tape().part(layer, 0));
+            assert_eq!(ours.positions(), wanted.positions(), "{}: layer {layer}", info.name);
+            let points = [Point::Gate, Point::Conv, Point::Delta, Point::Core, Point::Resid, Point::Write];
+            for (position, point) in ours.positions().flat_map(|position| points.map(|point| (position, point))) {
+                let (ours, wanted) = (ours.row(point, position), wanted.row(point, position));
+                assert_eq!(ours, wanted, "{}: layer {layer}, {point:?} of {position}", info.name);
+            }
+        }
+    }
+}
+
 /// What a large model records of layers out of sight: how strongly they write, and all of it after a replay.
 #[test]
 #[ignore = "needs a CUDA device"]

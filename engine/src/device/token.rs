@@ -1,9 +1,7 @@
 //! One token through the model: replayed graphs, cut where a layer runs on the CPU.
 
+use statescope_kernels::cuda::{At, Buffer, Embed, Graph, Linear, Result, To, TokenPass, draw, rank_width};
 use std::ops::Range;
-use std::time::Instant;
-
-use statescope_kernels::cuda::{At, Buffer, Embed, Graph, Linear, Result, To, draw, rank_width};
 
 use super::executor::{Asked, Carried, Executor, Layer};
 use super::memory::Memory;
@@ -32,6 +30,8 @@ pub(super) enum Piece {
 pub(super) struct Graphs {
     id: (u64, u64),
     pieces: Vec<Option<Graph>>,
+    /// All layers on this memory in one launch, where that can be.
+    whole: Option<TokenPass>,
 }
 
 impl Executor {
@@ -56,7 +56,8 @@ impl Executor {
                 if self.graphs.len() == GRAPHS {
                     self.graphs.remove(0);
                 }
-                self.graphs.push(Graphs { id: memory.id, pieces: self.pieces.iter().map(|_| None).collect() });
+                let pieces = self.pieces.iter().map(|_| None).collect();
+                self.graphs.push(Graphs { id: memory.id, pieces, whole: self.token_pass(memory)? });
                 false
             }
         };
@@ -72,17 +73,28 @@ impl Executor {
                 piece => self.launch_piece(index, &piece, memory, captured, &mut carried)?,
             }
         }
-        self.token_recorder.start(&self.gpu)?;
+        // While this one is computed.
+        self.settle(hooks)?;
         match &asked {
             Asked::Ranked { ranked, .. } => self.rank(*ranked)?,
             Asked::Last(_) | Asked::All(_) => {
                 self.gpu.copy_out(&self.logits, 0, &mut self.logits_host, 0, self.logits.len())?;
             }
         }
-        self.gpu.wait()?;
-        let copied = Instant::now();
-        self.token_recorder.show(hooks);
-        self.copy_seconds = copied.elapsed().as_secs_f32();
+        if self.token_recorder.takes_any() {
+            // What is recorded leaves while the host chooses the next token.
+            self.gpu.mark_again(&self.answered)?;
+            self.token_recorder.start(&self.gpu)?;
+            self.gpu.mark_again(&self.arrived)?;
+            self.unshown = Some(position);
+            hooks.expect();
+            self.gpu.wait_for(&self.answered)?;
+        } else {
+            self.gpu.wait()?;
+        }
+        if self.pieces.len() > 1 || !matches!(asked, Asked::Ranked { .. }) {
+            self.settle(hooks)?;
+        }
         match asked {
             Asked::Last(out) | Asked::All(out) => {
                 out.clear();
@@ -154,6 +166,10 @@ impl Executor {
     fn launches(&self, piece: &Piece, memory: &Memory) -> Result<()> {
         let Piece::Gpu { embed, layers, head } = piece else { return Ok(()) };
         let gpu = &self.gpu;
+        if let Some(whole) = self.graphs.last().and_then(|graphs| graphs.whole.as_ref()) {
+            whole.run(gpu, To::Here(&self.place_host, 0))?;
+            return if whole.has_head() { Ok(()) } else { self.head(At(&self.residual(self.layers.len()), 0)) };
+        }
         if *embed && !self.embeds_on_cpu() {
             gpu.copy_in(&self.place_host, &self.place, 0)?;
             Embed {
@@ -195,11 +211,12 @@ impl Executor {
     }
 
     /// Tells the token recorder what is looked at, if that has changed.
-    fn choose(&mut self, hooks: &Hooks<'_>) -> Result<()> {
+    fn choose(&mut self, hooks: &mut Hooks<'_>) -> Result<()> {
         let wanted: Vec<Depth> = (0..self.layers.len()).map(|layer| hooks.depth(layer)).collect();
         if wanted == self.recorded {
             return Ok(());
         }
+        self.settle(hooks)?;
         let mut chosen: Vec<(usize, usize, Point, Taken<'_, f32>)> = Vec::new();
         for (layer, depth) in wanted.iter().enumerate() {
             match (&self.layers[layer], depth) {

@@ -47,12 +47,19 @@ impl Numbers {
                 return;
             }
             // Fresh zeros are not touched before they are overwritten.
-            let mut room = vec![0.0; end.max(2 * self.len)];
+            let mut room = vec![0.0; 2 * end];
             copy(&mut room[..self.len], self);
             self.room = room;
         }
         copy(&mut self.room[self.len..end], values);
         self.len = end;
+    }
+
+    /// Touches the memory that `count` more will be copied to: the first time takes longer than the copy.
+    pub(super) fn touch(&mut self, count: usize) {
+        let (there, end) = (self.room.len(), self.len + count);
+        self.room[self.len..end.min(there)].fill(0.0);
+        self.room.resize(there.max(end), 0.0);
     }
 
     /// Keeps the first `len`, and the room.

@@ -9,6 +9,9 @@ use crate::protocol::{Frame, Performance, TokenId, TokenRecord};
 impl Worker {
     /// All that is new; `busy`: something else waits, so pictures get a short slice of time only.
     pub(super) fn frame(&mut self, busy: bool) -> Frame {
+        if let Some(loaded) = &mut self.loaded {
+            loaded.session.settle();
+        }
         let (running, state) = (self.remaining > 0, self.state());
         let Some(loaded) = &self.loaded else { return Frame { epoch: self.epoch, ..Frame::default() } };
         let session = &loaded.session;

@@ -1,6 +1,7 @@
 // What the linear maps on Hopper (sm_90a) are made of: barriers, the copy engine, products of a warpgroup.
 #pragma once
 #include "gemm.cuh"
+#include "ring.cuh"
 
 struct alignas(64) TensorMap {
     u64 words[16];
@@ -17,19 +18,10 @@ constexpr u32 BM = 128, BK = 64, THREADS = 384, TOGETHER = 8;
 constexpr u32 FEW = 40, MANY = 232;
 constexpr u32 OUT_BYTES = 64 * 128;  // 64 rows of 128 bytes
 
-DEVICE u32 shared_address(const void *at) { return static_cast<u32>(__cvta_generic_to_shared(at)); }
-DEVICE void expect_bytes(u32 barrier, u32 bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
 // Arrives at the barrier of that name in block `rank` of the cluster.
 DEVICE void arrive_at(u32 barrier, u32 rank) {
     asm volatile("{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\nmbarrier.arrive.shared::cluster.b64 _, [remote];\n}"
                  ::"r"(barrier), "r"(rank)
-                 : "memory");
-}
-DEVICE void wait_for(u32 barrier, u32 parity) {
-    asm volatile("{\n.reg .pred done;\nAGAIN:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@done bra DONE;\nbra AGAIN;\nDONE:\n}"
-                 ::"r"(barrier), "r"(parity)
                  : "memory");
 }
 DEVICE void cluster_sync() {

@@ -6,18 +6,20 @@
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::fmt;
-use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytemuck::Pod;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
-use cudarc::driver::{CudaContext, CudaEvent, CudaGraph, CudaStream, DriverError, result};
+use cudarc::driver::{CudaContext, CudaStream, DriverError, result};
 use half::{bf16, f16};
 
+mod graph;
 mod pinned;
 mod quota;
 mod tensor_map;
 
+use graph::Kept;
+pub use graph::{Graph, Mark};
 pub use pinned::Pinned;
 use quota::{Held, Quota, keep_freed_memory};
 pub(super) use tensor_map::TensorMap;
@@ -111,9 +113,6 @@ pub struct Buffer<T: Element> {
     len: usize,
     kept: Kept,
 }
-
-/// Buffers that the launches being captured use.
-type Kept = Arc<Mutex<Option<Vec<Arc<dyn std::any::Any + Send + Sync>>>>>;
 
 impl<T: Element> fmt::Debug for Buffer<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -394,21 +393,36 @@ impl Gpu {
         Ok(self.stream.synchronize()?)
     }
 
-    /// Waits for all work before a mark.
-    pub fn wait_for(&self, mark: &Mark) -> Result<()> {
-        Ok(mark.0.synchronize()?)
-    }
-
     /// Launches a kernel of `module` whose only parameter is `params`, of the layout that its source declares.
     pub(super) fn launch<P: Pod>(&self, module: &str, kernel: &str, shape: Shape, params: &P) -> Result<()> {
-        self.context.bind_to_thread()?;
-        assert!(shape.shared as usize <= self.limit, "{kernel}: {} bytes of shared memory", shape.shared);
-        let function = self.function(module, kernel)?;
         // SAFETY: the struct is plain data; a launch may change it.
         let mut attribute: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
         attribute.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
         attribute.value.programmaticStreamSerializationAllowed = 1;
         let early = shape.early && self.overlaps;
+        self.launch_with(module, kernel, shape, params, early.then_some(attribute))
+    }
+
+    /// As [`Gpu::launch`]; all blocks run at the same time, and may wait for each other, or it fails.
+    pub(super) fn launch_together<P: Pod>(&self, module: &str, kernel: &str, shape: Shape, params: &P) -> Result<()> {
+        // SAFETY: as above.
+        let mut attribute: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
+        attribute.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE;
+        attribute.value.cooperative = 1;
+        self.launch_with(module, kernel, shape, params, Some(attribute))
+    }
+
+    fn launch_with<P: Pod>(
+        &self,
+        module: &str,
+        kernel: &str,
+        shape: Shape,
+        params: &P,
+        mut attribute: Option<sys::CUlaunchAttribute>,
+    ) -> Result<()> {
+        self.context.bind_to_thread()?;
+        assert!(shape.shared as usize <= self.limit, "{kernel}: {} bytes of shared memory", shape.shared);
+        let function = self.function(module, kernel)?;
         let config = sys::CUlaunchConfig {
             gridDimX: shape.grid.0,
             gridDimY: shape.grid.1,
@@ -418,8 +432,8 @@ impl Gpu {
             blockDimZ: 1,
             sharedMemBytes: shape.shared,
             hStream: self.stream.cu_stream(),
-            attrs: &mut attribute,
-            numAttrs: u32::from(early),
+            numAttrs: u32::from(attribute.is_some()),
+            attrs: attribute.as_mut().map_or(std::ptr::null_mut(), std::ptr::from_mut),
         };
         let mut arguments = [std::ptr::from_ref(params) as *mut c_void];
         // SAFETY: the kernel takes one struct by value, which the driver copies during the call; that its addresses are of live
@@ -447,48 +461,5 @@ impl Gpu {
         };
         functions.by_name.insert(name.to_owned(), function);
         Ok(function)
-    }
-
-    /// Records what `work` launches, without running it, to be replayed as one.
-    pub fn capture(&self, work: impl FnOnce() -> Result<()>) -> Result<Graph> {
-        *lock(&self.kept) = Some(Vec::new());
-        self.stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)?;
-        let done = work();
-        let graph = self.stream.end_capture(sys::CUgraphInstantiate_flags(0));
-        let kept = lock(&self.kept).take().unwrap_or_default();
-        done?;
-        let graph = graph?.ok_or_else(|| CudaError::Driver("nothing was captured".to_owned()))?;
-        graph.upload()?;
-        Ok(Graph { graph, _kept: kept, _not_sync: PhantomData })
-    }
-
-    /// A point in the work, for [`Gpu::milliseconds`].
-    pub fn mark(&self) -> Result<Mark> {
-        Ok(Mark(self.stream.record_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT))?))
-    }
-
-    /// Time on the device between two marks; waits for the second.
-    pub fn milliseconds(&self, from: &Mark, to: &Mark) -> Result<f32> {
-        Ok(from.0.elapsed_ms(&to.0)?)
-    }
-}
-
-/// A point in the work of the device.
-pub struct Mark(CudaEvent);
-
-/// Recorded launches.
-pub struct Graph {
-    graph: CudaGraph,
-    _kept: Vec<Arc<dyn std::any::Any + Send + Sync>>,
-    _not_sync: PhantomData<std::cell::Cell<()>>,
-}
-
-// SAFETY: the handles may be used from any thread, by one at a time, which the missing `Sync` sees to.
-unsafe impl Send for Graph {}
-
-impl Graph {
-    /// Runs it all again, after what was launched before.
-    pub fn replay(&self) -> Result<()> {
-        Ok(self.graph.launch()?)
     }
 }

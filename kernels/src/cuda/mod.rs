@@ -11,6 +11,7 @@
 //! | [`conv()`] | `causal_conv` (+ silu) | x [T, C] |
 //! | [`ScanStep`], [`Scan`] | `SelectiveScan` of one token, of any number | |
 //! | [`SsdStep`], [`Ssd`] | `Ssd` of one token, of any number | |
+//! | [`TokenPass`] | `Linear`, `ScanStep` or `SsdStep` of all layers in one launch, embedding and head with them, where they fit (Hopper) | token [1] |
 //! | [`AttentionStep`], [`PromptAttention`] | norm, `Rope` and `Attention` of one token, of any number, over a contiguous cache | |
 //! | [`rank()`], [`RankRow`] | `summarise_softmax`, `top_k` of many rows, of one | logits [T, V] |
 //! | [`draw()`] | the engine's sampler, bit for bit | logits [V] |
@@ -28,6 +29,7 @@ mod rows;
 mod selective_scan;
 mod ssd;
 mod step;
+mod token;
 
 pub use attention::{AttentionStep, attention_supported};
 pub use conv::{Conv, conv};
@@ -41,6 +43,7 @@ pub use rows::{ENTRY_WORDS, EmbedRows, Entry, GateFunction, GateRows, Taken, Wri
 pub use selective_scan::{Scan, ScanProbes};
 pub use ssd::Ssd;
 pub use step::{DbcNorms, ScanStep, SsdStep};
+pub use token::{TokenHead, TokenKind, TokenLayer, TokenPass, TokenShape};
 
 use crate::Activation;
 use launch::Ptr;
@@ -62,7 +65,7 @@ impl<'a, T: Element> From<&'a Buffer<T>> for At<'a, T> {
     }
 }
 
-/// Where a kernel puts numbers.
+/// Where a kernel puts numbers, or finds one that the host has chosen.
 #[derive(Debug)]
 pub enum To<'a, T: Element = f32> {
     There(At<'a, T>),

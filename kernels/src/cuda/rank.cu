@@ -134,6 +134,7 @@ extern "C" __global__ void __launch_bounds__(256) rank_row(const __grid_constant
     __shared__ bool last;
     let_next_start();
     wait_for_previous();
+    const u32 next = p.next[0];
     const u32 part = blockIdx.x, wide = (p.vocab + p.parts - 1) / p.parts, from = min(part * wide, p.vocab), n = min(wide, p.vocab - from);
     u64 *keys = p.part_keys + part * p.count;
     const Sums own = read(room, scratch, p.logits, from, n, p.count, [&](u32 rank, u64 key) { keys[rank] = key; });
@@ -144,18 +145,19 @@ extern "C" __global__ void __launch_bounds__(256) rank_row(const __grid_constant
     __syncthreads();
     if (!last) return;
     __threadfence();
+    // A part a lane of each warp; asked for before it is needed.
+    const u32 lane = threadIdx.x % 32;
+    const bool there = lane < p.parts;
+    const float *of = p.part_sums + 3 * lane;
+    const float top = there ? __ldcg(of) : -INFINITY, part_sum = there ? __ldcg(of + 1) : 0.0f, part_inner = there ? __ldcg(of + 2) : 0.0f;
     select(room, p.parts * p.count, p.count, [&](u32 at) { return __ldcg(p.part_keys + at); }, [](u32, float) {},
            [&](u32 rank, u64 key) { put_ranked(p.out, rank, key); });
     if (threadIdx.x >= 32) return;
-    // A part a lane.
-    const bool there = threadIdx.x < p.parts;
-    const float *of = p.part_sums + 3 * threadIdx.x;
-    const float top = there ? __ldcg(of) : -INFINITY, most = warp_max(top);
-    const float down = top - most, shrink = there && top > -INFINITY ? expf(down) : 0.0f;
-    const float sum = shrink > 0.0f ? shrink * __ldcg(of + 1) : 0.0f;
-    const float inner = shrink > 0.0f ? shrink * (__ldcg(of + 2) + down * __ldcg(of + 1)) : 0.0f;
+    const float most = warp_max(top), down = top - most, shrink = there && top > -INFINITY ? expf(down) : 0.0f;
+    const float sum = shrink > 0.0f ? shrink * part_sum : 0.0f;
+    const float inner = shrink > 0.0f ? shrink * (part_inner + down * part_sum) : 0.0f;
     const Sums all = {most, warp_sum(sum), warp_sum(inner)};
-    if (threadIdx.x == 0) report(p, p.out, p.logits, p.next[0], all), *p.ended = 0;
+    if (threadIdx.x == 0) report(p, p.out, p.logits, next, all), *p.ended = 0;
 }
 
 struct DrawParams {

@@ -83,22 +83,26 @@ struct Entry {
 };
 enum Kind : u32 { COPY = 0, STEP = 1, WRITE = 2 };
 
-DEVICE float element(const void *from, u32 type, size_t at) {
-    switch (type) {
-    case 0: return static_cast<const float *>(from)[at];
-    case 1: return to_float(static_cast<const __nv_bfloat16 *>(from)[at]);
-    default: return to_float(static_cast<const __half *>(from)[at]);
+// What a thread reads before it goes on: of one token the time is that of answers from memory.
+constexpr u32 AHEAD = 8;
+template <typename T> DEVICE void read_ahead(float (&x)[AHEAD], const T *from, u32 first, u32 count) {
+#pragma unroll
+    for (u32 k = 0; k < AHEAD; k++) {
+        const u32 i = first + k * blockDim.x;
+        x[k] = i < count ? to_float(from[i]) : 0.0f;
     }
 }
 
 // ‖(Δ_h ‖k_h‖ ‖v_h‖)_h‖ of a token.
-DEVICE void write_norm(const Entry &e, u32 t) {
+template <typename T> DEVICE void write_norm(const Entry &e, u32 t) {
     __shared__ float keys[256], scratch[32];
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const T *key_rows = static_cast<const T *>(e.b) + size_t(t) * e.stride_b;
     for (u32 g = warp; g < e.groups; g += blockDim.x / 32) {
         float square = 0.0f;
+#pragma unroll 4
         for (u32 i = lane; i < e.n; i += 32) {
-            const float k = element(e.b, e.type, size_t(t) * e.stride_b + g * e.n + i);
+            const float k = to_float(key_rows[g * e.n + i]);
             square += k * k;
         }
         square = warp_sum(square);
@@ -107,31 +111,49 @@ DEVICE void write_norm(const Entry &e, u32 t) {
     __syncthreads();
     float sum = 0.0f;
     const u32 values = e.value_groups * e.head_dim, repeats = e.heads / e.value_groups;
-    for (u32 i = threadIdx.x; i < values; i += blockDim.x) {
-        const float v = element(e.c, e.type, size_t(t) * e.stride_c + i);
+    const float *steps = e.a ? static_cast<const float *>(e.a) + size_t(t) * e.stride : nullptr;
+    for (u32 first = threadIdx.x; first < values; first += AHEAD * blockDim.x) {
+        float v[AHEAD];
+        read_ahead(v, static_cast<const T *>(e.c) + size_t(t) * e.stride_c, first, values);
         for (u32 r = 0; r < repeats; r++) {
-            const u32 head = i / e.head_dim * repeats + r;
-            const float step = e.a ? static_cast<const float *>(e.a)[size_t(t) * e.stride + head] : 1.0f;
-            sum += step * step * keys[size_t(head) * e.groups / e.heads] * v * v;
+#pragma unroll
+            for (u32 k = 0; k < AHEAD; k++) {
+                const u32 head = min(first + k * blockDim.x, values - 1) / e.head_dim * repeats + r;
+                const float step = steps ? steps[head] : 1.0f;
+                sum += step * step * keys[size_t(head) * e.groups / e.heads] * v[k] * v[k];
+            }
         }
     }
     sum = block_sum(sum, scratch);
     if (threadIdx.x == 0) e.to[t] = sqrtf(sum);
 }
 
-DEVICE void take(const Entry &e, u32 t) {
-    if (e.kind == WRITE) return write_norm(e, t);
-    for (u32 i = threadIdx.x; i < e.width; i += blockDim.x) {
-        float x = element(e.a, e.type, size_t(t) * e.stride + i);
-        if (e.kind == STEP) x = fminf(fmaxf(softplus(x + static_cast<const float *>(e.b)[i]), e.low), e.high);
-        e.to[size_t(t) * e.width + i] = x;
+template <typename T> DEVICE void take(const Entry &e, u32 t) {
+    if (e.kind == WRITE) return write_norm<T>(e, t);
+    for (u32 first = threadIdx.x; first < e.width; first += AHEAD * blockDim.x) {
+        float x[AHEAD];
+        read_ahead(x, static_cast<const T *>(e.a) + size_t(t) * e.stride, first, e.width);
+#pragma unroll
+        for (u32 k = 0; k < AHEAD; k++) {
+            const u32 i = first + k * blockDim.x;
+            if (i >= e.width) break;
+            if (e.kind == STEP) x[k] = fminf(fmaxf(softplus(x[k] + static_cast<const float *>(e.b)[i]), e.low), e.high);
+            e.to[size_t(t) * e.width + i] = x[k];
+        }
+    }
+}
+DEVICE void take_any(const Entry &e, u32 t) {
+    switch (e.type) {
+    case 0: return take<float>(e, t);
+    case 1: return take<__nv_bfloat16>(e, t);
+    default: return take<__half>(e, t);
     }
 }
 struct RecordParams {
     const Entry *entries;
 };
-extern "C" __global__ void __launch_bounds__(256) record(const __grid_constant__ RecordParams p) {
+extern "C" __global__ void __launch_bounds__(1024) record(const __grid_constant__ RecordParams p) {
     const Entry e = p.entries[blockIdx.x];
-    take(e, blockIdx.y);
+    take_any(e, blockIdx.y);
 }
-extern "C" __global__ void __launch_bounds__(256) record_one(const __grid_constant__ Entry e) { take(e, blockIdx.y); }
+extern "C" __global__ void __launch_bounds__(256) record_one(const __grid_constant__ Entry e) { take_any(e, blockIdx.y); }

@@ -253,6 +253,6 @@ pub fn record(gpu: &Gpu, entries: &Buffer<u32>, count: usize, tokens: usize) -> 
     if count * tokens == 0 {
         return Ok(());
     }
-    let shape = Shape { grid: (number(count), number(tokens)), threads: 256, shared: 0, early: false };
+    let shape = Shape { grid: (number(count), number(tokens)), threads: 1024, shared: 0, early: false };
     gpu.launch("rows", "record", shape, &params)
 }

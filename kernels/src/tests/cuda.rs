@@ -6,6 +6,7 @@ mod decode;
 mod prompts;
 mod ranks;
 mod sequences;
+mod token;
 
 use std::sync::Arc;
 
