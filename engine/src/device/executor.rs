@@ -26,8 +26,11 @@ const LARGE: usize = 1 << 30;
 const RESERVE: usize = 1 << 30;
 /// Recorded bytes of a token from which on only what is looked at is copied over.
 const MUCH: usize = 128 << 10;
-/// Tokens of a prompt read at once: many, so that the products fill the GPU; of these in f32 fewer.
+/// Tokens of a prompt read at once: many, so that the products fill the GPU, where there is room for what they leave; of these in f32 fewer.
 const LONG_CHUNK: usize = 8192;
+const LONGEST_CHUNK: usize = 16_384;
+/// Bytes of memory beside the weights from which on the longest pay.
+const AMPLE: usize = 16 << 30;
 const CHUNK: usize = 2048;
 /// While whole layers are recorded, so many tokens times layers.
 const RECORDED: usize = 2048;
@@ -67,6 +70,8 @@ pub struct Executor {
     pub(super) info: DeviceInfo,
     /// Whether many tokens are read in bf16.
     pub(super) halves: bool,
+    /// Whether there is room for the longest of them.
+    ample: bool,
     /// Bytes of weights and of one token's numbers.
     pub(super) weights: usize,
     /// GPU memory in use when the model was opened.
@@ -143,6 +148,7 @@ impl Executor {
             pieces: pieces(&layers),
             info: DeviceInfo { device: Device::Cuda, name: gpu.name().to_owned(), on_cpu: on_cpu(missing) },
             halves,
+            ample: free - needed > AMPLE,
             place: gpu.zeros(2)?,
             place_host: gpu.pinned(2)?,
             embedding: to.room(d)?,
@@ -199,7 +205,11 @@ impl Executor {
 
     /// Tokens of a prompt worth reading at once while everything is recorded of `recorded` layers.
     pub fn chunk(&self, recorded: usize) -> usize {
-        let longest = if self.halves { LONG_CHUNK } else { CHUNK };
+        let longest = match self.halves {
+            true if self.ample => LONGEST_CHUNK,
+            true => LONG_CHUNK,
+            false => CHUNK,
+        };
         match RECORDED.checked_div(recorded) {
             Some(share) => (share / 128 * 128).clamp(128, longest),
             None => longest,
