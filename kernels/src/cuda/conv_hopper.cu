@@ -120,16 +120,21 @@ template <int BN, int GROUPS, int STAGES> DEVICE void convolve(const HopperConvP
             if (t0 + row0 == 0)
 #pragma unroll
                 for (int j = 0; j < 3; j++) past[j] = *reinterpret_cast<const float2 *>(p.history + j * p.channels + column + 2 * lane);
-            u32 made[RUN];
+            // All sums before all of silu, so that its long chains run side by side.
+            float2 of[RUN];
 #pragma unroll
             for (int i = 0; i < RUN; i++) {
                 const float2 now = two_of(raw[i + 3]);
-                float x = fmaf(w[0][3], now.x, fmaf(w[0][2], past[2].x, fmaf(w[0][1], past[1].x, fmaf(w[0][0], past[0].x, bias.x))));
-                float y = fmaf(w[1][3], now.y, fmaf(w[1][2], past[2].y, fmaf(w[1][1], past[1].y, fmaf(w[1][0], past[0].y, bias.y))));
-                if (p.silu) x = silu_of(x), y = silu_of(y);
-                made[i] = pair_of(x, y);
+                of[i].x = fmaf(w[0][3], now.x, fmaf(w[0][2], past[2].x, fmaf(w[0][1], past[1].x, fmaf(w[0][0], past[0].x, bias.x))));
+                of[i].y = fmaf(w[1][3], now.y, fmaf(w[1][2], past[2].y, fmaf(w[1][1], past[1].y, fmaf(w[1][0], past[0].y, bias.y))));
                 past[0] = past[1], past[1] = past[2], past[2] = now;
             }
+            if (p.silu)
+#pragma unroll
+                for (int i = 0; i < RUN; i++) of[i] = make_float2(silu_of(of[i].x), silu_of(of[i].y));
+            u32 made[RUN];
+#pragma unroll
+            for (int i = 0; i < RUN; i++) made[i] = pair_of(of[i].x, of[i].y);
             // The room was last used two tiles ago: by a product that all warps had waited for at the barrier of the last tile, and by the copy
             // engine, which had read it then.
             if constexpr (PRODUCT) asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");

@@ -47,7 +47,8 @@ template <typename X, typename Y> DEVICE void norm(const NormParams &p) {
 }
 // The same of wide rows, EIGHTS times eight channels a thread, all asked for at once: a row in few warps, which wait little for each other,
 // and as many rows as hide what they wait for. Widths, strides and starts are multiples of eight, and a group has at most 8,192 channels.
-template <typename X, typename Y, int EIGHTS, bool GATED> DEVICE void norm_wide(const NormParams &p) {
+// GATE: as `gate_first`.
+template <typename X, typename Y, int EIGHTS, int GATE> DEVICE void norm_wide(const NormParams &p) {
     __shared__ float scratch[32];
     let_next_start();
     wait_for_previous();
@@ -63,17 +64,17 @@ template <typename X, typename Y, int EIGHTS, bool GATED> DEVICE void norm_wide(
         xs[k].zero(), zs[k].zero();
         if (channel(k) < p.width) {
             xs[k].load_once(from + channel(k));
-            if (GATED) zs[k].load_once(gate + channel(k));
+            if (GATE) zs[k].load_once(gate + channel(k));
         }
     }
     float x[EIGHTS][8], z[EIGHTS][8], sum = 0.0f, square = 0.0f;
 #pragma unroll
     for (int k = 0; k < EIGHTS; k++) {
         xs[k].widen(x[k]);
-        if (GATED) zs[k].widen(z[k]);
+        if (GATE) zs[k].widen(z[k]);
 #pragma unroll
         for (int j = 0; j < 8; j++) {
-            if (GATED && p.gate_first == 1) x[k][j] *= silu(z[k][j]);
+            if (GATE == 1) x[k][j] *= silu(z[k][j]);
             sum += x[k][j], square += x[k][j] * x[k][j];
         }
     }
@@ -103,21 +104,22 @@ template <typename X, typename Y, int EIGHTS, bool GATED> DEVICE void norm_wide(
             for (int j = 0; j < 4; j++) {
                 float &y = x[k][4 * half + j];
                 y = (y - mean) * rho * ws[j] + bs[j];
-                if (GATED && p.gate_first == 2) y *= silu(z[k][4 * half + j]);
+                if (GATE == 2) y *= silu(z[k][4 * half + j]);
             }
         }
         store_eight(static_cast<Y *>(p.y) + t * p.y_stride + c0 + i, x[k]);
     }
 }
 
-#define WIDE(name, X, Y, threads, EIGHTS, GATED)                                                                                     \
+#define WIDE(name, X, Y, threads, EIGHTS, GATE)                                                                                      \
     extern "C" __global__ void __launch_bounds__(threads) norm_##name(const __grid_constant__ NormParams p) {                        \
-        norm_wide<X, Y, EIGHTS, GATED>(p);                                                                                           \
+        norm_wide<X, Y, EIGHTS, GATE>(p);                                                                                            \
     }
 #define NORM(name, X, Y)                                                                                                             \
     extern "C" __global__ void __launch_bounds__(256) norm_rows_##name(const __grid_constant__ NormParams p) { norm<X, Y>(p); }        \
-    WIDE(wide_##name, X, Y, 128, 1, false) WIDE(wide_gated_##name, X, Y, 128, 1, true)                                               \
-    WIDE(wider_##name, X, Y, 256, 4, false) WIDE(wider_gated_##name, X, Y, 256, 4, true)
+    WIDE(wide_##name, X, Y, 128, 1, 0) WIDE(wider_##name, X, Y, 256, 4, 0)                                                           \
+    WIDE(wide_before_##name, X, Y, 128, 1, 1) WIDE(wider_before_##name, X, Y, 256, 4, 1)                                             \
+    WIDE(wide_after_##name, X, Y, 128, 1, 2) WIDE(wider_after_##name, X, Y, 256, 4, 2)
 NORM(f32_f32, float, float)
 NORM(f32_bf16, float, __nv_bfloat16)
 NORM(bf16_bf16, __nv_bfloat16, __nv_bfloat16)

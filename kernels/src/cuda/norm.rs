@@ -110,7 +110,7 @@ impl<'a, X: Element, Y: Element> Norm<'a, X, Y> {
         let grid = (number(rows), 1);
         if (512..=8192).contains(&of_group) && starts.iter().all(|n| n.is_multiple_of(8)) {
             let (kernel, eights) = if of_group < 1024 { ("wide", 1) } else { ("wider", 4) };
-            let gated = if gate_first == 0 { "" } else { "_gated" };
+            let gated = ["", "_before", "_after"][gate_first as usize];
             let threads = number(of_group).div_ceil(8 * eights).next_multiple_of(32);
             let shape = Shape { grid, threads, shared: 0, early: true };
             return gpu.launch("norm", &format!("norm_{kernel}{gated}_{}_{}", X::NAME, Y::NAME), shape, &params);
