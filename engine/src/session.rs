@@ -310,8 +310,9 @@ impl Session {
 
     /// Brings the tape up to the newest token.
     pub fn settle(&mut self) {
-        let settled = self.runner.settle(&mut Hooks::observing(&mut self.tape));
-        self.stop_on(settled);
+        if let Err(error) = self.runner.settle(&mut Hooks::observing(&mut self.tape)) {
+            self.failure.get_or_insert(error);
+        }
     }
 
     /// Reads all that waits.

@@ -28,7 +28,7 @@ const LARGE: usize = 1 << 30;
 /// Recorded bytes of a token from which on only what is looked at is copied over.
 const MUCH: usize = 128 << 10;
 /// Tokens of a prompt read at once: many, so that the products fill the GPU; of these in f32 fewer.
-const LONG_CHUNK: usize = 8192;
+const LONG_CHUNK: usize = 16_384;
 const CHUNK: usize = 2048;
 /// While whole layers are recorded, so many tokens times layers.
 const RECORDED: usize = 2048;

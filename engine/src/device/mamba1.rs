@@ -2,7 +2,7 @@
 
 use statescope_kernels::cuda::{
     At, Buffer, Conv, Convolved, DbcNorms, DeviceMatrix, Element, Gemm, Gpu, Input, Linear, Norm as NormRows, Result,
-    Scan, ScanProbes, ScanStep, TokenKind, TokenLayer, TokenShape, conv,
+    Scan, ScanProbes, ScanStep, TokenKind, TokenLayer, TokenShape, conv, conv_product,
 };
 
 use super::memory::Slot;
@@ -257,10 +257,9 @@ impl Mamba1 {
             rows.show(Point::Gate, Taken::Rows { from: At(&projected, e), stride: 2 * e, width: e })?;
             rows.show(Point::Conv, Taken::Rows { from: all(&convolved), stride: e, width: e })?;
         }
-        conv(gpu, convolution(true), all(&projected), 2 * e, count, &activated)?;
+        let product = (&self.x_proj, &dbc);
+        conv_product(gpu, convolution(true), all(&projected), 2 * e, count, &activated, product)?;
         gpu.copy(&history, &slot.conv)?;
-
-        Gemm { y: Some(&dbc), ..Gemm::new(count, &self.x_proj, all(&activated)) }.run(gpu)?;
         if let Some((eps, scales)) = &self.norms {
             for (scale, from) in scales.iter().zip([0, r, r + n]) {
                 let norm = NormRows::rms(count, At(&dbc, from), scale, *eps, At(&dbc, from));

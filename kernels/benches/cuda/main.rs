@@ -1,8 +1,9 @@
-//! Times the CUDA kernels on random data: `cargo bench -p statescope-kernels --features cuda --bench cuda -- [--only copy|gemm|attention|scan|ssd|decode]`.
+//! Times the CUDA kernels on random data: `cargo bench -p statescope-kernels --features cuda --bench cuda -- [--only copy|gemm|rows|attention|scan|ssd|decode]`.
 //! Correctness is the tests' business. Times are medians of device events; `peers.py` beside this times the peers on the same shapes.
 
 mod decode;
 mod prompts;
+mod rows;
 mod sequences;
 
 use std::sync::Arc;
@@ -85,6 +86,9 @@ fn main() -> Result<()> {
     }
     if wanted("gemm") {
         prompts::gemms(&gpu)?;
+    }
+    if wanted("rows") {
+        rows::all(&gpu)?;
     }
     if wanted("attention") {
         prompts::attention(&gpu)?;

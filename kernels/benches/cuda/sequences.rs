@@ -7,8 +7,13 @@ use crate::{halves, median, numbers};
 
 const LENGTHS: [usize; 3] = [2048, 16_384, 131_072];
 
-fn scan<T: Element>(gpu: &Gpu, tokens: usize, upload: impl Fn(usize, u64, f32) -> Result<Buffer<T>>) -> Result<()> {
-    let (e, n) = (5120, 16);
+fn scan<T: Element>(
+    gpu: &Gpu,
+    e: usize,
+    tokens: usize,
+    upload: impl Fn(usize, u64, f32) -> Result<Buffer<T>>,
+) -> Result<()> {
+    let n = 16;
     let (x, z, delta, b, c) = (
         upload(tokens * e, 1, 1.0)?,
         upload(tokens * e, 2, 1.0)?,
@@ -43,17 +48,20 @@ fn scan<T: Element>(gpu: &Gpu, tokens: usize, upload: impl Fn(usize, u64, f32) -
         };
         let time = median(gpu, 20, || op.run(gpu))?;
         let with = if probes.state_norm.is_some() { ", with ‖h‖" } else { "" };
-        println!("| selective scan {}, D5120 N16 L{tokens}{with} | {time:.3} ms |", T::NAME);
+        println!("| selective scan {}, D{e} N16 L{tokens}{with} | {time:.3} ms |", T::NAME);
     }
     Ok(())
 }
 
 pub fn scans(gpu: &Gpu) -> Result<()> {
     for tokens in LENGTHS {
-        scan::<bf16>(gpu, tokens, |n, seed, scale| gpu.upload(&halves(n, seed, scale)))?;
-        scan::<f32>(gpu, tokens, |n, seed, scale| {
+        scan::<bf16>(gpu, 5120, tokens, |n, seed, scale| gpu.upload(&halves(n, seed, scale)))?;
+        scan::<f32>(gpu, 5120, tokens, |n, seed, scale| {
             gpu.upload(&halves(n, seed, scale).into_iter().map(f32::from).collect::<Vec<f32>>())
         })?;
+    }
+    for e in [1536, 3072] {
+        scan::<bf16>(gpu, e, 16_384, |n, seed, scale| gpu.upload(&halves(n, seed, scale)))?;
     }
     Ok(())
 }

@@ -10,6 +10,8 @@ struct ConvParams {
 };
 
 template <typename T> DEVICE void conv(const ConvParams &p) {
+    let_next_start();
+    wait_for_previous();
     const u32 c = blockIdx.x * blockDim.x + threadIdx.x, from = blockIdx.y * p.run, to = min(from + p.run, p.tokens);
     if (c >= p.channels) return;
     const T *x = static_cast<const T *>(p.x) + c;
@@ -37,6 +39,8 @@ template <typename T> DEVICE void conv(const ConvParams &p) {
 }
 // The same, eight channels a thread: channels, stride and starts are multiples of eight.
 template <typename T> DEVICE void conv_wide(const ConvParams &p) {
+    let_next_start();
+    wait_for_previous();
     const u32 c = (blockIdx.x * blockDim.x + threadIdx.x) * 8, from = blockIdx.y * p.run, to = min(from + p.run, p.tokens);
     if (c >= p.channels) return;
     const T *x = static_cast<const T *>(p.x) + c;

@@ -45,30 +45,37 @@ template <typename X, typename Y> DEVICE void norm(const NormParams &p) {
     }
     if (p.rho && threadIdx.x == 0) p.rho[blockIdx.x] = rho;
 }
-// The same of wide rows, eight channels a thread: widths, strides and starts are multiples of eight, and a group has at most 8,192
-// channels.
-template <typename X, typename Y> DEVICE void norm_wide(const NormParams &p) {
+// The same of wide rows, EIGHTS times eight channels a thread, all asked for at once: a row in few warps, which wait little for each other,
+// and as many rows as hide what they wait for. Widths, strides and starts are multiples of eight, and a group has at most 8,192 channels.
+// GATE: as `gate_first`.
+template <typename X, typename Y, int EIGHTS, int GATE> DEVICE void norm_wide(const NormParams &p) {
     __shared__ float scratch[32];
     let_next_start();
     wait_for_previous();
-    const u32 group = blockIdx.x % p.groups, c0 = group * p.width, i = threadIdx.x * 8;
+    const u32 group = blockIdx.x % p.groups, c0 = group * p.width;
     const size_t t = blockIdx.x / p.groups;
+    const X *from = static_cast<const X *>(p.x) + t * p.x_stride + c0;
     const Y *gate = static_cast<const Y *>(p.gate) + t * p.gate_stride + c0;
-    const bool there = i < p.width;
-    float x[8] = {}, z[8] = {}, sum = 0.0f, square = 0.0f;
-    if (there) {
-        Eight<X> xs;
-        xs.load_once(static_cast<const X *>(p.x) + t * p.x_stride + c0 + i);
-        xs.widen(x);
-        if (p.gate_first) {
-            Eight<Y> zs;
-            zs.load_once(gate + i);
-            zs.widen(z);
+    auto channel = [&](int k) { return (threadIdx.x + k * blockDim.x) * 8; };
+    Eight<X> xs[EIGHTS];
+    Eight<Y> zs[EIGHTS];
+#pragma unroll
+    for (int k = 0; k < EIGHTS; k++) {
+        xs[k].zero(), zs[k].zero();
+        if (channel(k) < p.width) {
+            xs[k].load_once(from + channel(k));
+            if (GATE) zs[k].load_once(gate + channel(k));
         }
+    }
+    float x[EIGHTS][8], z[EIGHTS][8], sum = 0.0f, square = 0.0f;
+#pragma unroll
+    for (int k = 0; k < EIGHTS; k++) {
+        xs[k].widen(x[k]);
+        if (GATE) zs[k].widen(z[k]);
 #pragma unroll
         for (int j = 0; j < 8; j++) {
-            if (p.gate_first == 1) x[j] *= silu(z[j]);
-            sum += x[j], square += x[j] * x[j];
+            if (GATE == 1) x[k][j] *= silu(z[k][j]);
+            sum += x[k][j], square += x[k][j] * x[k][j];
         }
     }
     float mean = 0.0f;
@@ -76,31 +83,43 @@ template <typename X, typename Y> DEVICE void norm_wide(const NormParams &p) {
         mean = block_sum(sum, scratch) / p.width;
         __syncthreads();
         square = 0.0f;
-        if (there)
 #pragma unroll
-            for (int j = 0; j < 8; j++) square += (x[j] - mean) * (x[j] - mean);
+        for (int k = 0; k < EIGHTS; k++)
+            if (channel(k) < p.width)
+#pragma unroll
+                for (int j = 0; j < 8; j++) square += (x[k][j] - mean) * (x[k][j] - mean);
     }
     const float rho = rsqrtf(block_sum(square, scratch) / p.width + p.eps);
     if (p.rho && threadIdx.x == 0) p.rho[blockIdx.x] = rho;
-    if (!there) return;
-    const float4 *weights = reinterpret_cast<const float4 *>(p.weight + c0 + i), *biases = reinterpret_cast<const float4 *>(p.bias + c0 + i);
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-        const float4 w = weights[half], b = p.bias ? biases[half] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        const float ws[4] = {w.x, w.y, w.z, w.w}, bs[4] = {b.x, b.y, b.z, b.w};
+    for (int k = 0; k < EIGHTS; k++) {
+        const u32 i = channel(k);
+        if (i >= p.width) return;
+        const float4 *weights = reinterpret_cast<const float4 *>(p.weight + c0 + i), *biases = reinterpret_cast<const float4 *>(p.bias + c0 + i);
 #pragma unroll
-        for (int k = 0; k < 4; k++) {
-            float &y = x[4 * half + k];
-            y = (y - mean) * rho * ws[k] + bs[k];
-            if (p.gate_first == 2) y *= silu(z[4 * half + k]);
+        for (int half = 0; half < 2; half++) {
+            const float4 w = weights[half], b = p.bias ? biases[half] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            const float ws[4] = {w.x, w.y, w.z, w.w}, bs[4] = {b.x, b.y, b.z, b.w};
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                float &y = x[k][4 * half + j];
+                y = (y - mean) * rho * ws[j] + bs[j];
+                if (GATE == 2) y *= silu(z[k][4 * half + j]);
+            }
         }
+        store_eight(static_cast<Y *>(p.y) + t * p.y_stride + c0 + i, x[k]);
     }
-    store_eight(static_cast<Y *>(p.y) + t * p.y_stride + c0 + i, x);
 }
 
+#define WIDE(name, X, Y, threads, EIGHTS, GATE)                                                                                      \
+    extern "C" __global__ void __launch_bounds__(threads) norm_##name(const __grid_constant__ NormParams p) {                        \
+        norm_wide<X, Y, EIGHTS, GATE>(p);                                                                                            \
+    }
 #define NORM(name, X, Y)                                                                                                             \
     extern "C" __global__ void __launch_bounds__(256) norm_rows_##name(const __grid_constant__ NormParams p) { norm<X, Y>(p); }        \
-    extern "C" __global__ void __launch_bounds__(1024) norm_wide_##name(const __grid_constant__ NormParams p) { norm_wide<X, Y>(p); }
+    WIDE(wide_##name, X, Y, 128, 1, 0) WIDE(wider_##name, X, Y, 256, 4, 0)                                                           \
+    WIDE(wide_before_##name, X, Y, 128, 1, 1) WIDE(wider_before_##name, X, Y, 256, 4, 1)                                             \
+    WIDE(wide_after_##name, X, Y, 128, 1, 2) WIDE(wider_after_##name, X, Y, 256, 4, 2)
 NORM(f32_f32, float, float)
 NORM(f32_bf16, float, __nv_bfloat16)
 NORM(bf16_bf16, __nv_bfloat16, __nv_bfloat16)

@@ -109,8 +109,11 @@ impl<'a, X: Element, Y: Element> Norm<'a, X, Y> {
         let starts = [of_group, self.x_stride, self.x.1, gate_stride, gate_start, self.y_stride, self.y.1];
         let grid = (number(rows), 1);
         if (512..=8192).contains(&of_group) && starts.iter().all(|n| n.is_multiple_of(8)) {
-            let shape = Shape { grid, threads: number(of_group / 8).next_multiple_of(32), shared: 0, early: true };
-            return gpu.launch("norm", &format!("norm_wide_{}_{}", X::NAME, Y::NAME), shape, &params);
+            let (kernel, eights) = if of_group < 1024 { ("wide", 1) } else { ("wider", 4) };
+            let gated = ["", "_before", "_after"][gate_first as usize];
+            let threads = number(of_group).div_ceil(8 * eights).next_multiple_of(32);
+            let shape = Shape { grid, threads, shared: 0, early: true };
+            return gpu.launch("norm", &format!("norm_{kernel}{gated}_{}_{}", X::NAME, Y::NAME), shape, &params);
         }
         let shape = Shape { grid, threads: 256, shared: number(of_group * 4), early: true };
         gpu.launch("norm", &format!("norm_rows_{}_{}", X::NAME, Y::NAME), shape, &params)

@@ -450,6 +450,8 @@ template <typename T, int LANES, int S, int TILE, bool VEC, bool NORM> DEVICE vo
     extern __shared__ __align__(128) unsigned char bytes[];
     typename Of::Shared &shared = *reinterpret_cast<typename Of::Shared *>(bytes);
     const Of of(p);
+    let_next_start();
+    wait_for_previous();
     if (of.low == of.high) return;
     if (threadIdx.x < BARRIERS) begin_barrier(shared_address(&shared.barriers[threadIdx.x]), TEAM);
     __syncthreads();

@@ -124,13 +124,13 @@ impl<T: Element> Scan<'_, T> {
         let strides = [self.delta_stride, self.x_stride, self.gate.map_or(0, |gate| gate.1)];
         let aligned = pairs.iter().chain(&strides).all(|s| s.is_multiple_of(2))
             && [self.b.1, self.c.1, self.bc_stride].iter().all(|s| s.is_multiple_of(sixteen_bytes));
-        // Many lanes a channel where there are few channels. On an H200 a token took 60 clocks of a multiprocessor with 32 channels in
-        // four lanes each, and 50 with 16 in eight, when the bound was set (40 since).
+        // Many lanes a channel where there are few channels. On an H200 a token takes 60 clocks of a multiprocessor with 32 channels in
+        // four lanes each, and 40 with 16 in eight.
         let rounds = |variant: Variant| {
             let tasks = self.groups * (self.channels / self.groups).div_ceil(variant.channels());
             tasks.max(gpu.processors() as usize)
         };
-        let wide = 6 * rounds(Variant::WIDE) <= 5 * rounds(Variant::NARROW);
+        let wide = 3 * rounds(Variant::WIDE) <= 2 * rounds(Variant::NARROW);
         let fits = |variant: Variant| variant.shared() <= gpu.shared_limit();
         match n {
             16 if aligned && fits(Variant::NARROW_NORM) => match (wide, self.probes.state_norm.is_some()) {
@@ -194,7 +194,7 @@ impl<T: Element> Scan<'_, T> {
             grid: (number((tasks * tiles).div_ceil(share)), 1),
             threads: (TEAMS * TEAM) as u32,
             shared: number(variant.shared()),
-            early: false,
+            early: true,
         };
         gpu.launch("selective_scan", &format!("scan_{}_{}", variant.name, T::NAME), shape, &params)
     }

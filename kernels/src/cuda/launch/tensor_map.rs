@@ -17,12 +17,20 @@ impl TensorMap {
     /// 128 bytes swizzled by 16. What lies beyond the matrix reads as zero and is not written. `start`, `stride` and `cols` are multiples of
     /// eight. A map of nothing if there is no matrix.
     pub(in crate::cuda) fn halves(start: Ptr, size: [u32; 2], stride: u32, boxed: u32) -> Result<Self> {
-        Self::new(start, size, stride, [64, boxed], CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2)
+        let of = (CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2);
+        Self::new(start, size, stride, [64, boxed], of, CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B)
+    }
+
+    /// As [`TensorMap::halves`], in rows that are not swizzled.
+    pub(in crate::cuda) fn plain_halves(start: Ptr, size: [u32; 2], stride: u32, boxed: u32) -> Result<Self> {
+        let of = (CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2);
+        Self::new(start, size, stride, [64, boxed], of, CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_NONE)
     }
 
     /// As [`TensorMap::halves`] of f32, in boxes of 32 columns.
     pub(in crate::cuda) fn wide(start: Ptr, size: [u32; 2], stride: u32, boxed: u32) -> Result<Self> {
-        Self::new(start, size, stride, [32, boxed], CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 4)
+        let of = (CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 4);
+        Self::new(start, size, stride, [32, boxed], of, CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B)
     }
 
     fn new(
@@ -30,8 +38,8 @@ impl TensorMap {
         [rows, cols]: [u32; 2],
         stride: u32,
         boxes: [u32; 2],
-        element: CUtensorMapDataType,
-        bytes: u64,
+        (element, bytes): (CUtensorMapDataType, u64),
+        swizzle: CUtensorMapSwizzle,
     ) -> Result<Self> {
         let mut map = sys::CUtensorMap { opaque: [0; 16] };
         if start == Ptr::default() {
@@ -50,7 +58,7 @@ impl TensorMap {
                 boxes.as_ptr(),
                 steps.as_ptr(),
                 CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-                CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                swizzle,
                 CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                 CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
             )

@@ -5,8 +5,8 @@ use half::{bf16, f16};
 use super::super::recurrences::{ScanData, SsdData};
 use super::*;
 use crate::activation::silu_reference;
-use crate::cuda::{At, Conv, Gating, Norm, Scan, ScanProbes, conv};
-use crate::{SelectiveScan, Ssd, cuda};
+use crate::cuda::{At, Conv, DeviceMatrix, Gating, Gemm, Norm, Scan, ScanProbes, conv, conv_product};
+use crate::{Dtype, Elements, Matrix, SelectiveScan, Ssd, cuda};
 
 #[test]
 #[ignore = "needs a CUDA device"]
@@ -54,19 +54,78 @@ fn cuda_norms_agree() {
 fn check_conv<T: Float>(gpu: &Gpu) {
     let mut rng = Rng::new(4);
     for tokens in LENGTHS {
-        for (channels, taps) in [(1, 1), (5, 2), (130, 4), (7, 3), (520, 3), (1032, 4)] {
+        for (channels, taps) in [(1, 1), (5, 2), (130, 4), (7, 3), (520, 3), (1032, 4), (64, 4), (320, 4)] {
             let (w, b, before) = (rng.vec(channels * taps), rng.vec(channels), rng.vec(channels * (taps - 1)));
-            let (x, xs) = rounded::<T>(gpu, &rng.vec(tokens * channels));
+            // A part of wider rows.
+            let (from, stride) = (8, channels + 16);
+            let (x, xs) = rounded::<T>(gpu, &rng.vec(tokens * stride));
+            let xs: Vec<f32> = xs.chunks_exact(stride).flat_map(|row| &row[from..from + channels]).copied().collect();
             let (weight, bias, history) = (put(gpu, &w), put(gpu, &b), put(gpu, &before));
-            let (after, y) = (poisoned::<f32>(gpu, before.len()), poisoned::<T>(gpu, xs.len()));
-            let op = Conv { weight: &weight, bias: Some(&bias), history: (&history, &after), channels, silu: true };
-            conv(gpu, op, At(&x, 0), channels, tokens, &y).unwrap();
-            let expected: Vec<f64> =
-                crate::conv::reference(&xs, &w, Some(&b), &before).into_iter().map(silu_reference).collect();
-            assert_close(&get(gpu, &y), &expected, T::ERROR, &format!("conv {tokens} {channels} {taps}"));
-            let all: Vec<f32> = before.iter().chain(&xs).copied().collect();
-            assert_eq!(get(gpu, &after), all[all.len() - before.len()..], "history {tokens} {taps}");
+            for (bias, silu) in [(Some(&bias), true), (None, false)] {
+                let what = format!("conv {tokens} {channels} {taps}");
+                let (after, y) = (poisoned::<f32>(gpu, before.len()), poisoned::<T>(gpu, xs.len()));
+                let op = Conv { weight: &weight, bias, history: (&history, &after), channels, silu };
+                conv(gpu, op, At(&x, from), stride, tokens, &y).unwrap();
+                let mut expected = crate::conv::reference(&xs, &w, bias.map(|_| &b[..]), &before);
+                if silu {
+                    expected.iter_mut().for_each(|y| *y = silu_reference(*y));
+                }
+                assert_close(&get(gpu, &y), &expected, T::ERROR, &what);
+                let all: Vec<f32> = before.iter().chain(&xs).copied().collect();
+                assert_eq!(get(gpu, &after), all[all.len() - before.len()..], "history: {what}");
+                // Piece after piece.
+                let (cut, mut pieces) = (tokens / 3, Vec::new());
+                let (middle, after) = (poisoned::<f32>(gpu, before.len()), poisoned::<f32>(gpu, before.len()));
+                for (start, end, memory) in [(0, cut, (&history, &middle)), (cut, tokens, (&middle, &after))] {
+                    let count = end - start;
+                    if count == 0 {
+                        continue;
+                    }
+                    // Of an empty first piece nothing is left.
+                    let memory = if start == 0 { (&history, memory.1) } else { memory };
+                    let y = poisoned::<T>(gpu, count * channels);
+                    conv(gpu, Conv { history: memory, ..op }, At(&x, from + start * stride), stride, count, &y).unwrap();
+                    pieces.extend(get(gpu, &y));
+                }
+                assert_eq!(bits(&pieces), bits(&get(gpu, &y)), "in pieces: {what}");
+            }
         }
+    }
+}
+
+/// The product made beside the convolution is that of the two ops alone.
+#[test]
+#[ignore = "needs a CUDA device"]
+fn cuda_conv_with_a_product_is_both_ops() {
+    let gpu = gpu();
+    let mut rng = Rng::new(9);
+    let few = LENGTHS.map(|tokens| (tokens, 192, 40));
+    let others = [(129, 64, 8), (300, 320, 192), (130, 128, 136), (70, 128, 200), (70, 130, 16), (8600, 128, 160), (16_400, 64, 24)];
+    for (tokens, channels, rows) in few.into_iter().chain(others) {
+        let what = format!("{tokens} × {channels} to {rows}");
+        let (stride, weights) = (channels + 24, rng.vec(rows * channels));
+        let host = Matrix::new(rows, channels, Elements::F32(weights)).unwrap().to_dtype(Dtype::Bf16);
+        let matrix = DeviceMatrix::upload(&gpu, &host).unwrap();
+        let (w, b, before) = (rng.vec(channels * 4), rng.vec(channels), rng.vec(channels * 3));
+        let (x, _) = rounded::<bf16>(&gpu, &rng.vec(tokens * stride));
+        let (weight, bias, history) = (put(&gpu, &w), put(&gpu, &b), put(&gpu, &before));
+        let run = |with_product: bool| {
+            let after = poisoned::<f32>(&gpu, before.len());
+            let (y, made) = (poisoned::<bf16>(&gpu, tokens * channels), poisoned::<bf16>(&gpu, tokens * rows));
+            let op = Conv { weight: &weight, bias: Some(&bias), history: (&history, &after), channels, silu: true };
+            if with_product {
+                conv_product(&gpu, op, At(&x, 16), stride, tokens, &y, (&matrix, &made)).unwrap();
+            } else {
+                conv(&gpu, op, At(&x, 16), stride, tokens, &y).unwrap();
+                Gemm { y: Some(&made), ..Gemm::new(tokens, &matrix, At(&y, 0)) }.run(&gpu).unwrap();
+            }
+            [bits(&get(&gpu, &y)), bits(&get(&gpu, &made)), bits(&get(&gpu, &after))]
+        };
+        let (both, alone) = (run(true), run(false));
+        assert_eq!(both, alone, "{what}");
+        let of_x: Vec<f32> = both[0].iter().map(|&bits| f32::from_bits(bits)).collect();
+        let product: Vec<f32> = both[1].iter().map(|&bits| f32::from_bits(bits)).collect();
+        assert_close(&product, &crate::linear::reference(&host, None, &of_x), bf16::ERROR, &what);
     }
 }
 
@@ -158,9 +217,13 @@ fn cuda_scan_agrees() {
 fn cuda_scan_of_many_channels_agrees() {
     let gpu = gpu();
     let channels = 32 * (gpu.processors() as usize + 5) + 2;
+    // As many that fewer of them, in more lanes each, pay.
+    let fewer = 16 * (gpu.processors() as usize + 5) + 2;
     for tokens in [1, 33, 150] {
-        check_scan::<bf16>(&gpu, tokens, (channels, 16), true, false);
-        check_scan::<f32>(&gpu, tokens, (channels, 16), true, tokens == 150);
+        for channels in [channels, fewer] {
+            check_scan::<bf16>(&gpu, tokens, (channels, 16), true, false);
+            check_scan::<f32>(&gpu, tokens, (channels, 16), true, tokens == 150);
+        }
         check_scan::<f16>(&gpu, tokens, (channels, 7), true, true);
     }
 }
