@@ -22,8 +22,7 @@ pub fn all(gpu: &Gpu) -> Result<()> {
             let (weight, bias) = (gpu.upload(&numbers(4 * channels, 3))?, gpu.upload(&numbers(channels, 4))?);
             let (history, after) = (gpu.zeros(3 * channels)?, gpu.zeros(3 * channels)?);
             let (y, made) = (gpu.zeros::<bf16>(tokens * channels)?, gpu.zeros::<bf16>(tokens * 192)?);
-            let op =
-                Conv { weight: &weight, bias: Some(&bias), history: (&history, &after), channels, silu: true };
+            let op = Conv { weight: &weight, bias: Some(&bias), history: (&history, &after), channels, silu: true };
             let run = || conv(gpu, op, At(&x, from), stride, tokens, &y);
             report(&format!("convolution of {channels}"), 4 * channels, median(gpu, 20, run)?);
             let x_proj = matrix(192, channels)?;

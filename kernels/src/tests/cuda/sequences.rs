@@ -84,7 +84,8 @@ fn check_conv<T: Float>(gpu: &Gpu) {
                     // Of an empty first piece nothing is left.
                     let memory = if start == 0 { (&history, memory.1) } else { memory };
                     let y = poisoned::<T>(gpu, count * channels);
-                    conv(gpu, Conv { history: memory, ..op }, At(&x, from + start * stride), stride, count, &y).unwrap();
+                    conv(gpu, Conv { history: memory, ..op }, At(&x, from + start * stride), stride, count, &y)
+                        .unwrap();
                     pieces.extend(get(gpu, &y));
                 }
                 assert_eq!(bits(&pieces), bits(&get(gpu, &y)), "in pieces: {what}");
@@ -100,7 +101,15 @@ fn cuda_conv_with_a_product_is_both_ops() {
     let gpu = gpu();
     let mut rng = Rng::new(9);
     let few = LENGTHS.map(|tokens| (tokens, 192, 40));
-    let others = [(129, 64, 8), (300, 320, 192), (130, 128, 136), (70, 128, 200), (70, 130, 16), (8600, 128, 160), (16_400, 64, 24)];
+    let others = [
+        (129, 64, 8),
+        (300, 320, 192),
+        (130, 128, 136),
+        (70, 128, 200),
+        (70, 130, 16),
+        (8600, 128, 160),
+        (16_400, 64, 24),
+    ];
     for (tokens, channels, rows) in few.into_iter().chain(others) {
         let what = format!("{tokens} × {channels} to {rows}");
         let (stride, weights) = (channels + 24, rng.vec(rows * channels));
