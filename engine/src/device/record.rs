@@ -95,7 +95,7 @@ impl Recorder {
         }
         if self.used + len > self.staged.len() {
             self.bring(gpu)?;
-            self.reserve(gpu, len.max((2 * self.staged.len()).clamp(1 << 22, STAGED)))?;
+            self.reserve(gpu, len.max((2 * self.staged.len()).clamp(1 << 22, STAGED)), len)?;
         }
         Entry::new(taken, tokens, At(&self.staged, self.used)).run(gpu, tokens)?;
         self.place(point, self.used, len);
@@ -110,15 +110,20 @@ impl Recorder {
     /// Says how many numbers a prompt will leave: room made at once costs less than room made as it comes.
     pub(super) fn expect(&mut self, gpu: &Gpu, len: usize) -> Result<()> {
         self.forget();
-        self.reserve(gpu, len.min(STAGED))
+        self.reserve(gpu, len.min(STAGED), 0)
     }
 
-    /// Room for `len` numbers. Nothing may be noted yet.
-    fn reserve(&mut self, gpu: &Gpu, len: usize) -> Result<()> {
-        if len > self.staged.len() {
-            self.host = gpu.pinned(len)?;
-            self.staged = gpu.zeros(len)?;
+    /// Room for `len` numbers, or where there is no memory for so many for `least`. Nothing may be noted yet.
+    fn reserve(&mut self, gpu: &Gpu, len: usize, least: usize) -> Result<()> {
+        if len <= self.staged.len() {
+            return Ok(());
         }
+        let staged = match gpu.zeros(len) {
+            Err(error) if error.is_memory() && least <= self.staged.len() => return Ok(()),
+            Err(error) if error.is_memory() => gpu.zeros(least)?,
+            made => made?,
+        };
+        (self.host, self.staged) = (gpu.pinned(staged.len())?, staged);
         Ok(())
     }
 
