@@ -68,10 +68,10 @@ fn a_text_without_room_for_more_stays_and_can_be_gone_back_in() {
 
 #[test]
 fn a_prompt_without_room_is_refused_as_far_as_it_does_not_fit() {
-    let mut session = session(256);
+    let mut session = session(512);
     session.start(&ids(600)).unwrap();
     session.read_all();
-    assert_eq!((session.position(), session.history().len()), (256, 600));
+    assert_eq!((session.position(), session.history().len()), (512, 600));
     assert!(session.failure().is_some() && make(&mut session, 1).is_err());
     session.runner.room = usize::MAX;
     session.seek(600).unwrap();
