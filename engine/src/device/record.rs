@@ -219,7 +219,8 @@ impl TokenRecorder {
     pub(super) fn choose(&mut self, gpu: &Gpu, chosen: &[(usize, usize, Point, Taken<'_, f32>)]) -> Result<()> {
         self.ready = false;
         self.recorder.forget();
-        self.recorder.reserve(gpu, chosen.iter().map(|(.., taken)| width(taken)).sum())?;
+        let len = chosen.iter().map(|(.., taken)| width(taken)).sum();
+        self.recorder.reserve(gpu, len, len)?;
         for (layer, part, point, taken) in chosen {
             self.recorder.enter(*layer, *part);
             self.recorder.take(*point, *taken, 1);
