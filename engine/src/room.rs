@@ -12,6 +12,8 @@ pub const LOGIT_ROWS: usize = 1024;
 /// Bytes that are left to others (graphs, the driver, other programs) when a model is said to fit.
 const SPARE: usize = 1 << 30;
 const MIB: usize = 1 << 20;
+/// Bytes for what is staged on its way to the tape, tables and ranks.
+const STAGED: usize = 4 << 20;
 
 /// Bytes of GPU memory that a model takes before its first token is made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -83,7 +85,7 @@ pub fn workspace(info: &ModelInfo, tokens: usize) -> usize {
             + layer.feed_forward.map_or(0, |feed_forward| 3 * feed_forward.width)
     });
     let row = 6 * info.hidden_size + layer.max().unwrap_or(0);
-    size_of::<f32>() * (tokens * row + (tokens.min(LOGIT_ROWS) + 1) * info.vocab_size)
+    STAGED + size_of::<f32>() * (tokens * row + (tokens.min(LOGIT_ROWS) + 1) * info.vocab_size)
 }
 
 /// Tokens of a prompt to read at once: at most `longest`, a multiple of the grid, and as many as there is `room` for.
