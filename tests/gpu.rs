@@ -113,7 +113,7 @@ mod window {
             }
             let performance = &there.state().store.performance;
             assert!(performance.device_bytes > 1 << 20 && performance.model_ms > 0.0 && performance.transfer_ms > 0.0);
-            for wanted in ["Device CUDA", "memory of NVIDIA", "allowed", "time per token: model"] {
+            for wanted in ["Device CUDA", "GPU memory", "allowed", "time per token: model"] {
                 let text = says(&there, wanted).unwrap_or_else(|| panic!("{name}: nothing says {wanted}"));
                 println!("{name}: {text}");
             }

@@ -59,12 +59,7 @@ impl View for PerformanceView {
                 line(ui, cx, "frame", &format::milliseconds(ms));
             }
             if !model.device.name.is_empty() {
-                line(
-                    ui,
-                    cx,
-                    &format!("memory of {}", model.device.name),
-                    &model_bar::memory(&model.device, p.device_bytes),
-                );
+                line(ui, cx, "GPU memory", &model_bar::memory(&model.device, p.device_bytes));
             }
             line(ui, cx, "record of past tokens", &format::bytes(p.tape_bytes));
             line(ui, cx, "snapshots for seeking", &format::bytes(p.snapshot_bytes));
