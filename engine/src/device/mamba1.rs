@@ -2,7 +2,7 @@
 
 use statescope_kernels::cuda::{
     At, Buffer, Conv, Convolved, DbcNorms, DeviceMatrix, Element, Gemm, Gpu, Input, Linear, Norm as NormRows, Result,
-    Scan, ScanProbes, ScanStep, TokenKind, TokenLayer, TokenShape, conv, conv_product,
+    Scan, ScanProbes, ScanStep, TokenKind, TokenLayer, TokenShape, conv, conv_product, conv_product_pays,
 };
 
 use super::memory::Slot;
@@ -257,8 +257,13 @@ impl Mamba1 {
             rows.show(Point::Gate, Taken::Rows { from: At(&projected, e), stride: 2 * e, width: e })?;
             rows.show(Point::Conv, Taken::Rows { from: all(&convolved), stride: e, width: e })?;
         }
-        let product = (&self.x_proj, &dbc);
-        conv_product(gpu, convolution(true), all(&projected), 2 * e, count, &activated, product)?;
+        if conv_product_pays(gpu, count) {
+            let product = (&self.x_proj, &dbc);
+            conv_product(gpu, convolution(true), all(&projected), 2 * e, count, &activated, product)?;
+        } else {
+            conv(gpu, convolution(true), all(&projected), 2 * e, count, &activated)?;
+            Gemm { y: Some(&dbc), ..Gemm::new(count, &self.x_proj, all(&activated)) }.run(gpu)?;
+        }
         gpu.copy(&history, &slot.conv)?;
         if let Some((eps, scales)) = &self.norms {
             for (scale, from) in scales.iter().zip([0, r, r + n]) {

@@ -32,7 +32,7 @@ mod step;
 mod token;
 
 pub use attention::{AttentionStep, attention_supported};
-pub use conv::{Conv, conv, conv_product};
+pub use conv::{Conv, conv, conv_product, conv_product_pays};
 pub use gemm::Gemm;
 pub use launch::{Buffer, CudaError, Element, Gpu, Graph, Mark, Pinned, Result, find};
 pub use linear::{Convolved, DeviceMatrix, Embed, GatedUnit, Input, Linear};
