@@ -1,8 +1,8 @@
 //! The product of many tokens with a matrix of weights.
 //!
-//! A register tile holds the sums of some rows of weights (broadcast one by one) and of two vectors of tokens, so that nothing has to be
-//! summed over lanes. Tokens are turned once, so that those of a vector lie side by side; weights become f32 a group of rows at a time,
-//! in the cache of the core that multiplies with them.
+//! A register tile holds the sums of some tokens (broadcast one by one) and of two vectors of outputs, so that nothing has to be summed
+//! over lanes and sums lie as y wants them. Weights become f32 and are turned, two vectors of outputs at a time, in the cache of the core
+//! that multiplies with them; tokens are read where they are, and asked for a tile ahead.
 
 use std::{cell::Cell, ops::Range};
 
@@ -10,25 +10,22 @@ use bytemuck::Zeroable;
 
 use super::{
     linear::{Line, Weight},
-    product::{View, rows_of_tile, transpose},
+    product::rows_of_tile,
 };
 use crate::{
     cpu::simd::{Kernel, MOST_LANES, Simd, dispatch, lanes},
     par::{self, Columns},
 };
 
-/// Inputs taken at a time (a multiple of a line): what two vectors of tokens have of them stays in L1. Sums of that many go into a sum of
+/// Inputs taken at a time (a multiple of a line): what two vectors of outputs have of them stays in L1. Sums of that many go into a sum of
 /// sums, which rounds less than one long chain.
 const DEPTH: usize = 256;
-/// Most rows of weights of a group, a multiple of the rows of every register tile: their part of the inputs takes 52 KB of L2.
-const GROUP: usize = 48;
-/// Floats from one row of a group to the next: not a power of two, or all rows would fall into the same sets of the cache.
-const STRIDE: usize = DEPTH + Line::FLOATS;
+/// Most pairs of vectors of outputs that a thread takes at a time.
+const GROUP: usize = 4;
 
 thread_local! {
-    /// Room for tokens, and for the weights and sums of a group, kept from product to product: fresh memory costs more than filling it.
-    static ROOM: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
-    static OF_GROUP: Cell<[Vec<Line>; 2]> = const { Cell::new([const { Vec::new() }; 2]) };
+    /// Room for the weights and sums of two vectors of outputs, kept from product to product: fresh memory costs more than filling it.
+    static OF_OUTPUTS: Cell<[Vec<Line>; 2]> = const { Cell::new([const { Vec::new() }; 2]) };
 }
 
 /// The first `len` floats of `room`, made larger if need be; what they hold is undefined.
@@ -47,18 +44,9 @@ pub(super) fn gemm<W: Weight>(weight: &[W], inputs: usize, xs: &[f32], parts: &m
     }
     let items = inputs.div_ceil(W::WEIGHTS);
     let (outputs, tokens) = (weight.len() / items, xs.len() / inputs);
-    let lanes = lanes();
-    let of_tile = rows_of_tile(lanes);
-    let (panel, padded) = (2 * lanes, tokens.next_multiple_of(lanes));
-    let group = group(outputs.div_ceil(of_tile), GROUP / of_tile) * of_tile;
-
-    let mut room = ROOM.take();
-    let turned = floats(&mut room, padded * inputs);
-    par::for_each_chunk(turned, panel * inputs, tokens * inputs, |i, to| {
-        let from = &xs[i * panel * inputs..];
-        dispatch(Turn { from: &from[..from.len().min(panel * inputs)], inputs, to });
-    });
-    let turned = &*turned;
+    let (rows, panel) = (rows_of_tile(lanes()), 2 * lanes());
+    let tiles = tokens.div_ceil(rows);
+    let group = group(outputs.div_ceil(panel)) * panel;
 
     let mut pieces = Vec::new();
     let mut first = 0;
@@ -69,70 +57,39 @@ pub(super) fn gemm<W: Weight>(weight: &[W], inputs: usize, xs: &[f32], parts: &m
         first += width;
     }
     par::for_each(pieces.into_iter(), tokens * outputs * inputs / 8, |(first, ys)| {
-        let rows = &weight[first * items..(first + ys.width()) * items];
-        let mut room = OF_GROUP.take();
-        let [of_group, sums] = &mut room;
-        let sums = floats(sums, group.next_multiple_of(lanes) * padded);
-        dispatch(Multiply {
-            rows,
-            items,
-            inputs,
-            turned,
-            tokens,
-            ys,
-            group,
-            of_group: floats(of_group, GROUP * STRIDE),
-            sums,
-        });
-        OF_GROUP.set(room);
+        let weights = &weight[first * items..(first + ys.width()) * items];
+        let mut room = OF_OUTPUTS.take();
+        let [turned, sums] = &mut room;
+        let (turned, sums) = (floats(turned, panel * DEPTH), floats(sums, tiles * rows * panel));
+        dispatch(Multiply { weights, items, inputs, xs, tokens, ys, group, turned, sums });
+        OF_OUTPUTS.set(room);
     });
-    ROOM.set(room);
 }
 
-/// Of how many of so many `tiles` a group is, at most `most`: as many as let all threads end at once. (Every row has the same bits in any
+/// Of how many of so many pairs of vectors a group is: as many as let all threads end at once. (Every output has the same bits in any
 /// group, so this may depend on the number of threads.)
-fn group(tiles: usize, most: usize) -> usize {
+fn group(panels: usize) -> usize {
     let threads = par::threads();
-    let last_ends = |group: &usize| tiles.div_ceil(*group).div_ceil(threads) * group;
-    (most.div_ceil(2)..=most).rev().min_by_key(last_ends).unwrap_or(most)
+    let last_ends = |group: &usize| panels.div_ceil(*group).div_ceil(threads) * group;
+    (GROUP.div_ceil(2)..=GROUP).rev().min_by_key(last_ends).unwrap_or(GROUP)
 }
 
-/// Turns up to two vectors of tokens [tokens, inputs] to [inputs, lanes or twice as many], with zeros for tokens that are not there.
-struct Turn<'a> {
-    from: &'a [f32],
-    inputs: usize,
-    to: &'a mut [f32],
-}
-
-impl Kernel for Turn<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let (width, inputs) = (self.to.len() / self.inputs, self.inputs);
-        let tokens = self.from.len() / inputs;
-        if tokens < width {
-            for to in self.to.chunks_exact_mut(width) {
-                to[tokens..].fill(0.0);
-            }
-        }
-        transpose(s, View { data: self.from, stride: inputs }, (tokens, inputs), self.to, width);
-    }
-}
-
-/// A group of rows of weights times all tokens.
+/// A group of outputs of all tokens.
 struct Multiply<'a, W> {
-    rows: &'a [W],
-    /// Of a row.
+    /// [outputs, items].
+    weights: &'a [W],
+    /// Of an output.
     items: usize,
     inputs: usize,
-    turned: &'a [f32],
+    /// [tokens, inputs].
+    xs: &'a [f32],
     tokens: usize,
-    /// [tokens, rows].
+    /// [tokens, outputs].
     ys: Columns<'a>,
-    /// Rows of weights with those that are not there.
+    /// Most outputs of a group.
     group: usize,
-    /// Room for the group's weights and, by panel of tokens, for its sums [group, tokens of the panel].
-    of_group: &'a mut [f32],
+    /// Room for two vectors of outputs: `DEPTH` weights of each, and sums until all inputs are in them [tiles, tokens of a tile, vectors].
+    turned: &'a mut [f32],
     sums: &'a mut [f32],
 }
 
@@ -140,55 +97,55 @@ impl<W: Weight> Kernel for Multiply<'_, W> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Multiply { rows, items, inputs, turned, tokens, mut ys, group, of_group, sums } = self;
+        let Multiply { weights, items, inputs, xs, tokens, mut ys, group, turned, sums } = self;
         let (panel, of_tile) = (2 * S::LANES, rows_of_tile(S::LANES));
-        let count = rows.len() / items;
-        let of_panel = count.div_ceil(of_tile);
-        // Rows that fill up the last tile count nothing.
-        of_group[count * STRIDE..of_panel * of_tile * STRIDE].fill(0.0);
-        for first in (0..inputs).step_by(DEPTH) {
-            let inputs_here = first..inputs.min(first + DEPTH);
-            for (row, to) in rows.chunks_exact(items).zip(of_group.chunks_exact_mut(STRIDE)) {
-                widen(s, row, inputs, inputs_here.clone(), to);
-            }
-            let next = Next::after(&inputs_here, rows, items, inputs, group);
-            let tiles = turned.len().div_ceil(panel * inputs) * of_panel;
-            let panels = sums.chunks_mut(panel * group.next_multiple_of(S::LANES)).zip(turned.chunks(panel * inputs));
-            for (i, (sums, turned)) in panels.enumerate() {
-                let width = turned.len() / inputs;
-                let xs = &turned[inputs_here.start * width..inputs_here.end * width];
-                let of_tiles = of_group.chunks(of_tile * STRIDE).zip(sums.chunks_mut(of_tile * width));
-                for (j, (weights, sums)) in of_tiles.enumerate().take(of_panel) {
-                    next.ask(s, i * of_panel + j, tiles);
-                    let part = Part { weights, xs, sums, more: first > 0 };
+        let outputs = weights.len() / items;
+        for first_output in (0..outputs).step_by(panel) {
+            let columns = first_output..outputs.min(first_output + panel);
+            let one = columns.len() <= S::LANES;
+            for first in (0..inputs).step_by(DEPTH) {
+                let here = first..inputs.min(first + DEPTH);
+                turn(s, &weights[columns.start * items..columns.end * items], items, inputs, here.clone(), turned);
+                let turned = &turned[..here.len() * if one { S::LANES } else { panel }];
+                let mut next = Next::after(&here, &columns, weights, items, inputs, group);
+                let of_tiles = xs.chunks(of_tile * inputs).zip(sums.chunks_exact_mut(of_tile * panel));
+                let ahead = next.lines().div_ceil(of_tiles.len());
+                for (i, (xs, sums)) in of_tiles.enumerate() {
+                    next.ask(s, ahead);
+                    let tokens = i * of_tile..tokens.min((i + 1) * of_tile);
+                    let to = (here.end == inputs).then_some(To { ys: &mut ys, tokens, columns: columns.clone() });
+                    let part =
+                        Part { xs, stride: inputs, here: here.clone(), weights: turned, sums, more: first > 0, to };
                     // Each tile is a function of its own, so that its sums have all registers.
-                    match (S::LANES > 8, width == panel) {
-                        (true, true) => dispatch(Of::<8, 2>(part)),
-                        (true, false) => dispatch(Of::<8, 1>(part)),
-                        (false, true) => dispatch(Of::<6, 2>(part)),
-                        (false, false) => dispatch(Of::<6, 1>(part)),
+                    match (S::LANES > 8, one) {
+                        (true, false) => dispatch(Of::<8, 2>(part)),
+                        (true, true) => dispatch(Of::<8, 1>(part)),
+                        (false, false) => dispatch(Of::<6, 2>(part)),
+                        (false, true) => dispatch(Of::<6, 1>(part)),
                     }
-                }
-                if inputs_here.end == inputs {
-                    turn_back(s, sums, width, i * panel..tokens.min((i + 1) * panel), &mut ys);
                 }
             }
         }
     }
 }
 
-/// Turns a panel's sums [rows, `width`] to those of its `tokens` in `ys`, by squares, the last of which may reach beyond the rows.
+/// The inputs `range` of up to two vectors of outputs as f32 [inputs, one or two vectors], with zeros for outputs that are not there.
 #[inline(always)]
-fn turn_back<S: Simd>(s: S, sums: &[f32], width: usize, tokens: Range<usize>, ys: &mut Columns) {
-    let mut square = [0.0; MOST_LANES * MOST_LANES];
-    let rows = ys.width();
-    for column in (0..tokens.len()).step_by(S::LANES) {
-        for row in (0..rows).step_by(S::LANES) {
-            s.transpose(&sums[row * width + column..], width, &mut square, S::LANES);
-            let of_tokens = tokens.clone().skip(column).zip(square.chunks_exact(S::LANES));
-            for (token, of_token) in of_tokens {
-                let to = &mut ys.row(token)[row..rows.min(row + S::LANES)];
-                s.store_some(s.load(of_token), to);
+fn turn<S: Simd, W: Weight>(s: S, weights: &[W], items: usize, inputs: usize, range: Range<usize>, to: &mut [f32]) {
+    let width = (weights.len() / items).next_multiple_of(S::LANES);
+    let mut square = [Line::zeroed(); MOST_LANES];
+    for output in (0..width).step_by(S::LANES) {
+        for line in range.start / Line::FLOATS..range.end.div_ceil(Line::FLOATS) {
+            for (i, square) in square.iter_mut().enumerate().take(S::LANES) {
+                match weights.get((output + i) * items..(output + i + 1) * items) {
+                    Some(row) => W::line(s, row, inputs, line, square),
+                    None => *square = Line::zeroed(),
+                }
+            }
+            let to = &mut to[(line * Line::FLOATS - range.start) * width + output..];
+            for lane in (0..Line::FLOATS).step_by(S::LANES) {
+                let square: &[f32] = bytemuck::cast_slice(&square);
+                s.transpose(&square[lane..], Line::FLOATS, &mut to[lane * width..], width);
             }
         }
     }
@@ -197,84 +154,135 @@ fn turn_back<S: Simd>(s: S, sums: &[f32], width: usize, tokens: Range<usize>, ys
 /// The weights that come next, asked for from memory a few lines with each tile: all at once they would fill what a core has to wait
 /// for lines with, and it would wait.
 struct Next<'a, W> {
-    rows: &'a [W],
-    items: usize,
-    /// Bytes from a row's begin to what is asked for of it, which may lie in another row.
+    weights: &'a [W],
+    /// Bytes from the begin of the weights to what is asked for, and from one output to the next.
     start: usize,
-    lines_of_row: usize,
+    stride: usize,
+    outputs: usize,
+    lines_of_output: usize,
+    /// How many of an output's lines are asked for.
+    line: usize,
 }
 
 impl<'a, W: Weight> Next<'a, W> {
-    /// After the inputs `here` come more of the rows, or those of the group that this thread takes after the others have taken theirs.
-    fn after(here: &Range<usize>, rows: &'a [W], items: usize, inputs: usize, group: usize) -> Self {
-        let (first, start) = match here.end < inputs {
-            true => (here.end, here.end / W::WEIGHTS),
-            false => (0, group * par::threads() * items),
+    /// After the inputs `here` of the outputs `columns` come more of their inputs, or the next outputs, or those of the group that this
+    /// thread takes after the others have taken theirs.
+    fn after(
+        here: &Range<usize>,
+        columns: &Range<usize>,
+        weights: &'a [W],
+        items: usize,
+        inputs: usize,
+        group: usize,
+    ) -> Self {
+        let (output, first) = match (here.end < inputs, columns.end * items < weights.len()) {
+            (true, _) => (columns.start, here.end),
+            (false, true) => (columns.end, 0),
+            (false, false) => (group * par::threads(), 0),
         };
         let count = (inputs.min(first + DEPTH) - first).div_ceil(W::WEIGHTS);
-        let line = size_of::<Line>();
-        Next { rows, items, start: start * size_of::<W>(), lines_of_row: (count * size_of::<W>()).div_ceil(line) }
+        Next {
+            weights,
+            start: (output * items + first / W::WEIGHTS) * size_of::<W>(),
+            stride: items * size_of::<W>(),
+            outputs: columns.len(),
+            lines_of_output: (count * size_of::<W>()).div_ceil(size_of::<Line>()),
+            line: 0,
+        }
     }
 
-    /// The share of tile number `tile` of `tiles`.
+    fn lines(&self) -> usize {
+        self.outputs * self.lines_of_output
+    }
+
+    /// Up to `count` more lines.
     #[inline(always)]
-    fn ask<S: Simd>(&self, s: S, tile: usize, tiles: usize) {
-        let lines = self.rows.len() / self.items * self.lines_of_row;
-        for line in tile * lines / tiles..(tile + 1) * lines / tiles {
-            let (row, line) = (line / self.lines_of_row, line % self.lines_of_row);
-            s.prefetch(&self.rows[row * self.items..], self.start + line * size_of::<Line>());
+    fn ask<S: Simd>(&mut self, s: S, count: usize) {
+        for _ in 0..count {
+            if self.outputs == 0 {
+                return;
+            }
+            s.prefetch(self.weights, self.start + self.line * size_of::<Line>());
+            self.line += 1;
+            if self.line == self.lines_of_output {
+                (self.line, self.outputs, self.start) = (0, self.outputs - 1, self.start + self.stride);
+            }
         }
     }
 }
 
-/// The inputs `range` of a row as f32.
-#[inline(always)]
-fn widen<S: Simd, W: Weight>(s: S, row: &[W], inputs: usize, range: Range<usize>, to: &mut [f32]) {
-    let lines: &mut [Line] = bytemuck::cast_slice_mut(to);
-    for (i, line) in (range.start / Line::FLOATS..range.end.div_ceil(Line::FLOATS)).zip(lines) {
-        W::line(s, row, inputs, i, line);
-    }
-}
-
-/// R rows of weights [R, `STRIDE`] times V vectors of tokens [inputs, V·lanes].
-struct Part<'a> {
-    weights: &'a [f32],
+/// Up to R tokens [R, inputs] times V vectors of outputs [inputs here, V·lanes].
+struct Part<'a, 'b> {
     xs: &'a [f32],
+    /// From one token to the next.
+    stride: usize,
+    here: Range<usize>,
+    weights: &'a [f32],
     /// [R, V·lanes].
     sums: &'a mut [f32],
     /// Whether they are added to.
     more: bool,
+    /// Where they go when nothing more is added.
+    to: Option<To<'a, 'b>>,
 }
 
-struct Of<'a, const R: usize, const V: usize>(Part<'a>);
+struct To<'a, 'b> {
+    ys: &'a mut Columns<'b>,
+    tokens: Range<usize>,
+    columns: Range<usize>,
+}
 
-impl<const R: usize, const V: usize> Kernel for Of<'_, R, V> {
+struct Of<'a, 'b, const R: usize, const V: usize>(Part<'a, 'b>);
+
+impl<const R: usize, const V: usize> Kernel for Of<'_, '_, R, V> {
     type Output = ();
     // `r` and `v` index several arrays at once; zipped iterators would hide the product.
     #[allow(clippy::needless_range_loop)]
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Part { weights, xs, sums, more } = self.0;
-        let (weights, _) = weights.as_chunks::<STRIDE>();
-        let weights: &[[f32; STRIDE]; R] = weights.first_chunk().expect("a tile has R rows");
+        let Part { xs, stride, here, weights, sums, more, to } = self.0;
+        // Tokens that are not there are the last once more, and nobody wants their sums.
+        let last = xs.len() / stride - 1;
+        let count = here.len();
+        let mut rows: [&[f32]; R] = [&[]; R];
+        for r in 0..R {
+            rows[r] = &xs[r.min(last) * stride + here.start..][..count];
+        }
         let mut tile = [[s.splat(0.0); V]; R];
-        for (i, x) in xs.chunks_exact(V * S::LANES).enumerate() {
+        for (i, weights) in weights.chunks_exact(V * S::LANES).enumerate().take(count) {
             let mut vectors = [s.splat(0.0); V];
             for v in 0..V {
-                vectors[v] = s.load(&x[v * S::LANES..]);
+                vectors[v] = s.load(&weights[v * S::LANES..]);
             }
+            // Of the next tile's tokens, each line twice.
+            s.prefetch(xs, ((i % R + R) * stride + here.start + i) * size_of::<f32>());
             for r in 0..R {
-                let weight = s.splat(weights[r][i]);
+                let x = s.splat(rows[r][i]);
                 for v in 0..V {
-                    tile[r][v] = s.fma(weight, vectors[v], tile[r][v]);
+                    tile[r][v] = s.fma(x, vectors[v], tile[r][v]);
                 }
             }
         }
-        for r in 0..R {
+        let sums = &mut sums[..R * V * S::LANES];
+        if more {
+            for r in 0..R {
+                for v in 0..V {
+                    tile[r][v] = s.add(s.load(&sums[(r * V + v) * S::LANES..]), tile[r][v]);
+                }
+            }
+        }
+        let Some(To { ys, tokens, columns }) = to else {
+            for r in 0..R {
+                for v in 0..V {
+                    s.store(tile[r][v], &mut sums[(r * V + v) * S::LANES..]);
+                }
+            }
+            return;
+        };
+        for r in 0..R.min(tokens.len()) {
+            let to = &mut ys.row(tokens.start + r)[columns.clone()];
             for v in 0..V {
-                let to = &mut sums[(r * V + v) * S::LANES..][..S::LANES];
-                let sum = if more { s.add(s.load(to), tile[r][v]) } else { tile[r][v] };
-                s.store(sum, to);
+                s.store_some(tile[r][v], &mut to[v * S::LANES..columns.len().min((v + 1) * S::LANES)]);
             }
         }
     }
