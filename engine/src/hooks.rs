@@ -79,6 +79,11 @@ impl<'a> Hooks<'a> {
         self.observer.as_ref().is_some_and(|o| o.wants(self.layer))
     }
 
+    /// Whether nobody looks at the current layer or may edit it: what lies between two ops need not be made then.
+    pub fn unattended(&self) -> bool {
+        self.editor.is_none() && !self.wanted()
+    }
+
     /// As [`Hooks::pass`], of one token of the pass alone: for mixers in which what a token is depends on what the one before has become.
     pub fn pass_token(&mut self, token: usize, point: Point, values: &mut [f32]) {
         if let Some(editor) = &mut self.editor {

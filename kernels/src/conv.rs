@@ -18,6 +18,28 @@ pub fn causal_conv_parts(
     history: &mut [f32],
     parts: &mut [&mut [f32]],
 ) {
+    convolve(xs, weight, bias, history, parts, false);
+}
+
+/// [`causal_conv_parts`] and then [`crate::silu_slice`] of all that comes out, with the same bits, while it is in the cache.
+pub fn causal_conv_silu(
+    xs: &[f32],
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    history: &mut [f32],
+    parts: &mut [&mut [f32]],
+) {
+    convolve(xs, weight, bias, history, parts, true);
+}
+
+fn convolve(
+    xs: &[f32],
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    history: &mut [f32],
+    parts: &mut [&mut [f32]],
+    silu: bool,
+) {
     let len: usize = parts.iter().map(|part| part.len()).sum();
     assert_eq!(xs.len(), len, "causal_conv: x and out differ in length");
     if xs.is_empty() {
@@ -35,7 +57,7 @@ pub fn causal_conv_parts(
     }
     let tokens = xs.len() / channels;
     assert!(parts.iter().all(|part| part.len().is_multiple_of(tokens)), "causal_conv: a part is not [T = {tokens}, …]");
-    let conv = cpu::conv::Conv { xs, weight, bias, history, channels };
+    let conv = cpu::conv::Conv { xs, weight, bias, history, channels, silu };
     let mut first = 0;
     for part in parts {
         let width = part.len() / tokens;

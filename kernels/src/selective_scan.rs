@@ -1,7 +1,7 @@
 //! Selective scan of Mamba-1 (Gu & Dao 2023): per channel c, h_t[n] = e^{Δ_t[c] A[c, n]} h_{t−1}[n] + Δ_t[c] B_t[n] x_t[c],
 //! y_t[c] = Σ_n C_t[n] h_t[n] + D[c] x_t[c].
 
-use crate::cpu;
+use crate::cpu::{self, selective_scan::Wanted};
 
 /// Inputs of the scan; T tokens, E channels, N state elements a channel.
 #[derive(Clone, Copy, Debug)]
@@ -55,20 +55,28 @@ impl SelectiveScan<'_> {
         if let Some(norm) = &state_norm {
             assert_eq!(norm.len(), self.x.len(), "selective scan: state_norm is not [T, E]");
         }
-        cpu::selective_scan::forward(self, state, Some(y), state_norm);
+        cpu::selective_scan::forward(self, state, Wanted { y: Some(y), state_norm, gate: None });
+    }
+
+    /// [`SelectiveScan::forward`] and then y ⊙ silu(`gate`), `gate` [T, E], with the same bits, while y is in the cache.
+    pub fn forward_gated(&self, gate: &[f32], state: &mut [f32], y: &mut [f32]) {
+        self.check(state.len());
+        assert_eq!(y.len(), self.x.len(), "selective scan: y is not [T, E]");
+        assert_eq!(gate.len(), self.x.len(), "selective scan: the gate is not [T, E]");
+        cpu::selective_scan::forward(self, state, Wanted { y: Some(y), state_norm: None, gate: Some(gate) });
     }
 
     /// The state alone, with the bits of [`SelectiveScan::forward`].
     pub fn fold(&self, state: &mut [f32]) {
         self.check(state.len());
-        cpu::selective_scan::forward(self, state, None, None);
+        cpu::selective_scan::forward(self, state, Wanted::default());
     }
 
     /// The state with those bits, and `norms` [T, E], ‖h_t[c, :]‖₂.
     pub fn fold_norms(&self, state: &mut [f32], norms: &mut [f32]) {
         self.check(state.len());
         assert_eq!(norms.len(), self.x.len(), "selective scan: norms are not [T, E]");
-        cpu::selective_scan::forward(self, state, None, Some(norms));
+        cpu::selective_scan::forward(self, state, Wanted { state_norm: Some(norms), ..Wanted::default() });
     }
 
     /// [`SelectiveScan::forward`] in f64.

@@ -10,8 +10,7 @@
 
 use std::ops::Range;
 
-use statescope_kernels::activation::{exp_slice, sigmoid_slice, silu, silu_slice, softplus_slice};
-use statescope_kernels::conv::causal_conv_parts;
+use statescope_kernels::activation::{exp_slice, sigmoid_slice, silu, softplus_slice};
 use statescope_kernels::delta_rule::DeltaRule;
 use statescope_kernels::linear::linear;
 use statescope_kernels::matrix::Matrix;
@@ -20,7 +19,7 @@ use statescope_kernels::norm::{group_rms_norm_gated, l2_normalise, rms_norm};
 use statescope_kernels::reduce::l2_norm;
 use statescope_kernels::room::Room;
 
-use super::{Mixer, StateSlot, Surroundings, columns, negative_exp, project, project_parts};
+use super::{Mixer, StateSlot, Surroundings, columns, conv_silu, negative_exp, project, project_parts};
 use crate::hooks::Hooks;
 use crate::loader::LoadError;
 use crate::loader::weights::Scope;
@@ -196,15 +195,12 @@ impl Mixer for GatedDeltaRule {
             hooks.pass(Point::Gate, &mut gate);
         }
         let [mut q, mut k, mut v] = [keys, keys, values].map(|width| Room::new(rows * width));
-        causal_conv_parts(&conv_in, &self.conv_weight, None, &mut slot.conv, &mut [&mut q, &mut k, &mut v]);
         if hooks.wanted() {
             hooks.show(Point::ConvIn, &columns(&conv_in, conv_dim, 2 * keys, values));
         }
-        hooks.pass(Point::Conv, &mut v);
-        silu_slice(&mut v);
+        let taps = (&self.conv_weight[..], None);
+        conv_silu(taps, &conv_in, &mut slot.conv, [&mut q, &mut k, &mut v], 2, hooks);
         hooks.pass(Point::Value, &mut v);
-        silu_slice(&mut q);
-        silu_slice(&mut k);
         l2_normalise(&mut q, spec.key_dim, L2_EPS, (spec.key_dim as f32).powf(-0.5));
         l2_normalise(&mut k, spec.key_dim, L2_EPS, 1.0);
         hooks.pass(Point::Key, &mut k);

@@ -11,8 +11,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use statescope_kernels::activation::{exp_slice, silu, silu_mul, silu_slice, softplus_slice};
-use statescope_kernels::conv::causal_conv;
+use statescope_kernels::activation::{exp_slice, silu, silu_mul, softplus_slice};
 #[cfg(feature = "cuda")]
 use statescope_kernels::cuda;
 use statescope_kernels::linear::linear;
@@ -23,7 +22,7 @@ use statescope_kernels::reduce::l2_norm;
 use statescope_kernels::room::Room;
 use statescope_kernels::selective_scan::SelectiveScan;
 
-use super::{Mixer, StateSlot, Surroundings, columns, project_parts};
+use super::{Mixer, StateSlot, Surroundings, columns, conv_silu, project_parts};
 #[cfg(feature = "cuda")]
 use crate::device::{DeviceMixer, Upload};
 use crate::hooks::Hooks;
@@ -71,11 +70,13 @@ pub(crate) struct Selector {
 
 /// What a scan should leave besides the state.
 #[derive(Clone, Copy)]
-enum Wanted {
+enum Wanted<'a> {
     /// Nothing.
     State,
     /// y.
     Output,
+    /// y times the SiLU of this gate.
+    Gated(&'a [f32]),
     /// ‖h‖ by channel.
     Norms,
 }
@@ -226,6 +227,7 @@ impl Mamba1 {
             let run = |state: &mut [f32], out: &mut [f32]| match wanted {
                 Wanted::State => scan.fold(state),
                 Wanted::Output => scan.forward(state, out, None),
+                Wanted::Gated(gate) => scan.forward_gated(&self.own_columns(gate, index), state, out),
                 Wanted::Norms => scan.fold_norms(state, out),
             };
             if count == 1 {
@@ -292,9 +294,8 @@ impl Mixer for Mamba1 {
         hooks.pass(Point::Gate, &mut gate);
 
         let mut x = Room::new(rows * e);
-        causal_conv(&conv_in, &self.conv_weight, self.conv_bias.as_deref(), &mut slot.conv, &mut x);
-        hooks.pass(Point::Conv, &mut x);
-        silu_slice(&mut x);
+        let taps = (&self.conv_weight[..], self.conv_bias.as_deref());
+        conv_silu(taps, &conv_in, &mut slot.conv, [&mut x], 0, hooks);
         hooks.pass(Point::Value, &mut x);
 
         let [mut delta, mut b, mut c] = self.select(&x);
@@ -302,11 +303,15 @@ impl Mixer for Mamba1 {
         hooks.pass(Point::Query, &mut c);
         hooks.pass(Point::Delta, &mut delta);
 
-        let mut y = Room::new(rows * e);
-        self.scan([&delta, &b, &c, &x], &mut slot.state, Wanted::Output, &mut y);
-        hooks.pass(Point::Core, &mut y);
-        let mut gated = Room::new(rows * e);
-        silu_mul(&gate, &y, &mut gated);
+        let (inputs, mut gated) = ([&delta[..], &b, &c, &x], Room::new(rows * e));
+        if hooks.unattended() {
+            self.scan(inputs, &mut slot.state, Wanted::Gated(&gate), &mut gated);
+        } else {
+            let mut y = Room::new(rows * e);
+            self.scan(inputs, &mut slot.state, Wanted::Output, &mut y);
+            hooks.pass(Point::Core, &mut y);
+            silu_mul(&gate, &y, &mut gated);
+        }
         if let Some(norm) = &self.out_norm {
             norm.apply(&mut gated);
         }

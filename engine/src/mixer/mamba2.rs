@@ -10,8 +10,7 @@
 
 use std::ops::Range;
 
-use statescope_kernels::activation::{exp_slice, silu, silu_mul, silu_slice, softplus_slice};
-use statescope_kernels::conv::causal_conv_parts;
+use statescope_kernels::activation::{exp_slice, silu, silu_mul, softplus_slice};
 #[cfg(feature = "cuda")]
 use statescope_kernels::cuda;
 use statescope_kernels::linear::linear;
@@ -22,7 +21,7 @@ use statescope_kernels::reduce::l2_norm;
 use statescope_kernels::room::Room;
 use statescope_kernels::ssd::Ssd;
 
-use super::{Mixer, StateSlot, Surroundings, columns, project_parts};
+use super::{Mixer, StateSlot, Surroundings, columns, conv_silu, project_parts};
 #[cfg(feature = "cuda")]
 use crate::device::{DeviceMixer, Upload};
 use crate::hooks::Hooks;
@@ -167,16 +166,12 @@ impl Mixer for Mamba2 {
         hooks.pass(Point::Gate, &mut gate);
 
         let [mut x, mut b, mut c] = [inner, keys, keys].map(|width| Room::new(rows * width));
-        let bias = self.conv_bias.as_deref();
-        causal_conv_parts(&conv_in, &self.conv_weight, bias, &mut slot.conv, &mut [&mut x, &mut b, &mut c]);
         if hooks.wanted() {
             hooks.show(Point::ConvIn, &columns(&conv_in, conv_dim, 0, inner));
         }
-        hooks.pass(Point::Conv, &mut x);
-        silu_slice(&mut x);
+        let taps = (&self.conv_weight[..], self.conv_bias.as_deref());
+        conv_silu(taps, &conv_in, &mut slot.conv, [&mut x, &mut b, &mut c], 0, hooks);
         hooks.pass(Point::Value, &mut x);
-        silu_slice(&mut b);
-        silu_slice(&mut c);
         hooks.pass(Point::Key, &mut b);
         hooks.pass(Point::Query, &mut c);
 

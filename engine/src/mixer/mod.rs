@@ -28,8 +28,9 @@ mod trapezoid;
 
 use std::ops::Range;
 
-use statescope_kernels::activation::exp_slice;
+use statescope_kernels::activation::{exp_slice, silu_slice};
 use statescope_kernels::channel_scan::ChannelScan;
+use statescope_kernels::conv::{causal_conv_parts, causal_conv_silu};
 #[cfg(feature = "cuda")]
 use statescope_kernels::cuda;
 use statescope_kernels::linear::{linear, linear_parts};
@@ -212,6 +213,23 @@ fn project_parts<const N: usize>(matrix: &Matrix, bias: Option<&[f32]>, xs: &[f3
     let mut parts = widths.map(|width| Room::new(rows * width));
     linear_parts(matrix, bias, xs, &mut parts.each_mut().map(|part| &mut part[..]));
     parts
+}
+
+/// A short convolution (weight, bias) of xs `[…, C]` and its SiLU, by columns; between the two stands [`Point::Conv`] of part `shown`.
+fn conv_silu<const N: usize>(
+    (weight, bias): (&[f32], Option<&[f32]>),
+    xs: &[f32],
+    history: &mut [f32],
+    mut parts: [&mut [f32]; N],
+    shown: usize,
+    hooks: &mut Hooks<'_>,
+) {
+    if hooks.unattended() {
+        return causal_conv_silu(xs, weight, bias, history, &mut parts);
+    }
+    causal_conv_parts(xs, weight, bias, history, &mut parts);
+    hooks.pass(Point::Conv, parts[shown]);
+    parts.into_iter().for_each(silu_slice);
 }
 
 /// What follows from the record of a recurrence of one number a channel whose writes `input` weighs: decay, |write| and |read|.

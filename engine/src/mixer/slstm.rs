@@ -13,9 +13,9 @@
 
 use std::ops::Range;
 
-use statescope_kernels::activation::{sigmoid, silu_slice, softplus};
+use statescope_kernels::activation::{sigmoid, softplus};
 use statescope_kernels::channel_scan::ChannelScan;
-use statescope_kernels::conv::causal_conv;
+use statescope_kernels::conv::causal_conv_silu;
 use statescope_kernels::matrix::Matrix;
 use statescope_kernels::mixing::{Decay, Lowered, Recurrent, Strided};
 
@@ -105,8 +105,7 @@ impl Mixer for Slstm {
         let channels = self.spec.channels;
         let width = channels / self.recurrent.len();
         let mut convolved = vec![0.0; xs.len()];
-        causal_conv(xs, &self.taps, Some(&self.conv_bias), &mut slot.conv, &mut convolved);
-        silu_slice(&mut convolved);
+        causal_conv_silu(xs, &self.taps, Some(&self.conv_bias), &mut slot.conv, &mut [&mut convolved]);
         let [of_i, of_f, of_z, of_o] = &self.inputs;
         let inputs = [of_i.apply(&convolved), of_f.apply(&convolved), of_z.apply(xs), of_o.apply(xs)];
 

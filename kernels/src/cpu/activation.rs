@@ -12,7 +12,7 @@ use crate::{
 const PIECE: usize = 1 << 12;
 
 /// A number in units of multiply-adds.
-const WORK: usize = 6;
+pub(crate) const WORK: usize = 6;
 
 /// A function of one number, eight at a time.
 pub(crate) trait Map: Copy + Sync {
@@ -54,7 +54,8 @@ fn in_place<M: Map>(function: M, xs: &mut [f32]) {
     par::for_each_chunk(xs, PIECE, work, |_, xs| dispatch(InPlace(xs, function)));
 }
 
-struct InPlace<'a, M>(&'a mut [f32], M);
+/// The function of each number in its place.
+pub(crate) struct InPlace<'a, M>(pub(crate) &'a mut [f32], pub(crate) M);
 
 impl<M: Map> Kernel for InPlace<'_, M> {
     type Output = ();

@@ -4,7 +4,10 @@ use std::ops::Range;
 
 use crate::{
     Room,
-    cpu::simd::{Kernel, MOST_LANES, Simd, dispatch},
+    cpu::{
+        activation::{InPlace, Silu, WORK},
+        simd::{Kernel, MOST_LANES, Simd, dispatch},
+    },
     par,
 };
 
@@ -23,6 +26,8 @@ pub(crate) struct Conv<'a> {
     /// [K−1, C]
     pub(crate) history: &'a [f32],
     pub(crate) channels: usize,
+    /// Whether it is applied to what comes out.
+    pub(crate) silu: bool,
 }
 
 impl<'a> Conv<'a> {
@@ -33,7 +38,7 @@ impl<'a> Conv<'a> {
         let mut turned = Room::new(taps * width);
         dispatch(Turn { rows: &self.weight[own.start * taps..], taps, to: &mut turned });
         let turned = &turned;
-        par::for_each_chunk(out, PIECE * width, out.len() * taps, |i, out| {
+        par::for_each_chunk(out, PIECE * width, out.len() * (taps + if self.silu { WORK } else { 0 }), |i, out| {
             dispatch(Piece { conv: self, own: own.clone(), turned, first: i * PIECE, out });
         });
     }
@@ -111,6 +116,9 @@ impl Kernel for Piece<'_> {
                     3 => add::<S, 3>(s, conv, own.clone(), taps, row, out),
                     _ => add::<S, TAPS>(s, conv, own.clone(), taps, row, out),
                 }
+            }
+            if conv.silu {
+                InPlace(out, Silu).run(s);
             }
         }
     }

@@ -5,6 +5,7 @@ use std::{f32::consts::LOG2_E, ops::Range};
 use crate::{
     Room, SelectiveScan,
     cpu::{
+        activation::{Map, Silu},
         product::{View, transpose},
         simd::{Kernel, Simd, UNIT, dispatch},
         vector::exp2,
@@ -21,7 +22,18 @@ const FEW: usize = 4;
 /// A unit of a state in multiply-adds: an exponential, above all.
 const STEP: usize = 64;
 
-pub(crate) fn forward(scan: &SelectiveScan, state: &mut [f32], y: Option<&mut [f32]>, state_norm: Option<&mut [f32]>) {
+/// What is made besides the state.
+#[derive(Default)]
+pub(crate) struct Wanted<'a> {
+    /// [T, E]
+    pub(crate) y: Option<&'a mut [f32]>,
+    /// [T, E]
+    pub(crate) state_norm: Option<&'a mut [f32]>,
+    /// [T, E]: its SiLU multiplies y.
+    pub(crate) gate: Option<&'a [f32]>,
+}
+
+pub(crate) fn forward(scan: &SelectiveScan, state: &mut [f32], Wanted { y, state_norm, gate }: Wanted) {
     let (channels, tokens) = (scan.channels(), scan.x.len() / scan.channels());
     let n = scan.state_dim();
     let work = tokens * channels * n.div_ceil(UNIT) * STEP;
@@ -35,7 +47,7 @@ pub(crate) fn forward(scan: &SelectiveScan, state: &mut [f32], y: Option<&mut [f
         .enumerate()
         .map(|(i, state)| {
             let [y, norm] = [&mut y_of, &mut norm_of].map(|of| of.as_mut().and_then(Iterator::next));
-            Scan { scan, first: i * own, state, y, norm }
+            Scan { scan, first: i * own, state, y, norm, gate }
         })
         .collect();
     par::for_each(items.into_iter(), work, dispatch);
@@ -51,6 +63,8 @@ struct Scan<'a> {
     /// [T, channels]
     y: Option<Columns<'a>>,
     norm: Option<Columns<'a>>,
+    /// [T, all channels]
+    gate: Option<&'a [f32]>,
 }
 
 impl Kernel for Scan<'_> {
@@ -59,7 +73,7 @@ impl Kernel for Scan<'_> {
     fn run<S: Simd>(self, s: S) {
         // Vectors of channels, so that nothing is summed over lanes: A and the states are turned before the first token, the states back
         // after the last.
-        let Scan { scan, first, state, mut y, mut norm } = self;
+        let Scan { scan, first, state, mut y, mut norm, gate } = self;
         let n = scan.state_dim();
         for (i, state) in state.chunks_mut(PIECE * n).enumerate() {
             let (at, width) = (first + i * PIECE, state.len() / n);
@@ -74,7 +88,7 @@ impl Kernel for Scan<'_> {
             let (mut a, mut h) = (Room::zeros(n * row), Room::zeros(n * row));
             transpose(s, View { data: &scan.a[at * n..], stride: n }, (width, n), &mut a, row);
             transpose(s, View { data: state, stride: n }, (width, n), &mut h, row);
-            let piece = Piece { channels: at..at + width, of_columns: i * PIECE, a: &a, h: &mut h, row };
+            let piece = Piece { channels: at..at + width, of_columns: i * PIECE, a: &a, h: &mut h, row, gate };
             match &mut norm {
                 Some(norm) => walk::<S, true>(s, scan, piece, y.as_mut(), Some(norm)),
                 None => walk::<S, false>(s, scan, piece, y.as_mut(), None),
@@ -92,6 +106,8 @@ struct Piece<'a> {
     a: &'a [f32],
     h: &'a mut [f32],
     row: usize,
+    /// [T, all channels]
+    gate: Option<&'a [f32]>,
 }
 
 /// All tokens of a piece; `NORM`: whose states' norms are wanted, too.
@@ -99,7 +115,7 @@ struct Piece<'a> {
 fn walk<S: Simd, const NORM: bool>(
     s: S,
     scan: &SelectiveScan,
-    Piece { channels, of_columns, a, h, row }: Piece,
+    Piece { channels, of_columns, a, h, row, gate }: Piece,
     mut y: Option<&mut Columns>,
     mut norm: Option<&mut Columns>,
 ) {
@@ -122,6 +138,10 @@ fn walk<S: Simd, const NORM: bool>(
                 if NORM {
                     square = s.fma(next, next, square);
                 }
+            }
+            if let Some(gate) = gate {
+                let gate = s.load_some(&gate[t * stride..][channels.clone()][own.clone()]);
+                sum = s.mul(Silu::map(s, gate), sum);
             }
             let own = of_columns + own.start..of_columns + own.end;
             if let Some(y) = &mut y {

@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     activation::*,
-    conv::{self, causal_conv_parts},
+    conv::{self, causal_conv_parts, causal_conv_silu},
     cpu::{
         simd::{Kernel, Simd, dispatch},
         vector,
@@ -230,6 +230,15 @@ fn convolution_equals_the_reference_and_can_be_split_anywhere() {
                         let of_token = parts.iter().zip(widths).flat_map(|(part, width)| &part[t * width..][..width]);
                         assert_eq!(bits(&of_token.copied().collect::<Vec<_>>()), bits(row), "parts");
                     }
+                    let mut activated = widths.map(|width| nan(tokens * width));
+                    let mut places = activated.each_mut().map(|part| &mut part[..]);
+                    causal_conv_silu(&xs, &w, Some(&bias), &mut start.clone(), &mut places);
+                    parts.iter_mut().for_each(|part| silu_slice(part));
+                    assert_eq!(
+                        activated.each_ref().map(|part| bits(part)),
+                        parts.each_ref().map(|part| bits(part)),
+                        "silu"
+                    );
                     for at in [1, 2, 5, 64].into_iter().filter(|&at| at < tokens) {
                         let (mut out, mut history) = (nan(tokens * channels), start.clone());
                         let (first, rest) = out.split_at_mut(at * channels);

@@ -121,6 +121,11 @@ fn check_scan(data: &ScanData, start: &[f32], what: &str) {
     let mut h3 = start.to_vec();
     op.fold(&mut h3);
     assert_eq!(bits(&h), bits(&h3), "{what}: fold");
+    let gate: Vec<f32> = (0..count).map(|i| (i % 23) as f32 - 11.0).collect();
+    let (mut h5, mut gated, mut y5) = (start.to_vec(), nan(count), nan(count));
+    op.forward_gated(&gate, &mut h5, &mut gated);
+    crate::silu_mul(&gate, &y, &mut y5);
+    assert_eq!((bits(&gated), bits(&h5)), (bits(&y5), bits(&h)), "{what}: gated");
     for at in [1, 7, 64].into_iter().filter(|&at| at < data.tokens) {
         let (mut h4, mut y4) = (start.to_vec(), nan(count));
         let (first, rest) = y4.split_at_mut(at * data.e);
