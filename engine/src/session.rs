@@ -116,6 +116,11 @@ impl Session {
         &self.tape
     }
 
+    /// Prepares a little for the next tokens while nothing else is to be done. Says whether more is to be done.
+    pub fn warm(&mut self) -> bool {
+        self.tape.warm()
+    }
+
     /// Tokens processed so far.
     pub fn position(&self) -> usize {
         self.position
