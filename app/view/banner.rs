@@ -6,6 +6,12 @@ use super::ViewContext;
 use crate::action::Action;
 use crate::theme::space;
 
+/// Begun with a capital, as a sentence is; a path stays as it is.
+fn sentence(message: &str) -> String {
+    let mut rest = message.chars();
+    rest.next().map_or_else(String::new, |first| first.to_uppercase().chain(rest).collect())
+}
+
 /// A strip under the model bar while there is an error.
 pub fn banner(ui: &mut Ui, cx: &ViewContext<'_>, actions: &mut Vec<Action>) {
     let Some(error) = &cx.store.error else { return };
@@ -18,7 +24,7 @@ pub fn banner(ui: &mut Ui, cx: &ViewContext<'_>, actions: &mut Vec<Action>) {
             let buttons = 190.0;
             ui.allocate_ui(egui::vec2((ui.available_width() - buttons).max(120.0), 0.0), |ui| {
                 ui.vertical(|ui| {
-                    ui.add(egui::Label::new(egui::RichText::new(&error.message).color(theme.text)).wrap());
+                    ui.add(egui::Label::new(egui::RichText::new(sentence(&error.message)).color(theme.text)).wrap());
                     if !error.details.is_empty() && error.details != error.message {
                         egui::CollapsingHeader::new(
                             egui::RichText::new("Details").font(theme.small()).color(theme.text_muted),
@@ -36,8 +42,7 @@ pub fn banner(ui: &mut Ui, cx: &ViewContext<'_>, actions: &mut Vec<Action>) {
                     actions.push(Action::DismissError);
                 }
                 if ui.button("Copy details").clicked() {
-                    let details = if error.details.is_empty() { &error.message } else { &error.details };
-                    actions.push(Action::Copy(format!("{}\n{details}", error.message)));
+                    actions.push(Action::Copy(format!("{}\n{}", error.message, error.details).trim_end().to_owned()));
                 }
             });
         });

@@ -6,7 +6,7 @@ pub mod plate;
 pub mod pooled;
 
 use statescope_engine::protocol::{
-    Fold, Geometry, LayerInfo, MixerKind, ModelInfo, Point, Positions, Probe, Reduction,
+    Fold, Geometry, LayerInfo, MixerKind, ModelInfo, Point, Positions, Probe, Reduction, RunState,
 };
 
 use crate::store::{Series, Store};
@@ -24,7 +24,8 @@ pub struct Subject<'a> {
     pub mixer: &'a Geometry,
     /// Head, or channel of a Mamba-1 layer.
     pub head: usize,
-    /// The token looked at: the pinned one, else the newest processed one. None before the first token.
+    /// The token looked at: the pinned one, else the newest processed one, in a fast run the newest that all is known of. None before the first
+    /// token.
     pub cursor: Option<usize>,
     /// Whether the cursor follows the newest token.
     pub live: bool,
@@ -39,14 +40,15 @@ impl<'a> Subject<'a> {
         let parts = &model.layers[layer].parts;
         let part = cx.selection.part.min(parts.len().checked_sub(1)?);
         let mixer = &parts[part];
+        let live = cx.selection.query.is_none();
         Some(Self {
             model,
             layer,
             part,
             mixer,
             head: cx.selection.head.min(mixer.heads.saturating_sub(1)),
-            cursor: cx.cursor(),
-            live: cx.selection.query.is_none(),
+            cursor: if live { newest_known(cx) } else { cx.cursor() },
+            live,
         })
     }
 
@@ -100,6 +102,13 @@ impl<'a> Subject<'a> {
     pub fn latest(&self, point: Point, reduction: Reduction) -> Probe {
         with_part(Probe::latest(self.layer, point, reduction, Positions::All), self.part)
     }
+}
+
+/// The newest token; of a run that the pictures are a little behind, the newest that all is known of, so that its numbers can be read.
+fn newest_known(cx: &ViewContext<'_>) -> Option<usize> {
+    let newest = cx.cursor()?;
+    let known = cx.store.known().saturating_sub(1).min(newest);
+    Some(if cx.store.run == RunState::Running && known > newest / 2 { known } else { newest })
 }
 
 /// The probe for mixer `part` of its layer.
