@@ -6,8 +6,12 @@ use super::ViewContext;
 use crate::action::Action;
 use crate::theme::space;
 
-/// Begun with a capital, as a sentence is; a path stays as it is.
+/// Begun with a capital, as a sentence is; a path, a key or a name stays as it is.
 fn sentence(message: &str) -> String {
+    let word = message.split(' ').next().unwrap_or_default();
+    if !word.bytes().all(|b| b.is_ascii_lowercase()) {
+        return message.to_owned();
+    }
     let mut rest = message.chars();
     rest.next().map_or_else(String::new, |first| first.to_uppercase().chain(rest).collect())
 }
@@ -51,4 +55,17 @@ pub fn banner(ui: &mut Ui, cx: &ViewContext<'_>, actions: &mut Vec<Action>) {
     let edge = egui::Rect::from_min_size(rect.min, egui::vec2(3.0, rect.height()));
     ui.painter().rect_filled(edge, 0.0, theme.error);
     ui.add_space(space::XS);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sentences_begin_with_a_capital_and_names_do_not() {
+        assert_eq!(sentence("the prompt is empty"), "The prompt is empty");
+        for as_it_is in ["/a/b is no model", "rope_scaling is not known", "builtin:x is none", ""] {
+            assert_eq!(sentence(as_it_is), as_it_is);
+        }
+    }
 }
