@@ -8,6 +8,8 @@ use statescope_engine::protocol::{
     RunState, TokenRecord,
 };
 
+use crate::widget::format::thousands;
+
 mod matrix;
 mod series;
 mod text;
@@ -241,8 +243,8 @@ impl Store {
     pub fn bounded_notes(&self) -> Vec<String> {
         let mut notes = self.performance.bounded.clone();
         if self.dropped_rows > 0 {
-            notes
-                .push(format!("The window dropped {} oldest rows of series to stay within memory.", self.dropped_rows));
+            let rows = thousands(self.dropped_rows);
+            notes.push(format!("The window dropped {rows} oldest rows of series to stay within memory."));
         }
         if self.dropped_probes > 0 {
             notes.push(format!(
@@ -321,7 +323,8 @@ impl Store {
                 let entry = self.readings.entry(probe).or_insert_with(|| fresh(Data::Matrix(CausalMatrix::default())));
                 if let Data::Matrix(matrix) = &mut entry.data {
                     let columns = reading.shape.last().copied().unwrap_or(0);
-                    self.dropped_rows += matrix.put(start, columns, &reading.values, clock);
+                    // Rows beyond the newest are bounded by the engine, which says so.
+                    matrix.put(start, columns, &reading.values, clock);
                 }
             }
             (Cadence::EveryToken, _) => {
