@@ -162,6 +162,8 @@ pub fn percent(share: f32) -> String {
     let gap = p.abs().min((100.0 - p).abs());
     match gap {
         0.0 => format!("{p:.0} %"),
+        // Not zero, and not all of it, though it would round to that.
+        g if g < 0.5e-5 => if p < 50.0 { "< 0.00001 %" } else { "> 99.99999 %" }.into(),
         g if g < 0.001 => format!("{p:.5} %"),
         g if g < 0.01 => format!("{p:.3} %"),
         g if g < 1.0 => format!("{p:.2} %"),
@@ -322,7 +324,7 @@ mod tests {
             "channel 5 keeps 100 % from one token to the next: half-life over 10,000 tokens"
         );
         assert_eq!(percent(0.9994), "99.94 %");
-        assert_eq!(percent(0.0), "0 %");
+        assert_eq!((percent(0.0), percent(5e-9)), ("0 %".into(), "< 0.00001 %".into()));
     }
 
     #[test]
