@@ -1,17 +1,18 @@
 //! The window: events into the store, views over the store, actions out. Nothing here waits.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use eframe::egui::{self, Panel};
 use statescope_engine::handle::Handle;
-use statescope_engine::protocol::{Command, Device, Dtype, ModelSource};
+use statescope_engine::protocol::{Command, Device, Dtype, ModelSource, RunState};
 
 use crate::action::Action;
 use crate::gpu::Gpu;
 use crate::keymap::{self, Entry, Now};
 use crate::layout::Layout;
 use crate::observer::Observer;
+use crate::pace::Pace;
 use crate::selection::{Hover, Selection, TimeAxis};
 use crate::settings::{self, Saved, Settings};
 use crate::store::Store;
@@ -34,6 +35,8 @@ pub struct Options {
     pub gpu_memory: Option<usize>,
     /// Also look for the system's fonts; tests compare pictures and do not.
     pub system_fonts: bool,
+    /// Shared with what wakes the window when the engine has news.
+    pub pace: Pace,
 }
 
 /// The application.
@@ -45,7 +48,7 @@ pub struct App {
     pub(crate) hover: Hover,
     pub(crate) time: TimeAxis,
     pub(crate) theme: Theme,
-    pub(crate) layout: Layout,
+    pub layout: Layout,
     pub(crate) views: Views,
     pub(crate) keys: Vec<Entry>,
     pub(crate) palette: Palette,
@@ -66,6 +69,7 @@ pub struct App {
     pub(crate) observer: Observer,
     /// Processor time of a frame, averaged over the last ones.
     pub(crate) frame_ms: Option<f32>,
+    pace: Pace,
 }
 
 impl App {
@@ -101,6 +105,7 @@ impl App {
             answers: channel(),
             observer: Observer::default(),
             frame_ms: None,
+            pace: options.pace,
         };
         if app.settings.presentation {
             app.set_presentation(&cc.egui_ctx);
@@ -173,6 +178,8 @@ impl eframe::App for App {
             let (ms, before) = (1000.0 * seconds, self.frame_ms.unwrap_or(1000.0 * seconds));
             self.frame_ms = Some(before + (ms - before) / FRAMES);
         }
+        let running = self.store.run == RunState::Running && self.settings.speed.is_none();
+        self.pace.drawn(frame.info().cpu_usage.map(Duration::from_secs_f32), running);
         let ctx = ui.ctx().clone();
         if !self.palette.is_open() {
             for index in keymap::pressed(&ctx, &self.keys) {

@@ -10,7 +10,7 @@ use crate::app::App;
 use crate::dialog;
 use crate::selection::TimeAxis;
 use crate::theme::{Ground, Theme};
-use crate::widget::time;
+use crate::widget::{format, time};
 
 /// How long a note stays.
 const NOTE: Duration = Duration::from_secs(5);
@@ -107,7 +107,8 @@ impl App {
             Action::DismissError => self.store.error = None,
             Action::Note(text) => self.note = Some((text, Instant::now() + NOTE)),
             Action::Copy(text) => {
-                self.note = Some((format!("Copied {} characters.", text.chars().count()), Instant::now() + NOTE));
+                let count = format::thousands(text.chars().count());
+                self.note = Some((format!("Copied {count} characters."), Instant::now() + NOTE));
                 ctx.copy_text(text);
             }
             Action::ExportCsv { name, csv } => dialog::export(ctx, &self.answers.0, &name, csv),
@@ -236,6 +237,9 @@ impl App {
             // One thing at a time, the topmost first.
             Action::Release if self.help => self.help = false,
             Action::Release if self.layout.explained.is_some() => self.layout.explained = None,
+            Action::Release if selection.query.is_none() && self.layout.maximised.is_some() => {
+                self.layout.maximised = None
+            }
             Action::Release => self.release(),
             _ => {}
         }

@@ -184,8 +184,9 @@ fn lower(name: &str) -> String {
 /// Ctrl count, and those of the editor do not.
 pub fn pressed(ctx: &egui::Context, table: &[Entry]) -> Vec<usize> {
     let editing = ctx.text_edit_focused();
-    // A control reached with Tab keeps the keys that work it.
+    // A control reached with Tab keeps the keys that work it, an open menu the one that closes it.
     let focused = ctx.memory(|m| m.focused().is_some());
+    let menu = egui::Popup::is_any_open(ctx);
     let mut hits = Vec::new();
     ctx.input_mut(|i| {
         i.events.retain(|event| {
@@ -199,7 +200,9 @@ pub fn pressed(ctx: &egui::Context, table: &[Entry]) -> Vec<usize> {
             });
             let Some(hit) = hit else { return true };
             let arrow = matches!(key, Key::ArrowLeft | Key::ArrowRight | Key::ArrowUp | Key::ArrowDown);
-            let theirs = if editing {
+            let theirs = if menu && *key == Key::Escape {
+                true
+            } else if editing {
                 arrow || !(modifiers.command || *key == Key::F1)
             } else {
                 focused && !modifiers.command && (arrow || matches!(key, Key::Space | Key::Enter | Key::Escape))

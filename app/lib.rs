@@ -8,6 +8,7 @@ pub mod gpu;
 mod keymap;
 pub mod layout;
 mod observer;
+pub mod pace;
 pub mod selection;
 pub mod settings;
 pub mod store;

@@ -72,6 +72,7 @@ fn open(arguments: &Arguments) -> ExitCode {
         device,
         gpu_memory: arguments.gpu_memory,
         system_fonts: true,
+        ..Options::default()
     };
     match window::open(renderer, &options) {
         Ok(()) => ExitCode::SUCCESS,

@@ -8,6 +8,8 @@ use statescope_engine::protocol::{
     RunState, TokenRecord,
 };
 
+use crate::widget::format::thousands;
+
 mod matrix;
 mod series;
 mod text;
@@ -75,6 +77,8 @@ pub struct Store {
     readings: HashMap<Probe, Entry>,
     /// Source of generations; only grows, so that no two states of any data share a number.
     clock: u64,
+    /// The clock when the probes wanted now were told.
+    told: u64,
     dropped_rows: usize,
     dropped_probes: usize,
 }
@@ -188,12 +192,24 @@ impl Store {
     /// What is asked for now. Data of other probes stay, oldest dropped first, while they fit the budget.
     pub fn retain_probes(&mut self, wanted: &HashSet<Probe>) {
         self.clock += 1;
+        self.told = self.clock;
         for (probe, entry) in &mut self.readings {
             if wanted.contains(probe) {
                 entry.wanted = self.clock;
             }
         }
         self.shrink(wanted);
+    }
+
+    /// Tokens of which all that is asked for has arrived, save what nothing has arrived of: in a fast run pictures are a little behind the text.
+    pub fn known(&self) -> usize {
+        let wanted = self.readings.values().filter(|entry| entry.wanted >= self.told);
+        let length = |entry: &Entry| match &entry.data {
+            Data::Series(series) => Some(series.len()),
+            Data::Matrix(matrix) => Some(matrix.len()),
+            Data::Latest(..) => None,
+        };
+        wanted.filter_map(length).filter(|length| *length > 0).min().unwrap_or(usize::MAX)
     }
 
     fn shrink(&mut self, wanted: &HashSet<Probe>) {
@@ -227,8 +243,8 @@ impl Store {
     pub fn bounded_notes(&self) -> Vec<String> {
         let mut notes = self.performance.bounded.clone();
         if self.dropped_rows > 0 {
-            notes
-                .push(format!("The window dropped {} oldest rows of series to stay within memory.", self.dropped_rows));
+            let rows = thousands(self.dropped_rows);
+            notes.push(format!("The window dropped {rows} oldest rows of series to stay within memory."));
         }
         if self.dropped_probes > 0 {
             notes.push(format!(
@@ -307,7 +323,8 @@ impl Store {
                 let entry = self.readings.entry(probe).or_insert_with(|| fresh(Data::Matrix(CausalMatrix::default())));
                 if let Data::Matrix(matrix) = &mut entry.data {
                     let columns = reading.shape.last().copied().unwrap_or(0);
-                    self.dropped_rows += matrix.put(start, columns, &reading.values, clock);
+                    // Rows beyond the newest are bounded by the engine, which says so.
+                    matrix.put(start, columns, &reading.values, clock);
                 }
             }
             (Cadence::EveryToken, _) => {

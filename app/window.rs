@@ -37,20 +37,22 @@ fn run(native: NativeOptions, options: &Options) -> eframe::Result {
         native,
         Box::new(move |cc| {
             let ctx = cc.egui_ctx.clone();
-            let engine = Handle::spawn(move || ctx.request_repaint())?;
+            let pace = options.pace.clone();
+            let engine = Handle::spawn(move || pace.wake(&ctx))?;
             Ok(Box::new(App::new(cc, engine, options)))
         }),
     )
 }
 
 fn native(renderer: Renderer, hardware_only: bool) -> NativeOptions {
+    // Without dithering: the colours of a map are its values, and drawing in software is a quarter cheaper.
     let viewport = ViewportBuilder::default()
         .with_title(TITLE)
         .with_app_id("statescope")
         .with_inner_size([1600.0, 1000.0])
         .with_min_inner_size([960.0, 600.0])
         .with_icon(icon());
-    let mut native = NativeOptions { viewport, renderer, ..NativeOptions::default() };
+    let mut native = NativeOptions { viewport, renderer, dithering: false, ..NativeOptions::default() };
     if hardware_only && let WgpuSetup::CreateNew(setup) = &mut native.wgpu_options.wgpu_setup {
         refuse_software(setup);
     }

@@ -11,6 +11,7 @@ use eframe::egui::{Key, Vec2};
 use egui_kittest::kittest::{AccessKitNode, NodeT, Queryable};
 use egui_kittest::{Harness, SnapshotOptions, SnapshotResults};
 use statescope::theme::{ColourMap, Ground, Theme};
+use statescope::view::ViewKind;
 use statescope::widget::heatmap::{Cells, Heatmap};
 use statescope::{App, Options};
 use statescope_engine::handle::Handle;
@@ -235,6 +236,25 @@ fn the_device_menu_says_what_there_is() {
     until(&mut window, &line, |w| {
         w.query_all_by(|_| true).filter_map(|n| text_of(&n.accesskit_node())).any(|text| text == line)
     });
+}
+
+/// Esc undoes one thing at a time, the topmost first: a menu, the pin, a maximised panel.
+#[test]
+fn escape_closes_what_is_open() {
+    let mut window = read_prompt("builtin:mamba2");
+    window.key_press(Key::ArrowLeft);
+    window.state_mut().layout.maximise(ViewKind::Gates);
+    window.get_by_label_contains("Device CPU").click();
+    let choices = |w: &Window| w.query_all_by(|n| text_of(n).is_some_and(|t| t == "the file's own type")).count();
+    until(&mut window, "the menu", |w| choices(w) > 0);
+    window.key_press(Key::Escape);
+    until(&mut window, "no menu", |w| choices(w) == 0);
+    assert!(window.state().selection.query.is_some() && window.state().layout.maximised.is_some());
+    window.key_press(Key::Escape);
+    until(&mut window, "no pin", |w| w.state().selection.query.is_none());
+    assert!(window.state().layout.maximised.is_some());
+    window.key_press(Key::Escape);
+    until(&mut window, "all panels", |w| w.state().layout.maximised.is_none());
 }
 
 /// An error is a sentence on the screen, and the window goes on.

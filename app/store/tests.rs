@@ -154,3 +154,20 @@ fn positions_speak_of_the_newest_text() {
     assert!(store.is_current(), "the text before stays");
     assert_eq!(store.run, RunState::Paused);
 }
+
+#[test]
+fn what_is_known_of_a_token_is_all_that_is_asked_for() {
+    let mut store = Store::default();
+    let delta = |layer| Probe::series(layer, Point::Delta, Reduction::Full);
+    assert_eq!(store.known(), usize::MAX, "nothing is asked for");
+    store.retain_probes(&HashSet::from([delta(0), delta(1)]));
+    let readings = vec![reading(delta(0), 0, 9, 1, |_, _| 1.0), reading(delta(1), 0, 5, 1, |_, _| 1.0)];
+    send(&mut store, Frame { position: 9, readings, ..frame(1) });
+    assert_eq!(store.known(), 5);
+    send(&mut store, Frame { position: 9, readings: vec![reading(delta(1), 5, 4, 1, |_, _| 1.0)], ..frame(1) });
+    assert_eq!(store.known(), 9);
+    // A layer that no view shows any longer says nothing.
+    store.retain_probes(&HashSet::from([delta(1)]));
+    send(&mut store, Frame { position: 12, readings: vec![reading(delta(1), 9, 3, 1, |_, _| 1.0)], ..frame(1) });
+    assert_eq!(store.known(), 12);
+}

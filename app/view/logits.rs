@@ -5,7 +5,7 @@ use statescope_engine::protocol::{Candidate, Prediction, Probe, TokenId};
 
 use crate::action::Action;
 use crate::theme::{Theme, space};
-use crate::view::quantity::{Subject, bytes_label, exact, percent, short};
+use crate::view::quantity::{bytes_label, exact, percent, short};
 use crate::view::{View, ViewContext};
 use crate::widget::panel;
 
@@ -14,7 +14,7 @@ pub struct LogitsView;
 
 impl View for LogitsView {
     fn title(&self, cx: &ViewContext<'_>) -> String {
-        match Subject::of(cx).and_then(|subject| subject.cursor) {
+        match cx.cursor() {
             Some(token) => format!("Next token after {token} {}", cx.store.token_label(token)),
             None => "Next token".into(),
         }
@@ -30,9 +30,12 @@ impl View for LogitsView {
     fn probes(&self, _: &ViewContext<'_>, _: &mut Vec<Probe>) {}
 
     fn ui(&mut self, ui: &mut egui::Ui, cx: &ViewContext<'_>, actions: &mut Vec<Action>) {
-        let Some(token) = Subject::of(cx).and_then(|subject| subject.cursor) else {
-            panel::empty(ui, cx.theme, "No token has been read yet. Press Space to run.");
-            return;
+        if cx.store.model.is_none() {
+            return panel::empty(ui, cx.theme, "No model is loaded. Choose one in the model bar.");
+        }
+        // Predictions come with their tokens, also where other pictures are a little behind.
+        let Some(token) = cx.cursor() else {
+            return panel::empty(ui, cx.theme, "No token has been read yet. Press Space to run.");
         };
         let Some(prediction) = cx.store.prediction(token) else {
             panel::empty(ui, cx.theme, "The prediction at this token is not known yet; it is being read again.");

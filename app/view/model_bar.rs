@@ -63,7 +63,7 @@ fn models(ui: &mut Ui, cx: &ViewContext<'_>, actions: &mut Vec<Action>) {
             }
         }
         ui.separator();
-        if ui.button("Open folder…   Ctrl+O").clicked() {
+        if ui.add(egui::Button::new("Open folder…").shortcut_text("Ctrl+O")).clicked() {
             actions.push(Action::OpenFolder);
             ui.close();
         }
@@ -193,13 +193,15 @@ fn status(ui: &mut Ui, cx: &ViewContext<'_>, narrow: bool) {
          panels in sight add to the model's time.",
     );
     let (words, colour) = match cx.store.run {
+        // A run's first token has no rate yet.
+        RunState::Running if performance.tokens_per_s == 0.0 => ("running".to_owned(), theme.good),
         RunState::Running => (format::rate(performance.tokens_per_s), theme.good),
         RunState::Reading => ("reading".to_owned(), theme.warning),
         RunState::Paused => ("paused".to_owned(), theme.text_faint),
         RunState::Empty => ("no model".to_owned(), theme.text_faint),
     };
     // Fixed width, so that the bar does not tremble with the digits.
-    let width = 104.0;
+    let width = 124.0;
     ui.allocate_ui_with_layout(egui::vec2(width, 20.0), egui::Layout::left_to_right(egui::Align::Center), |ui| {
         ui.set_min_width(width);
         let (rect, _) = ui.allocate_exact_size(egui::vec2(8.0, 8.0), Sense::hover());
@@ -222,14 +224,19 @@ fn tools(ui: &mut Ui, cx: &ViewContext<'_>, layout: &Layout, actions: &mut Vec<A
         ui.set_min_width(200.0);
         for (k, kind) in ViewKind::DOCKED.into_iter().enumerate() {
             let mut shown = layout.has(kind);
-            let key = if k < 9 { format!("   {}", k + 1) } else { String::new() };
-            if ui.checkbox(&mut shown, format!("{}{key}", kind.name())).clicked() {
+            let response = ui.checkbox(&mut shown, kind.name());
+            if k < 9 {
+                key(ui, cx.theme, &response, &(k + 1).to_string());
+            }
+            if response.clicked() {
                 actions.push(if shown { Action::ShowView(kind) } else { Action::HideView(kind) });
             }
         }
         ui.separator();
         let mut large = cx.settings.presentation;
-        if ui.checkbox(&mut large, "Presentation size   P").clicked() {
+        let response = ui.checkbox(&mut large, "Presentation size");
+        key(ui, cx.theme, &response, "P");
+        if response.clicked() {
             actions.push(Action::TogglePresentation);
             ui.close();
         }
@@ -237,12 +244,18 @@ fn tools(ui: &mut Ui, cx: &ViewContext<'_>, layout: &Layout, actions: &mut Vec<A
             actions.push(Action::ResetLayout);
             ui.close();
         }
-        if ui.button("Commands…   Ctrl+K").clicked() {
+        if ui.add(egui::Button::new("Commands…").shortcut_text("Ctrl+K")).clicked() {
             actions.push(Action::ToggleCommands);
             ui.close();
         }
     });
     ui.add_space(space::S);
+}
+
+/// The key of a menu's line, at its right.
+fn key(ui: &Ui, theme: &Theme, line: &egui::Response, key: &str) {
+    let at = egui::pos2(ui.min_rect().right() - space::XS, line.rect.center().y);
+    ui.painter().text(at, egui::Align2::RIGHT_CENTER, key, theme.small(), theme.text_faint);
 }
 
 /// A line that is no choice.

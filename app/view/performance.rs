@@ -35,7 +35,7 @@ impl View for PerformanceView {
         egui::ScrollArea::vertical().auto_shrink(false).show(ui, |ui| {
             let p = &cx.store.performance;
             let per_s = |v: f32| {
-                if v > 0.0 { format!("{} tokens/s", format::thousands(v.round() as usize)) } else { "–".into() }
+                if v > 0.0 { format::rate(v) } else { "–".into() }
             };
             line(ui, cx, "making text", &per_s(p.tokens_per_s));
             line(ui, cx, "reading a prompt", &per_s(p.prefill_tokens_per_s));
@@ -47,12 +47,12 @@ impl View for PerformanceView {
                 "recurrent state",
                 &format::bytes(if p.state_bytes > 0 { p.state_bytes } else { model.state_bytes }),
             );
-            let grows = match (growth(model), model.kv_bytes_per_token) {
-                (0, 0) => String::new(),
-                (0, _) => ", within its window".into(),
-                (n, _) => format!(", + {} a token", format::bytes(n)),
-            };
-            line(ui, cx, "KV cache", &format!("{}{grows}", format::bytes(p.kv_bytes)));
+            line(ui, cx, "KV cache", &format::bytes(p.kv_bytes));
+            match (growth(model), model.kv_bytes_per_token) {
+                (0, 0) => {}
+                (0, _) => line(ui, cx, "more a token", "none beyond its window"),
+                (n, _) => line(ui, cx, "more a token", &format::bytes(n)),
+            }
             memory_curve(ui, cx);
             ui.add_space(space::S);
             if let Some(ms) = cx.frame_ms {
@@ -137,7 +137,7 @@ fn time_bar(ui: &mut egui::Ui, cx: &ViewContext<'_>) {
 
 /// State and KV bytes against the context, as measured.
 fn memory_curve(ui: &mut egui::Ui, cx: &ViewContext<'_>) {
-    let height = 84.0;
+    let height = 66.0;
     let (rect, response) = ui.allocate_exact_size(vec2(ui.available_width(), height), Sense::hover());
     let theme = cx.theme;
     let log = &cx.store.performance_log;

@@ -6,7 +6,7 @@ pub mod plate;
 pub mod pooled;
 
 use statescope_engine::protocol::{
-    Fold, Geometry, LayerInfo, MixerKind, ModelInfo, Point, Positions, Probe, Reduction,
+    Fold, Geometry, LayerInfo, MixerKind, ModelInfo, Point, Positions, Probe, Reduction, RunState,
 };
 
 use crate::store::{Series, Store};
@@ -24,7 +24,8 @@ pub struct Subject<'a> {
     pub mixer: &'a Geometry,
     /// Head, or channel of a Mamba-1 layer.
     pub head: usize,
-    /// The token looked at: the pinned one, else the newest processed one. None before the first token.
+    /// The token looked at: the pinned one, else the newest processed one, in a fast run the newest that all is known of. None before the first
+    /// token.
     pub cursor: Option<usize>,
     /// Whether the cursor follows the newest token.
     pub live: bool,
@@ -39,14 +40,15 @@ impl<'a> Subject<'a> {
         let parts = &model.layers[layer].parts;
         let part = cx.selection.part.min(parts.len().checked_sub(1)?);
         let mixer = &parts[part];
+        let live = cx.selection.query.is_none();
         Some(Self {
             model,
             layer,
             part,
             mixer,
             head: cx.selection.head.min(mixer.heads.saturating_sub(1)),
-            cursor: cx.cursor(),
-            live: cx.selection.query.is_none(),
+            cursor: if live { newest_known(cx) } else { cx.cursor() },
+            live,
         })
     }
 
@@ -102,6 +104,13 @@ impl<'a> Subject<'a> {
     }
 }
 
+/// The newest token; of a run that the pictures are a little behind, the newest that all is known of, so that its numbers can be read.
+fn newest_known(cx: &ViewContext<'_>) -> Option<usize> {
+    let newest = cx.cursor()?;
+    let known = cx.store.known().saturating_sub(1).min(newest);
+    Some(if cx.store.run == RunState::Running && known > newest / 2 { known } else { newest })
+}
+
 /// The probe for mixer `part` of its layer.
 pub fn with_part(mut probe: Probe, part: usize) -> Probe {
     probe.site.part = part as u8;
@@ -153,6 +162,8 @@ pub fn percent(share: f32) -> String {
     let gap = p.abs().min((100.0 - p).abs());
     match gap {
         0.0 => format!("{p:.0} %"),
+        // Not zero, and not all of it, though it would round to that.
+        g if g < 0.5e-5 => if p < 50.0 { "< 0.00001 %" } else { "> 99.99999 %" }.into(),
         g if g < 0.001 => format!("{p:.5} %"),
         g if g < 0.01 => format!("{p:.3} %"),
         g if g < 1.0 => format!("{p:.2} %"),
@@ -313,7 +324,7 @@ mod tests {
             "channel 5 keeps 100 % from one token to the next: half-life over 10,000 tokens"
         );
         assert_eq!(percent(0.9994), "99.94 %");
-        assert_eq!(percent(0.0), "0 %");
+        assert_eq!((percent(0.0), percent(5e-9)), ("0 %".into(), "< 0.00001 %".into()));
     }
 
     #[test]

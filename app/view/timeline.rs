@@ -149,7 +149,7 @@ fn track(ui: &mut Ui, cx: &ViewContext<'_>, width: f32, actions: &mut Vec<Action
     }
 }
 
-/// token 412 / 512 · branch main · running
+/// token 411 · 512 in all · running
 fn words(cx: &ViewContext<'_>, note: Option<&str>) -> String {
     if let Some(note) = note {
         return note.to_owned();
@@ -162,14 +162,16 @@ fn words(cx: &ViewContext<'_>, note: Option<&str>) -> String {
             (false, _) => "No model".into(),
         };
     }
+    // Counted from 0, as in every panel.
     let mut text = match cx.cursor() {
-        Some(cursor) => format!("token {} / {}", format::thousands(cursor + 1), format::thousands(store.length())),
-        None => format!("token 0 / {}", format::thousands(store.length())),
+        Some(cursor) => format!("token {} · ", format::thousands(cursor)),
+        None => String::new(),
     };
+    text.push_str(&format!("{} in all", format::thousands(store.length())));
     if let (Some(a), Some(b)) = (cx.selection.query, cx.selection.range_end) {
         text.push_str(&format!(" · range {}–{}", a.min(b), a.max(b)));
     }
-    text.push_str(" · branch main · ");
+    text.push_str(" · ");
     text.push_str(match (store.run, store.finish) {
         (RunState::Running, _) => "running",
         (RunState::Reading, _) => "reading",

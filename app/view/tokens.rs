@@ -1,7 +1,7 @@
 //! The text as tokens, each coloured by a quantity.
 
 use eframe::egui::{self, Color32, Rect, Role, Sense, Stroke, Ui, WidgetInfo, pos2, vec2};
-use statescope_engine::protocol::{Probe, TokenSource};
+use statescope_engine::protocol::{Probe, RunState, TokenSource};
 
 use super::{View, ViewContext, ViewKind};
 use crate::action::Action;
@@ -76,6 +76,8 @@ struct Flow {
 pub struct TokensView {
     settings: Settings,
     flow: Flow,
+    /// From where the text is to be shown in the next frame, if that changes.
+    scroll_to: Option<f32>,
 }
 
 impl TokensView {
@@ -192,11 +194,15 @@ impl View for TokensView {
         let live = cx.selection.query.is_none();
         // Whole lines only.
         let height = ((ui.available_height() / LINE).floor() * LINE).max(LINE);
-        let scroll = egui::ScrollArea::vertical().id_salt("tokens").auto_shrink([false, false]).max_height(height);
+        let scroll = egui::ScrollArea::vertical().id_salt("tokens").auto_shrink([false, false]);
+        let mut scroll = scroll.max_height(height).min_scrolled_height(LINE);
+        if let Some(offset) = self.scroll_to.take() {
+            scroll = scroll.vertical_scroll_offset(offset);
+        }
         scroll.show_viewport(ui, |ui, viewport| {
             self.flow.update(ui, cx, ui.available_width() - space::S);
             self.strip(ui, cx, viewport, &values, range, actions);
-            self.follow(ui, cx, live);
+            self.follow(ui, cx, viewport, live);
         });
     }
 
@@ -275,7 +281,7 @@ impl TokensView {
     }
 
     /// Keeps the newest token, or the pinned one, in sight when it changed.
-    fn follow(&self, ui: &mut Ui, cx: &ViewContext<'_>, live: bool) {
+    fn follow(&mut self, ui: &mut Ui, cx: &ViewContext<'_>, viewport: Rect, live: bool) {
         let Some(cursor) = cx.cursor() else { return };
         let id = ui.scope_id().with("followed");
         let target = (cursor, live, self.flow.lines);
@@ -284,10 +290,14 @@ impl TokensView {
             return;
         }
         ui.data_mut(|d| d.insert_temp(id, target));
-        if let Some((_, line)) = self.flow.places.get(cursor) {
-            let top = ui.min_rect().min.y + *line as f32 * LINE;
-            let rect = Rect::from_min_size(pos2(ui.min_rect().min.x, top), vec2(1.0, LINE));
-            ui.scroll_to_rect_animation(rect, None, egui::style::ScrollAnimation::none());
+        let Some((_, line)) = self.flow.places.get(cursor) else { return };
+        let (top, bottom) = (*line as f32 * LINE, (line + 1) as f32 * LINE);
+        if top < viewport.min.y || bottom > viewport.max.y {
+            // In the next frame. Of a run there is one soon; egui's own scrolling would have every frame drawn again at once.
+            self.scroll_to = Some(if top < viewport.min.y { top } else { bottom - viewport.height() });
+            if cx.store.run != RunState::Running {
+                ui.ctx().request_repaint();
+            }
         }
     }
 }

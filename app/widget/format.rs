@@ -53,9 +53,13 @@ pub fn count(count: u64) -> String {
     scaled(count as f64, 1000.0, &["", "k", "M", "G", "T"]).trim_end().to_owned()
 }
 
-/// 812 tokens/s.
+/// 2,812 tokens/s.
 pub fn rate(tokens_per_s: f32) -> String {
-    if tokens_per_s < 10.0 { format!("{tokens_per_s:.1} tokens/s") } else { format!("{tokens_per_s:.0} tokens/s") }
+    if tokens_per_s < 10.0 {
+        format!("{tokens_per_s:.1} tokens/s")
+    } else {
+        format!("{} tokens/s", thousands(tokens_per_s.round() as usize))
+    }
 }
 
 /// 94 %.

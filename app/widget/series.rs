@@ -1,8 +1,11 @@
 //! Lines over the shared time axis. Where tokens outnumber pixels each pixel shows the smallest and the largest value.
 
 use std::ops::Range;
+use std::sync::Arc;
 
-use eframe::egui::{self, Align2, Color32, Id, Rangef, Rect, Response, Sense, Shape, Stroke, Ui, Vec2, pos2};
+use eframe::egui::{
+    self, Align2, Color32, Galley, Id, Pos2, Rangef, Rect, Response, Sense, Shape, Stroke, Ui, Vec2, pos2,
+};
 
 use super::format;
 use super::heatmap::hatch;
@@ -225,16 +228,18 @@ impl<'a> SeriesPlot<'a> {
             painter.hline(rect.x_range(), axis.y(0.0), Stroke::new(1.0, theme.grid));
         }
         let x = rect.min.x - 6.0;
-        let top = format::digits(axis.high, 3);
-        painter.text(pos2(x, rect.min.y), Align2::RIGHT_TOP, top, font.clone(), theme.text_faint);
+        // As many digits as there is room for at the left.
+        let number = |value: f32| {
+            let galley = |digits| painter.layout_no_wrap(format::digits(value, digits), font.clone(), theme.text_faint);
+            let room = x - ui.clip_rect().left();
+            [3, 2].map(galley).into_iter().find(|galley| galley.size().x <= room).unwrap_or_else(|| galley(1))
+        };
+        let put = |at: Pos2, anchor: Align2, galley: Arc<Galley>| {
+            painter.galley(anchor.anchor_size(at, galley.size()).min, galley, theme.text_faint);
+        };
+        put(pos2(x, rect.min.y), Align2::RIGHT_TOP, number(axis.high));
         if rect.height() > 2.2 * font.size {
-            painter.text(
-                pos2(x, rect.max.y),
-                Align2::RIGHT_BOTTOM,
-                format::digits(axis.low, 3),
-                font.clone(),
-                theme.text_faint,
-            );
+            put(pos2(x, rect.max.y), Align2::RIGHT_BOTTOM, number(axis.low));
         }
         if rect.height() > 3.6 * font.size && !self.unit.is_empty() {
             let unit = format::shorten(self.unit, 8);

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use statescope_kernels::pool::{pool_row, pool_signed_absmax, pooled_row};
 use statescope_kernels::reduce::min_max;
 
+use crate::allowance::thread_time;
 use crate::hooks::Depth;
 use crate::mixer::Mixer;
 use crate::probes::{MATRIX_TOKENS, StateNorms, exists, mixing_rows, reach, reduce_row, row_errors, series_row};
@@ -31,9 +32,9 @@ const CORE: MixingView = MixingView { stage: Stage::Core, scale: Scale::Raw };
 const BLOCK: usize = 64;
 /// Rows of a series computed between two looks at the clock.
 const ROWS: usize = 32;
-/// Tokens behind the text that count as far, and frames (half a second): whichever is more.
+/// Tokens behind the text that count as far, and frames (an eighth of a second): whichever is more.
 const FAR: usize = 64;
-const FAR_FRAMES: usize = 32;
+const FAR_FRAMES: usize = 8;
 
 /// Progress of one `EveryToken` probe.
 #[derive(Default)]
@@ -277,11 +278,11 @@ impl Collector {
                 {
                     return false;
                 }
-                let began = Instant::now();
+                let began = thread_time();
                 let values = reach(mixer, tape, position);
                 readings.push(reading(probe, position..position + 1, vec![values.len() / 3, 3], values));
                 self.sent.insert(probe, stamp);
-                self.rest(began.elapsed());
+                self.rest(thread_time().saturating_sub(began));
                 false
             }
             _ => {
@@ -338,7 +339,7 @@ impl Collector {
         let Some(pooling) = self.pooling.as_mut().filter(|p| p.probe == probe) else { return true };
         let tokens = pooling.tokens;
         let start = recorded.start.max(tokens.saturating_sub(MATRIX_TOKENS));
-        let began = Instant::now();
+        let began = thread_time();
         while let Some(head) = pooling.heads.next() {
             let side = tokens - start;
             let (rows, cols) = (rows.min(side), cols.min(side));
@@ -355,7 +356,7 @@ impl Collector {
                 }
             }
             if (running || Instant::now() >= deadline) && !pooling.heads.is_empty() {
-                self.rest(began.elapsed());
+                self.rest(thread_time().saturating_sub(began));
                 return true;
             }
         }
@@ -365,7 +366,7 @@ impl Collector {
             readings.push(reading(probe, start..tokens, shape, done.values));
             self.sent.insert(probe, (tokens, recorded.start));
         }
-        self.rest(began.elapsed());
+        self.rest(thread_time().saturating_sub(began));
         // Tokens may have come meanwhile; whether to start again is decided on the next call.
         !running && stamp.0 != tokens
     }

@@ -116,6 +116,11 @@ impl Session {
         &self.tape
     }
 
+    /// Prepares a little for the next tokens while nothing else is to be done. Says whether more is to be done.
+    pub fn warm(&mut self) -> bool {
+        self.tape.warm()
+    }
+
     /// Tokens processed so far.
     pub fn position(&self) -> usize {
         self.position
@@ -150,16 +155,16 @@ impl Session {
         let (layers, first) = self.tape.bounds();
         let mut notes = Vec::new();
         if layers > 0 {
-            notes.push(format!("{layers} layers out of sight are not recorded; looking at one replays the text"));
+            notes.push(format!("{layers} layers out of sight are not recorded; looking at one replays the text."));
         }
         if first > 0 {
-            notes.push(format!("gates and matrices before token {first} were dropped"));
+            notes.push(format!("Gates and matrices before token {first} were dropped."));
         }
         if self.short_of_memory {
-            notes.push("snapshots were dropped for want of GPU memory; seeking takes longer".into());
+            notes.push("For want of GPU memory snapshots were dropped; seeking takes longer.".into());
         }
         if self.history.len() > MATRIX_TOKENS {
-            notes.push(format!("matrices show the newest {MATRIX_TOKENS} tokens"));
+            notes.push(format!("Matrices show the newest {MATRIX_TOKENS} tokens."));
         }
         notes
     }

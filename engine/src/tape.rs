@@ -15,10 +15,16 @@ use statescope_kernels::mixing::Strided;
 use crate::hooks::{Depth, Observer};
 use crate::protocol::Point;
 
-/// Tokens that a column has room for from the start, and columns that a recorded layer is taken to have, so that the budget bounds that room.
-/// Room costs nothing until it is used; to move all columns of all layers when they grow is a hitch that one sees.
-const AHEAD: usize = 2048;
-const COLUMNS: usize = 16;
+/// Tokens that columns have room for at most before the record is that long. Room costs nothing until it is used, and to move all columns of
+/// all layers when they grow is a hitch that one sees.
+const AHEAD: usize = 1 << 15;
+const AHEAD_BYTES: usize = 4 << 30;
+/// Tokens that memory is touched for while nothing else is to be done, and bytes at most: a run that begins then need not wait for the system to
+/// find it, which takes some systems longer than the model.
+const WARM: usize = 1024;
+const WARM_BYTES: usize = 64 << 20;
+/// Of that, numbers of a column at once.
+const PIECE: usize = 1 << 15;
 
 /// The recorded rows of one quantity, `[tokens, width]`.
 #[derive(Clone, Debug, Default)]
@@ -75,20 +81,22 @@ impl LayerTape {
         self.columns.iter().find(|(p, c)| *p == point && !c.values.is_empty()).map(|(_, c)| c)
     }
 
-    /// `room`: bytes that a new column is given to grow into.
-    fn append(&mut self, point: Point, first: usize, rows: usize, values: &[f32], room: usize) {
+    /// The column of a quantity, made if there was none, and whether it has room for `count` more numbers.
+    fn place(&mut self, point: Point, count: usize) -> (usize, bool) {
+        let index = self.columns.iter().position(|(p, _)| *p == point).unwrap_or_else(|| {
+            self.columns.push((point, Column::default()));
+            self.columns.len() - 1
+        });
+        (index, self.columns[index].1.values.has_room(count))
+    }
+
+    fn append(&mut self, index: usize, first: usize, rows: usize, values: &[f32]) {
         if self.columns.iter().all(|(_, column)| column.values.is_empty()) {
             self.first = first;
         }
-        let width = values.len() / rows.max(1);
-        let index = self.columns.iter().position(|(p, _)| *p == point).unwrap_or_else(|| {
-            let ahead = AHEAD.min(room / (width.max(1) * size_of::<f32>())).max(rows);
-            self.columns.push((point, Column { width, values: Numbers::with_room(ahead * width) }));
-            self.columns.len() - 1
-        });
         let (start, column) = (self.first, &mut self.columns[index].1);
         if column.values.is_empty() {
-            column.width = width;
+            column.width = values.len() / rows.max(1);
         }
         // Replay may pass over tokens that are recorded already.
         let expected = start + column.values.len() / column.width.max(1);
@@ -150,11 +158,49 @@ impl Tape {
         &self.layers[layer][part]
     }
 
-    /// Bytes of the budget that fall to a column.
-    fn room(&self) -> usize {
-        let recorded = self.recorded.iter().filter(|depth| **depth == Depth::Everything).count();
-        let layers = if self.lean { recorded.max(1) } else { self.layers.iter().map(Vec::len).sum::<usize>().max(1) };
-        self.budget / (COLUMNS * layers)
+    /// Bytes of a token, of what is recorded so far.
+    fn token_bytes(&self) -> usize {
+        let columns = self.layers.iter().flatten().flat_map(|layer| &layer.columns);
+        columns.map(|(_, column)| column.width * size_of::<f32>()).sum::<usize>().max(1)
+    }
+
+    /// Tokens that the budget has room for.
+    fn ahead(&self) -> usize {
+        AHEAD.min(self.budget.min(AHEAD_BYTES) / self.token_bytes() + 1)
+    }
+
+    /// Touches some of the memory that the next tokens will be recorded in, for which a device has [`Observer::expect`]. Says whether more is to be
+    /// done.
+    pub fn warm(&mut self) -> bool {
+        if self.lean {
+            return false;
+        }
+        let (tokens, ahead) = (WARM.min(WARM_BYTES / self.token_bytes()), self.ahead());
+        let columns = self.layers.iter_mut().flatten().flat_map(|layer| &mut layer.columns);
+        let mut recorded = columns.filter(|(_, column)| !column.values.is_empty());
+        recorded.any(|(_, column)| {
+            // What is beyond the budget comes to nothing.
+            let whole = ahead * column.width;
+            let count = whole.saturating_sub(column.values.len()).min(tokens * column.width);
+            if !column.values.has_room(count) {
+                column.values.make_room(whole);
+            }
+            column.values.warm(count, PIECE)
+        })
+    }
+
+    /// Takes in what was shown. What comes first gets no more room than it needs: how wide all of a token is shows only after it. What comes next
+    /// gets all the room there can be, so that nothing that has grown long is ever moved.
+    fn take(&mut self, layer: usize, part: usize, point: Point, first: usize, rows: usize, values: &[f32]) {
+        let (index, fits) = self.layers[layer][part].place(point, values.len());
+        if !fits {
+            let ahead = self.ahead();
+            let column = &mut self.layers[layer][part].columns[index].1;
+            let (there, width) = (column.values.len(), values.len() / rows.max(1));
+            let needed = there + values.len();
+            column.values.make_room(if there > 0 { needed.max(ahead * width) } else { needed });
+        }
+        self.layers[layer][part].append(index, first, rows, values);
     }
 
     /// Bytes of a layer.
@@ -243,8 +289,7 @@ impl Observer for Tape {
     }
 
     fn observe(&mut self, layer: usize, part: usize, point: Point, first: usize, rows: usize, values: &[f32]) {
-        let room = self.room();
-        self.layers[layer][part].append(point, first, rows, values, room);
+        self.take(layer, part, point, first, rows, values);
     }
 
     /// Memory that is touched for the first time takes longer than copying into it.
@@ -276,8 +321,7 @@ impl Observer for Refill<'_> {
     }
 
     fn observe(&mut self, layer: usize, part: usize, point: Point, first: usize, rows: usize, values: &[f32]) {
-        let room = self.tape.room();
-        self.tape.layers[layer][part].append(point, first, rows, values, room);
+        self.tape.take(layer, part, point, first, rows, values);
     }
 }
 
@@ -336,6 +380,23 @@ mod tests {
         assert_eq!(positions.end, 25);
         assert!(positions.start > 0 && tape.bytes() <= 10 * 16);
         assert_eq!(tape.part(0, 0).row(Point::Delta, 24), Some(&[24.0, 0.0][..]));
+    }
+
+    #[test]
+    fn a_long_record_is_not_moved() {
+        let mut tape = Tape::new(&[1, 1], 1 << 20);
+        let at = |tape: &Tape, layer: usize| tape.part(layer, 0).row(Point::Resid, 0).unwrap().as_ptr();
+        (0..2).for_each(|layer| record(&mut tape, layer, 0, 5));
+        (0..2).for_each(|layer| record(&mut tape, layer, 5, 1));
+        let before = [at(&tape, 0), at(&tape, 1)];
+        for t in 6..10_000 {
+            (0..2).for_each(|layer| record(&mut tape, layer, t, 1));
+        }
+        assert_eq!(before, [at(&tape, 0), at(&tape, 1)]);
+        // The next text has the room already, in whatever pieces it comes.
+        tape.truncate(0);
+        (0..2).for_each(|layer| record(&mut tape, layer, 0, 9000));
+        assert_eq!(before, [at(&tape, 0), at(&tape, 1)]);
     }
 
     #[test]

@@ -21,6 +21,9 @@ use crate::session::{Replay, Session};
 
 mod frame;
 mod loading;
+mod meter;
+
+use meter::Meter;
 
 /// Frames at most this often while running: a screen shows no more.
 const FRAME_INTERVAL: Duration = Duration::from_millis(16);
@@ -28,8 +31,6 @@ const FRAME_INTERVAL: Duration = Duration::from_millis(16);
 const SLICE_READING: Duration = Duration::from_millis(1);
 const SLICE_RUNNING: Duration = Duration::from_millis(4);
 const SLICE_IDLE: Duration = Duration::from_millis(20);
-/// Tokens over which the performance figures are averaged.
-const AVERAGE: f32 = 24.0;
 
 /// A loaded model with its text.
 struct Loaded {
@@ -73,8 +74,7 @@ pub struct Worker {
     last_publish: Instant,
     allowance: Allowance,
     performance: Performance,
-    /// Of that, copying what was recorded from the GPU, a token.
-    copy_ms: f32,
+    meter: Meter,
     more_to_collect: bool,
 }
 
@@ -104,7 +104,7 @@ impl Worker {
             last_publish: Instant::now(),
             allowance: Allowance::default(),
             performance: Performance::default(),
-            copy_ms: 0.0,
+            meter: Meter::default(),
             more_to_collect: false,
         }
     }
@@ -141,7 +141,7 @@ impl Worker {
                         }
                     }
                 }
-                None if self.has_news() || self.more_to_collect => Ok(None),
+                None if self.has_news() || self.more_to_collect || self.warm() => Ok(None),
                 None => self.commands.recv().map(Some),
             };
             match heard {
@@ -169,6 +169,11 @@ impl Worker {
                 Err(error) => return error == TryRecvError::Empty,
             }
         }
+    }
+
+    /// Uses the time until something is asked for. Says whether more is to be done.
+    fn warm(&mut self) -> bool {
+        self.loaded.as_mut().is_some_and(|loaded| loaded.session.warm())
     }
 
     /// Whether the only thing to do is to wait for the next token's time.
@@ -201,12 +206,12 @@ impl Worker {
             Command::Prompt(input) => self.prompt(input),
             Command::Run { tokens } => {
                 if self.require_text() {
-                    self.remaining = *tokens;
+                    self.begin(*tokens);
                 }
             }
             Command::Step => {
                 if self.require_text() {
-                    self.remaining = 1;
+                    self.begin(1);
                     self.next_token_at = Instant::now();
                 }
             }
@@ -223,6 +228,14 @@ impl Worker {
             }
         }
         true
+    }
+
+    /// So many tokens are to be made.
+    fn begin(&mut self, tokens: usize) {
+        if self.remaining == 0 {
+            self.meter.begin();
+        }
+        self.remaining = tokens;
     }
 
     /// Applies a change to the session, or reports why it cannot be.
@@ -327,9 +340,8 @@ impl Worker {
                         loaded.info.end_tokens.contains(&token) && session.position() + 1 == session.history().len();
                     session.advance_ahead();
                     let copied = session.runner().copy_seconds();
-                    let model_ms = (began.elapsed().as_secs_f32() - copied) * 1e3;
-                    self.performance.model_ms = average(self.performance.model_ms, model_ms);
-                    self.copy_ms = average(self.copy_ms, copied * 1e3);
+                    let ended_at = Instant::now();
+                    self.meter.token(ended_at, (ended_at - began).as_secs_f32() - copied, copied);
                     if (ended || self.remaining == 0) && session.failure().is_none() {
                         self.remaining = 0;
                         let reason = if ended { FinishReason::EndOfText } else { FinishReason::Length };
@@ -426,9 +438,4 @@ impl Worker {
         }
         (self.wake)();
     }
-}
-
-/// Moves an average towards `value`; the first value counts whole.
-fn average(old: f32, value: f32) -> f32 {
-    if old == 0.0 { value } else { old + (value - old) / AVERAGE }
 }

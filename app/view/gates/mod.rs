@@ -69,7 +69,7 @@ impl View for GatesView {
     fn explanation(&self, _: &ViewContext<'_>) -> String {
         "Each strip shows one quantity of every head (rows) at every token (columns), and the selected head as a line beneath. \
          Δ_t is the step the mixer takes, exp(Δ_t A) the share of its state that it keeps, ‖Δ B xᵀ‖ what it adds, ‖S C‖ what it reads out; \
-         for attention ‖k‖‖v‖, what is read, and the entropy of its weights; for the delta rule the retention α and the share β it replaces; \
+         for attention ‖k‖·‖v‖, what is read, and the entropy of its weights; for the delta rule the retention α and the share β it replaces; \
          for a short convolution its two gates B and C. \
          A head that keeps a share r forgets half in ln 2 / −ln r tokens."
             .into()

@@ -151,20 +151,20 @@ impl Gate {
             (Self::Decay, _) => "retention exp(ΔA)",
             (Self::Write, MixerKind::Mamba3) => "write ‖λ Δ B xᵀ‖",
             (Self::Write, MixerKind::Mamba3Mimo) => "write ‖λ Δ Σ X^ρ B^ρ x‖",
-            (Self::Write, MixerKind::Attention) => "write ‖k‖‖v‖",
-            (Self::Write, MixerKind::DeltaRule) => "write β‖k‖‖v‖",
+            (Self::Write, MixerKind::Attention) => "write ‖k‖·‖v‖",
+            (Self::Write, MixerKind::DeltaRule) => "write β‖k‖·‖v‖",
             (Self::Write, MixerKind::ShortConv) => "write |B x|",
             (Self::Write, MixerKind::S4 | MixerKind::S4d) => "write ‖B̄‖|u|",
             (Self::Write, MixerKind::H3) => "write ‖B̄‖|k̄ v|",
-            (Self::Write, MixerKind::H3Heads) => "write ‖B̄‖‖k̄‖‖v‖",
+            (Self::Write, MixerKind::H3Heads) => "write ‖B̄‖·‖k̄‖·‖v‖",
             (Self::Write, MixerKind::Hyena) => "write |k v|",
             (Self::Write, MixerKind::Rwkv4) => "write |g v|",
             (Self::Write, MixerKind::RgLru) => "write √(1 − a²) i |x|",
-            (Self::Write, MixerKind::Rwkv5 | MixerKind::Rwkv6 | MixerKind::Rwkv7) => "write ‖k‖‖v‖",
+            (Self::Write, MixerKind::Rwkv5 | MixerKind::Rwkv6 | MixerKind::Rwkv7) => "write ‖k‖·‖v‖",
             (Self::Write, MixerKind::Slstm) => "write i |tanh z̃|",
-            (Self::Write, MixerKind::Mlstm) => "write i‖k‖‖v‖",
+            (Self::Write, MixerKind::Mlstm) => "write i‖k‖·‖v‖",
             (Self::Write, MixerKind::LinearAttention | MixerKind::Retention | MixerKind::Gla | MixerKind::Hgrn2) => {
-                "write ‖k‖‖v‖"
+                "write ‖k‖·‖v‖"
             }
             (Self::Write, _) => "write ‖Δ B xᵀ‖",
             (Self::Read, MixerKind::Attention) => "read ‖Σ p v‖",

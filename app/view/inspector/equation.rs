@@ -133,7 +133,7 @@ fn delta_rule(step: &Step) -> Vec<String> {
         "S ← α(I − βkkᵀ)S + βkvᵀ".to_owned(),
         format!("S{at} = {}·(I − {}·k{at}k{at}ᵀ)S{before}", show(alpha), show(step.beta)),
         format!("  + {}·k{at}v{at}ᵀ", show(step.beta)),
-        "write = β‖k‖‖v‖".to_owned(),
+        "write = β·‖k‖·‖v‖".to_owned(),
         format!("  = {} · {} · {} = {}", show(step.beta), show(step.key), show(step.value), show(step.write)),
         format!("  ‖S‖ {} → {}", show(step.state_before), show(step.state_after)),
         format!("y{at} = S{at}ᵀq{at},  ‖y‖ = {}", show(step.core.or(step.read))),
@@ -170,7 +170,7 @@ fn linear_attention(step: &Step) -> Vec<String> {
         }
         _ => lines.push("  nothing is forgotten".to_owned()),
     }
-    lines.push("write = ‖k‖‖v‖".to_owned());
+    lines.push("write = ‖k‖·‖v‖".to_owned());
     lines.push(format!("  = {} · {} = {}", show(step.key), show(step.value), show(step.write)));
     lines.push(format!("  ‖S‖ {} → {}", show(step.state_before), show(step.state_after)));
     lines.push(format!("y{at} = S{at}q{at},  ‖y‖ = {}", show(step.core.or(step.read))));
@@ -203,7 +203,7 @@ fn mlstm(step: &Step) -> Vec<String> {
         format!("  σ(f̃) = {}", own(0)),
         format!("  f = {}, with m: as kept", show(step.decay.first().copied())),
         format!("  i = exp(ĩ − m) = {}", show(step.input)),
-        "write = i‖k‖‖v‖".to_owned(),
+        "write = i·‖k‖·‖v‖".to_owned(),
         format!("  = {} · {} · {} = {}", show(step.input), show(step.key), show(step.value), show(step.write)),
         format!("  ‖C‖ {} → {}", show(step.state_before), show(step.state_after)),
         format!("h{at} = C{at}q{at} / max(|n·q|, e⁻ᵐ)"),

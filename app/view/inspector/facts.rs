@@ -382,8 +382,8 @@ fn strength_facts(kind: MixerKind, step: &Step, facts: &mut Vec<Fact>) {
     }
     facts.push(Fact::number(value, step.value, "", "what is mixed"));
     let (written, read) = match kind {
-        MixerKind::Attention => ("‖k‖‖v‖: what is added to the cache", "norm of what is read"),
-        MixerKind::DeltaRule => ("β‖k‖‖v‖: what is added to the state", "norm of what is read"),
+        MixerKind::Attention => ("‖k‖·‖v‖: what is added to the cache", "norm of what is read"),
+        MixerKind::DeltaRule => ("β‖k‖·‖v‖: what is added to the state", "norm of what is read"),
         MixerKind::ShortConv => ("|B x|: what is put into the register", "|y|: what is read"),
         MixerKind::Mamba1 | MixerKind::Mamba2 => {
             ("‖Δ B xᵀ‖_F: what is added to the state", "norm of what is read, skip D·x left out")
@@ -393,7 +393,7 @@ fn strength_facts(kind: MixerKind, step: &Step, facts: &mut Vec<Fact>) {
             ("‖B̄‖|u|: what is added to the state", "|2 Re C x|: what is read, skip D·u left out")
         }
         MixerKind::H3 => ("‖B̄‖|k̄ v|: what is added to the state", "|q 2 Re C x|: what is read, skip left out"),
-        MixerKind::H3Heads => ("‖B̄‖‖k̄‖‖v‖: what is added to the state", "norm of what is read, skip left out"),
+        MixerKind::H3Heads => ("‖B̄‖·‖k̄‖·‖v‖: what is added to the state", "norm of what is read, skip left out"),
         MixerKind::Hyena => {
             ("|k v|: what the filter weighs", "|q (K ∗ …)|: what is read; of one filter its skip left out")
         }
@@ -403,8 +403,8 @@ fn strength_facts(kind: MixerKind, step: &Step, facts: &mut Vec<Fact>) {
         }
         MixerKind::Rwkv4 => ("|g v|: what enters the mean", "(1 − c) |h|: what is read of the mean before"),
         MixerKind::RgLru => ("√(1 − a²) i |x|: what is added to the state", "|h|: what is read"),
-        MixerKind::Mlstm => ("i‖k‖‖v‖: what is added to the state", "norm of what is read, normalised"),
-        _ => ("‖k‖‖v‖: what is added to the state", "norm of what is read"),
+        MixerKind::Mlstm => ("i‖k‖·‖v‖: what is added to the state", "norm of what is read, normalised"),
+        _ => ("‖k‖·‖v‖: what is added to the state", "norm of what is read"),
     };
     facts.push(Fact::number("write", step.write, "", written));
     facts.push(Fact::number("read", step.read, "", read));

@@ -308,13 +308,12 @@ impl MixingView {
         let key = cx.hover.key.or(pinned_key);
         let (hovered, clicked) = row::bars(ui, cx.theme, rect, &map, normaliser, i, values, key);
         let text = format!("row {i} {}", quoted(cx.store, i));
-        ui.painter_at(rect).text(
-            rect.right_top() + vec2(-4.0, 1.0),
-            egui::Align2::RIGHT_TOP,
-            text,
-            cx.theme.small(),
-            cx.theme.text_muted,
-        );
+        let painter = ui.painter_at(rect);
+        let galley = painter.layout_no_wrap(text, cx.theme.small(), cx.theme.text_muted);
+        let place = egui::Align2::RIGHT_TOP.anchor_size(rect.right_top() + vec2(-4.0, 1.0), galley.size());
+        // Legible also over tall bars.
+        painter.rect_filled(place.expand2(vec2(3.0, 0.0)), 2.0, cx.theme.well.gamma_multiply(0.85));
+        painter.galley(place.min, galley, cx.theme.text_muted);
         let Some(j) = hovered else { return };
         let scale = self.chosen(subject).1;
         panel::tag(ui, cx.theme, &tag(cx, matrix, scale, i, j, values.and_then(|row| row.get(j).copied())));

@@ -67,7 +67,7 @@ impl LayerQuantity {
     pub fn formula(self) -> &'static str {
         match self {
             Self::Write => {
-                "√Σ_h ‖Δ_t B_t x_tᵀ‖²; of the delta rule √Σ_h (β‖k_t‖‖v_t‖)², of attention √Σ_h (‖k_t‖‖v_t‖)², of a short convolution ‖B_t ⊙ x_t‖"
+                "√Σ_h ‖Δ_t B_t x_tᵀ‖²; of the delta rule √Σ_h (β‖k_t‖·‖v_t‖)², of attention √Σ_h (‖k_t‖·‖v_t‖)², of a short convolution ‖B_t ⊙ x_t‖"
             }
             Self::Resid => "‖r_t‖ of the residual stream after the layer",
             Self::State => "‖S_t‖_F = √Σ S²",

@@ -26,7 +26,7 @@ pub fn ui(
 ) {
     let m = subject.mixer;
     let (whole, _) =
-        ui.allocate_exact_size(vec2(ui.available_width(), (height - space::ROW - space::XS).max(60.0)), Sense::hover());
+        ui.allocate_exact_size(vec2(ui.available_width(), (height - space::ROW - space::XS).max(40.0)), Sense::hover());
     // Cells of the large map are square where the panel allows; the small maps take what is left.
     let aspect = m.state_dim as f32 / m.head_dim.max(1) as f32;
     let room = whole.width() - space::GUTTER;

@@ -9,11 +9,16 @@ use statescope_kernels::par;
 const MANY: usize = 1 << 18;
 const PIECE: usize = 1 << 16;
 
+/// Numbers of a page of memory.
+const PAGE: usize = 1024;
+
 /// The numbers that are there, and zeros that wait to be overwritten.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Numbers {
     room: Vec<f32>,
     len: usize,
+    /// How far the room has been touched ahead of its use.
+    warm: usize,
 }
 
 impl Deref for Numbers {
@@ -32,24 +37,33 @@ fn copy(to: &mut [f32], from: &[f32]) {
 }
 
 impl Numbers {
-    /// None, with room for so many.
-    pub(super) fn with_room(room: usize) -> Self {
-        Self { room: Vec::with_capacity(room), len: 0 }
+    /// Whether `count` more need no more room.
+    pub(super) fn has_room(&self, count: usize) -> bool {
+        self.len + count <= self.room.len()
     }
 
+    /// Room for `count` in all. Fresh zeros are not touched before they are overwritten.
+    pub(super) fn make_room(&mut self, count: usize) {
+        let mut room = vec![0.0; count];
+        copy(&mut room[..self.len], self);
+        self.room = room;
+        self.warm = 0;
+    }
+
+    /// Touches memory for `count` more numbers that was not touched yet, `most` of them at once. Says whether more is to be done.
+    pub(super) fn warm(&mut self, count: usize, most: usize) -> bool {
+        let (from, wanted) = (self.warm.max(self.len), (self.len + count).min(self.room.len()));
+        let end = wanted.min(from + most);
+        (from..end).step_by(PAGE).for_each(|at| self.room[at] = 0.0);
+        self.warm = end.max(from);
+        end < wanted
+    }
+
+    /// Appends; what has no room is given twice of what it takes.
     pub(super) fn extend(&mut self, values: &[f32]) {
         let end = self.len + values.len();
         if end > self.room.len() {
-            if values.len() < MANY {
-                self.room.truncate(self.len);
-                self.room.extend_from_slice(values);
-                self.len = end;
-                return;
-            }
-            // Fresh zeros are not touched before they are overwritten.
-            let mut room = vec![0.0; 2 * end];
-            copy(&mut room[..self.len], self);
-            self.room = room;
+            self.make_room(2 * end);
         }
         copy(&mut self.room[self.len..end], values);
         self.len = end;
@@ -86,7 +100,7 @@ mod tests {
 
     #[test]
     fn long_and_short_pieces_are_a_list() {
-        let (mut ours, mut list) = (Numbers::with_room(10), Vec::new());
+        let (mut ours, mut list) = (Numbers::default(), Vec::new());
         let value = |i: usize| (i % 8191) as f32;
         for (count, kept, dropped) in [
             (3, 3, 0),
@@ -103,6 +117,7 @@ mod tests {
             list.truncate(kept);
             ours.drop_first(dropped);
             list.drain(..dropped);
+            while ours.warm(9, 5) {}
             assert!(*ours == *list, "{count}, {kept}, {dropped}");
         }
     }

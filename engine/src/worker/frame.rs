@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::{SLICE_IDLE, SLICE_READING, SLICE_RUNNING, Worker, average};
+use super::{SLICE_IDLE, SLICE_READING, SLICE_RUNNING, Worker};
+use crate::allowance::thread_time;
 use crate::open::spell;
 use crate::protocol::{Frame, Performance, TokenId, TokenRecord};
 
@@ -15,7 +16,7 @@ impl Worker {
         let (running, state) = (self.remaining > 0, self.state());
         let Some(loaded) = &self.loaded else { return Frame { epoch: self.epoch, ..Frame::default() } };
         let session = &loaded.session;
-        let began = Instant::now();
+        let (began, taken) = (Instant::now(), thread_time());
         let made = session.position().saturating_sub(self.told.position);
         let allowed = self.allowance.after(self.last_publish.elapsed(), self.collector.is_far_behind(made));
         // That something has begun or ended is told before anything is drawn; what is idle then draws at once.
@@ -29,7 +30,7 @@ impl Worker {
         };
         let deadline = began + slice;
         let (readings, more) = self.collector.collect(session, deadline, busy);
-        let collected = Instant::now();
+        let (collected, drawn) = (Instant::now(), thread_time().saturating_sub(taken));
         self.more_to_collect = more;
 
         let spell = |id: TokenId| spell(&loaded.info, loaded.tokenizer.as_ref(), id);
@@ -46,19 +47,14 @@ impl Worker {
             predictions.push(expectation.clone().into_prediction(self.told.predictions, spell));
             self.told.predictions += 1;
         }
-        if made > 0 && running {
-            let per_token = 1e3 / made as f32;
-            self.performance.probes_ms =
-                average(self.performance.probes_ms, (collected - began).as_secs_f32() * per_token);
-            self.performance.transfer_ms =
-                average(self.performance.transfer_ms, collected.elapsed().as_secs_f32() * per_token + self.copy_ms);
-            let rate = made as f32 / self.last_publish.elapsed().as_secs_f32().max(1e-6);
-            self.performance.tokens_per_s = average(self.performance.tokens_per_s, rate);
-        } else if made > 1 && self.performance.tokens_per_s == 0.0 && self.performance.model_ms > 0.0 {
-            // A run that was over within a frame.
-            self.performance.tokens_per_s = 1e3 / self.performance.model_ms;
-        }
+        let told_at = Instant::now();
+        self.meter.frame(told_at, drawn, told_at - collected);
+        let [model_ms, probes_ms, transfer_ms] = self.meter.costs();
         let performance = Performance {
+            tokens_per_s: self.meter.tokens_per_s(),
+            model_ms,
+            probes_ms,
+            transfer_ms,
             state_bytes: loaded.info.state_bytes,
             kv_bytes: session.kv_bytes(),
             device_bytes: session.runner().device_bytes(),
@@ -68,7 +64,7 @@ impl Worker {
             ..self.performance.clone()
         };
         self.performance = performance.clone();
-        self.allowance.spend(began.elapsed());
+        self.allowance.spend(thread_time().saturating_sub(taken));
         self.told.tokens = length;
         self.told.position = session.position();
         self.told.state = state;

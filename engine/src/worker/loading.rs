@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::meter::Meter;
 use super::{Loaded, Worker};
 use crate::loader::tokenizer::Tokenizer;
 use crate::open::open_for;
@@ -48,6 +49,7 @@ impl Worker {
                 self.loaded = Some(Loaded { session, tokenizer, info: info.clone() });
                 self.remaining = 0;
                 self.performance = Performance::default();
+                self.meter = Meter::default();
                 self.start_over();
                 self.flush_then(Event::Loaded(info));
                 self.observe(self.observation.clone());

@@ -84,7 +84,7 @@ pub(super) fn mamba3_mimo(step: &Step) -> Vec<String> {
 
 fn write_lines(step: &Step, value: &str) -> [String; 2] {
     [
-        format!("write = Δ‖B‖{value}"),
+        format!("write = Δ·‖B‖·{value}"),
         format!("  = {} · {} · {} = {}", show(step.delta), show(step.key), show(step.value), show(step.write)),
     ]
 }

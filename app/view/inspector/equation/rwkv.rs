@@ -28,7 +28,7 @@ pub(super) fn rwkv567(step: &Step) -> Vec<String> {
         lines.push(format!("  − (S{before}κ)(a ⊙ κ)ᵀ"));
     }
     lines.extend([
-        "write = ‖k‖‖v‖".to_owned(),
+        "write = ‖k‖·‖v‖".to_owned(),
         format!("  = {} · {} = {}", show(step.key), show(step.value), show(step.write)),
         format!("  ‖S‖ {} → {}", show(step.state_before), show(step.state_after)),
     ]);
