@@ -5,7 +5,7 @@ use std::time::Duration;
 
 /// One part in so many of a run's time, and while what is shown is far behind the text: better a slower text than one nothing is shown of.
 const SHARE: f64 = 64.0;
-const SHARE_BEHIND: f64 = 3.0;
+const SHARE_BEHIND: f64 = 16.0;
 /// Seconds that can be saved up, and that an answer longer than its slice can owe the next ones.
 const SAVED: f64 = 0.001;
 const OWED: f64 = 0.008;
@@ -55,7 +55,7 @@ mod tests {
         assert_eq!(allowance.after(ms(16), false), Duration::ZERO);
         allowance.spend(ms(100));
         assert_eq!(allowance.after(ms(256), false), Duration::ZERO);
-        assert_eq!(allowance.after(ms(15), true), ms(1));
+        assert_eq!(allowance.after(ms(80), true), ms(1));
     }
 
     #[test]
