@@ -18,6 +18,7 @@ mod memory;
 mod mlp;
 mod prompt;
 mod record;
+mod recurrent;
 #[cfg(test)]
 mod room_tests;
 #[cfg(test)]
@@ -165,7 +166,7 @@ impl DeviceMixer {
     }
 
     /// As a layer of a model that runs one token in one launch.
-    fn token_layer(&self, part: TokenPart<'_>) -> Option<(TokenShape, TokenLayer)> {
+    fn token_layer(&self, part: &TokenPart<'_>) -> Option<(TokenShape, TokenLayer)> {
         match self {
             Self::Mamba1(mixer) => mixer.token_layer(part),
             Self::Mamba2(mixer) => mixer.token_layer(part),
