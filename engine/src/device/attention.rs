@@ -197,7 +197,7 @@ impl Attention {
             Gemm { wide: Some(made), ..projection.gemm(rows, normed) }.run(gpu)?;
         }
         let cached = (rows.first + count) * kv_len;
-        let halves = match rows.halves.filter(|_| PromptAttention::takes_halves(spec.head_dim)) {
+        let halves = match rows.halves.filter(|_| PromptAttention::has_tiles(spec.head_dim)) {
             Some(room) => {
                 let of = |name, len| room.get(gpu, name, len);
                 Some([of("q", count * q_len)?, of("keys", cached)?, of("values", cached)?])

@@ -96,7 +96,7 @@ impl Block {
             return None;
         }
         let (output_scale, residual_scale) = (part.output_scale, self.residual_scale);
-        part.mixer.token_layer(TokenPart { norm: &part.norm, slot, resid: &self.resid, output_scale, residual_scale })
+        part.mixer.token_layer(&TokenPart { norm: &part.norm, slot, resid: &self.resid, output_scale, residual_scale })
     }
 
     /// What the last [`Block::step`] left to be recorded: (part, point, quantity).

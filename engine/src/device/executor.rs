@@ -23,11 +23,11 @@ use crate::protocol::{Device, DeviceInfo, Dtype, ModelInfo, TokenId};
 use crate::room;
 use crate::runner::{Draw, Drawn, Outlook, Ranked};
 
-/// From this size on weights in bf16 meet activations in bf16, when many tokens are read.
+/// From this size on a model is large: weights in bf16 meet activations in bf16, when many tokens are read.
 const LARGE: usize = 1 << 30;
 /// Recorded bytes of a token from which on only what is looked at is copied over.
 const MUCH: usize = 128 << 10;
-/// Tokens of a prompt read at once: many, so that the products fill the GPU; of these in f32 fewer.
+/// Tokens of a prompt read at once: many, so that the products fill the GPU; fewer of large models in f32, which take long.
 const LONG_CHUNK: usize = 16_384;
 const CHUNK: usize = 2048;
 /// While whole layers are recorded, so many tokens times layers.
@@ -80,6 +80,7 @@ pub struct Executor {
     pub(super) info: DeviceInfo,
     /// Whether many tokens are read in bf16.
     pub(super) halves: bool,
+    small: bool,
     /// By how many tokens are read at once, the most bytes of workspace that takes.
     pub(super) workspace: Box<dyn Fn(usize) -> usize + Send>,
     /// {token, position}, and the host's side of it.
@@ -150,6 +151,7 @@ impl Executor {
                 on_cpu: on_cpu(missing),
             },
             halves,
+            small: info.weights_bytes < LARGE,
             place: gpu.zeros(2)?,
             place_host: gpu.pinned(2)?,
             embedding: to.room(d)?,
@@ -213,15 +215,19 @@ impl Executor {
 
     /// Tokens of a prompt worth reading at once while everything is recorded of `recorded` layers: fewer where there is little room.
     pub fn chunk(&self, recorded: usize) -> usize {
-        let longest = if self.halves { LONG_CHUNK } else { CHUNK };
+        let longest = if self.halves || self.small { LONG_CHUNK } else { CHUNK };
         let longest = match RECORDED.checked_div(recorded) {
             Some(share) => (share / 128 * 128).clamp(128, longest),
             None => longest,
         };
         // What the last prompt was read with is used again; half of the rest is for memories and snapshots.
-        let worked = self.scratch.bytes() + self.scratch_halves.bytes();
-        let room = self.gpu.room().map_or(usize::MAX, |room| room / 2 + worked);
+        let room = self.gpu.room().map_or(usize::MAX, |room| room / 2 + self.worked());
         room::chunk(longest, room, &self.workspace)
+    }
+
+    /// Bytes of workspace that are there.
+    pub(super) fn worked(&self) -> usize {
+        self.scratch.bytes() + self.scratch_halves.bytes()
     }
 
     /// Makes room in `memory` for `tokens` tokens; where there is none, its numbers stay.

@@ -2,13 +2,14 @@
 
 use statescope_kernels::Activation;
 use statescope_kernels::cuda::{
-    At, Buffer, Conv, Convolved, DeviceMatrix, Element, Entry, GateFunction, GateRows, Gating, Gemm, Gpu, Input,
-    Linear, Norm as NormRows, Result, Ssd, SsdStep, TokenKind, TokenLayer, TokenShape, conv,
+    At, Buffer, Element, Entry, GateFunction, GateRows, Gating, Gemm, Gpu, Input, Linear, Norm as NormRows, Result,
+    Ssd, SsdStep, TokenKind, TokenLayer, TokenShape, conv,
 };
 
 use super::mamba1::MOST_TAPS;
 use super::memory::Slot;
 use super::record::{Taken, Written};
+use super::recurrent::{Made, Recurrent};
 use super::upload::{Output, Upload};
 use super::{Added, Rows, Token, TokenPart, all};
 use crate::hooks::Depth;
@@ -22,29 +23,11 @@ const MOST_STATES: usize = 256;
 /// Weights, and room for what one token makes.
 pub struct Mamba2 {
     spec: Mamba2Spec,
-    in_proj: DeviceMatrix,
-    in_bias: Option<Buffer<f32>>,
+    common: Recurrent,
     /// `[2E + 2GN + H]`: factors on z, x, B, C and dt.
     multipliers: Option<Buffer<f32>>,
-    conv_weight: Buffer<f32>,
-    conv_bias: Option<Buffer<f32>>,
-    dt_bias: Buffer<f32>,
-    a: Buffer<f32>,
-    d: Buffer<f32>,
     /// `[E]`; empty without a norm.
     norm: Buffer<f32>,
-    output: Output,
-    made: Made,
-}
-
-/// One token's numbers: z, x, B, C, dt; x, B and C after the convolution, before and after silu; `[H]`; `[E]` twice.
-struct Made {
-    projected: Buffer<f32>,
-    convolved: Buffer<f32>,
-    activated: Buffer<f32>,
-    delta: Buffer<f32>,
-    core: Buffer<f32>,
-    gated: Buffer<f32>,
 }
 
 /// (E, 2GN + E, GN).
@@ -66,53 +49,37 @@ impl Mamba2 {
         let factors: Vec<f32> = factors.flat_map(|(factor, width)| std::iter::repeat_n(*factor, width)).collect();
         let multipliers = (spec.multipliers != [1.0; 5]).then_some(&factors[..]);
         Ok(Some(Self {
-            in_proj: to.matrix(&host.in_proj)?,
-            in_bias: to.optional(host.in_bias.as_deref())?,
-            multipliers: to.optional(multipliers)?,
-            conv_weight: to.vector(&host.conv_weight)?,
-            conv_bias: to.optional(host.conv_bias.as_deref())?,
-            dt_bias: to.vector(&host.dt_bias)?,
-            a: to.vector(&host.a)?,
-            d: to.vector(&host.d)?,
-            norm: to.vector(&host.norm)?,
-            output: Output::upload(to, &host.out_proj, host.out_bias.as_deref())?,
-            made: Made {
-                projected: to.room(host.in_proj.rows())?,
-                convolved: to.room(conv_dim)?,
-                activated: to.room(conv_dim)?,
-                delta: to.room(spec.heads)?,
-                core: to.room(inner)?,
-                gated: to.room(inner)?,
+            common: Recurrent {
+                in_proj: to.matrix(&host.in_proj)?,
+                in_bias: to.optional(host.in_bias.as_deref())?,
+                conv_weight: to.vector(&host.conv_weight)?,
+                conv_bias: to.optional(host.conv_bias.as_deref())?,
+                dt_bias: to.vector(&host.dt_bias)?,
+                a: to.vector(&host.a)?,
+                d: to.vector(&host.d)?,
+                output: Output::upload(to, &host.out_proj, host.out_bias.as_deref())?,
+                made: Made::room(to, [host.in_proj.rows(), conv_dim, spec.heads, inner])?,
             },
+            multipliers: to.optional(multipliers)?,
+            norm: to.vector(&host.norm)?,
             spec: spec.clone(),
         }))
     }
 
     pub(super) fn slot(&self, gpu: &Gpu) -> Result<Slot> {
-        let (inner, conv_dim, _) = widths(&self.spec);
-        let (state, conv) = (inner * self.spec.state_dim, (self.spec.conv_taps - 1) * conv_dim);
-        Ok(Slot { state: gpu.zeros(state)?, conv: gpu.zeros(conv)?, cache: None, kv_width: 0 })
+        self.common.slot(gpu, widths(&self.spec).0 * self.spec.state_dim)
     }
 
     pub(super) fn step(&self, token: &Token<'_>, input: Input<'_>, slot: &Slot, added: Added<'_>) -> Result<()> {
-        let (gpu, made, spec) = (token.gpu, &self.made, &self.spec);
-        let (inner, conv_dim, keys) = widths(spec);
-        let convolved = Convolved {
-            from: inner,
-            channels: conv_dim,
-            weight: &self.conv_weight,
-            bias: self.conv_bias.as_ref(),
-            history: &slot.conv,
-            convolved: all(&made.convolved),
-            activated: all(&made.activated),
-        };
+        let (gpu, common, spec) = (token.gpu, &self.common, &self.spec);
+        let (made, (inner, _, keys)) = (&common.made, widths(spec));
         let (low, high) = spec.delta_limit;
         Linear {
-            bias: self.in_bias.as_ref(),
+            bias: common.in_bias.as_ref(),
             row_scale: self.multipliers.as_ref(),
-            convolved: Some(convolved),
-            delta: Some((&self.dt_bias, all(&made.delta), low, high)),
-            ..Linear::new(&self.in_proj, input, Some(all(&made.projected)))
+            convolved: Some(common.convolved(inner, slot)),
+            delta: Some((&common.dt_bias, all(&made.delta), low, high)),
+            ..Linear::new(&common.in_proj, input, Some(all(&made.projected)))
         }
         .run(gpu)?;
         SsdStep {
@@ -121,8 +88,8 @@ impl Mamba2 {
             state_dim: spec.state_dim,
             groups: spec.groups,
             delta: all(&made.delta),
-            a: &self.a,
-            d: &self.d,
+            a: &common.a,
+            d: &common.d,
             x: all(&made.activated),
             key: At(&made.activated, inner),
             query: At(&made.activated, inner + keys),
@@ -139,60 +106,28 @@ impl Mamba2 {
             }
             GateNorm::GateOnly => Input::Plain(all(&made.gated)),
         };
-        self.output.step(gpu, input, added)
+        common.output.step(gpu, input, added)
     }
 
-    pub(super) fn token_layer(&self, part: TokenPart<'_>) -> Option<(TokenShape, TokenLayer)> {
-        let (None, None, None) = (&self.in_bias, &self.output.bias, &self.multipliers) else { return None };
-        let (spec, made) = (&self.spec, &self.made);
+    pub(super) fn token_layer(&self, part: &TokenPart<'_>) -> Option<(TokenShape, TokenLayer)> {
+        let spec = &self.spec;
         let norm = match spec.norm {
             GateNorm::GateFirst => Some(self.norm.clone()),
             GateNorm::NormFirst => return None,
             GateNorm::GateOnly => None,
         };
-        if spec.groups != 1 || self.d.len() != spec.heads {
+        if spec.groups != 1 || self.common.d.len() != spec.heads || self.multipliers.is_some() {
             return None;
         }
-        let shape = TokenShape {
-            width: self.in_proj.cols(),
-            inner: widths(spec).0,
-            state_dim: spec.state_dim,
-            heads: spec.heads,
-            eps: part.norm.eps,
-            gated_eps: spec.norm_eps,
-            output_scale: part.output_scale,
-            residual_scale: part.residual_scale,
-            delta_limit: spec.delta_limit,
-            ..TokenShape::default()
-        };
-        let layer = TokenLayer {
-            in_proj: self.in_proj.clone(),
-            out_proj: self.output.weight.clone(),
-            norm: part.norm.weight.clone(),
-            conv_weight: self.conv_weight.clone(),
-            conv_bias: self.conv_bias.clone(),
-            dt_bias: self.dt_bias.clone(),
-            a: self.a.clone(),
-            d: self.d.clone(),
-            state: part.slot.state.clone(),
-            history: part.slot.conv.clone(),
-            projected: made.projected.clone(),
-            convolved: made.convolved.clone(),
-            activated: made.activated.clone(),
-            delta: made.delta.clone(),
-            core: made.core.clone(),
-            gated: made.gated.clone(),
-            output: self.output.out.clone(),
-            resid: part.resid.clone(),
-            kind: TokenKind::Ssd { norm },
-        };
-        Some((shape, layer))
+        let (shape, layer) = self.common.token_layer(part, spec.state_dim, TokenKind::Ssd { norm })?;
+        let (heads, gated_eps, delta_limit) = (spec.heads, spec.norm_eps, spec.delta_limit);
+        Some((TokenShape { heads, gated_eps, delta_limit, ..shape }, layer))
     }
 
     pub(super) fn quantities(&self) -> Vec<(Point, Taken<'_, f32>)> {
         let (inner, _, keys) = widths(&self.spec);
         let row = |from, width| Taken::Rows { from, stride: width, width };
-        let made = &self.made;
+        let made = &self.common.made;
         vec![
             (Point::Gate, row(all(&made.projected), inner)),
             (Point::ConvIn, row(At(&made.projected, inner), inner)),
@@ -202,12 +137,12 @@ impl Mamba2 {
             (Point::Query, row(At(&made.activated, inner + keys), keys)),
             (Point::Delta, row(all(&made.delta), self.spec.heads)),
             (Point::Core, row(all(&made.core), inner)),
-            (Point::Out, row(all(&self.output.out), self.output.out.len())),
+            (Point::Out, row(all(&self.common.output.out), self.common.output.out.len())),
         ]
     }
 
     pub(super) fn strength(&self) -> Taken<'_, f32> {
-        self.written(all(&self.made.delta), &self.made.activated)
+        self.written(all(&self.common.made.delta), &self.common.made.activated)
     }
 
     /// `activated` `[T, E + 2GN]`.
@@ -235,21 +170,16 @@ impl Mamba2 {
         added: Added<'_>,
     ) -> Result<()> {
         let (gpu, count, spec) = (rows.gpu, rows.count, &self.spec);
-        let ((inner, conv_dim, keys), stride) = (widths(spec), self.in_proj.rows());
+        let ((inner, conv_dim, keys), stride) = (widths(spec), self.common.in_proj.rows());
+        let common = &self.common;
         let (projected, activated) = (rows.own("projected", stride)?, rows.own("activated", conv_dim)?);
         let (core, gated) = (rows.own("core", inner)?, rows.own("gated", inner)?);
-        let gemm = Gemm::new(count, &self.in_proj, all(normed));
-        Gemm { bias: self.in_bias.as_ref(), row_scale: self.multipliers.as_ref(), y: Some(&projected), ..gemm }
+        let gemm = Gemm::new(count, &common.in_proj, all(normed));
+        Gemm { bias: common.in_bias.as_ref(), row_scale: self.multipliers.as_ref(), y: Some(&projected), ..gemm }
             .run(gpu)?;
 
         let history = rows.wide.get(gpu, "history", slot.conv.len())?;
-        let convolution = |silu| Conv {
-            weight: &self.conv_weight,
-            bias: self.conv_bias.as_ref(),
-            history: (&slot.conv, &history),
-            channels: conv_dim,
-            silu,
-        };
+        let convolution = |silu| common.conv(slot, &history, silu);
         let row = |from, width| Taken::Rows { from, stride, width };
         if rows.records_all() {
             let convolved = rows.own("convolved", conv_dim)?;
@@ -269,16 +199,16 @@ impl Mamba2 {
             groups: spec.groups,
             delta: At(&projected, inner + conv_dim),
             delta_stride: stride,
-            delta_bias: Some(&self.dt_bias),
+            delta_bias: Some(&common.dt_bias),
             softplus: true,
             delta_limit: spec.delta_limit,
-            a: &self.a,
+            a: &common.a,
             b: At(&activated, inner),
             c: At(&activated, inner + keys),
             bc_stride: conv_dim,
             x: all(&activated),
             x_stride: conv_dim,
-            d: Some(&self.d),
+            d: Some(&common.d),
             state: &slot.state,
             y: &core,
         };
@@ -286,7 +216,7 @@ impl Mamba2 {
         if rows.depth != Depth::Nothing {
             let (low, high) = spec.delta_limit;
             let from = At(&projected, inner + conv_dim);
-            let steps = Taken::Steps { from, stride, bias: &self.dt_bias, low, high };
+            let steps = Taken::Steps { from, stride, bias: &common.dt_bias, low, high };
             let part = |from, width| Taken::Rows { from, stride: conv_dim, width };
             let delta = rows.wide("delta", spec.heads)?;
             if rows.depth == Depth::Strength {
@@ -319,6 +249,6 @@ impl Mamba2 {
             }
             .run(gpu)?,
         }
-        self.output.rows(rows, &gated, added)
+        common.output.rows(rows, &gated, added)
     }
 }

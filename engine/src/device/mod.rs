@@ -5,6 +5,7 @@
 //! many tokens   ids ─▶ embed ─▶ blocks, rows of f32 or bf16 ─▶ norm ─▶ head ─▶ logits          record, one copy to pinned memory
 //! ```
 //!
+//! A model of Mamba or Mamba-2 layers alone runs one token in one launch instead, where the GPU and the shapes allow it.
 //! A block with anything that has no kernel runs whole on the CPU, between two copies of the residual stream; the graph is then cut there.
 //! Activations of one token are f32. Those of many tokens are f32 too, but bf16 in bf16 models of 1 GiB and more, whose products run on
 //! tensor cores; the residual stream, states, caches and all sums stay f32.
@@ -18,6 +19,7 @@ mod memory;
 mod mlp;
 mod prompt;
 mod record;
+mod recurrent;
 #[cfg(test)]
 mod room_tests;
 #[cfg(test)]
@@ -165,7 +167,7 @@ impl DeviceMixer {
     }
 
     /// As a layer of a model that runs one token in one launch.
-    fn token_layer(&self, part: TokenPart<'_>) -> Option<(TokenShape, TokenLayer)> {
+    fn token_layer(&self, part: &TokenPart<'_>) -> Option<(TokenShape, TokenLayer)> {
         match self {
             Self::Mamba1(mixer) => mixer.token_layer(part),
             Self::Mamba2(mixer) => mixer.token_layer(part),

@@ -47,7 +47,8 @@ impl Executor {
             (_, depth) => usize::from(depth != Depth::Nothing),
         };
         let left = count * (0..self.layers.len()).map(leaves).sum::<usize>();
-        self.recorder.expect(&gpu, left)?;
+        let missing = (self.workspace)(count).saturating_sub(self.worked());
+        self.recorder.expect(&gpu, left, missing)?;
         for layer in 0..self.layers.len() {
             if let Layer::Cpu(_) = &self.layers[layer] {
                 let mut host = vec![0.0; count * d];

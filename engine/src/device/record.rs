@@ -37,6 +37,8 @@ pub(super) struct Recorder {
     batches: Vec<(usize, Mark)>,
     table: Buffer<u32>,
     staged: Buffer<f32>,
+    /// Bytes of memory that are left to others, unless there is no room for anything else.
+    spared: usize,
     host: Pinned<f32>,
     /// Quantities that did not fit with the others: (place, numbers).
     early: Vec<(Place, Vec<f32>)>,
@@ -64,6 +66,7 @@ impl Recorder {
             batches: Vec::new(),
             table: gpu.zeros(entries * ENTRY_WORDS)?,
             staged: gpu.zeros(1 << 16)?,
+            spared: 0,
             host: gpu.pinned(1 << 16)?,
             early: Vec::new(),
         })
@@ -107,9 +110,11 @@ impl Recorder {
         self.used = from + len;
     }
 
-    /// Says how many numbers a prompt will leave: room made at once costs less than room made as it comes.
-    pub(super) fn expect(&mut self, gpu: &Gpu, len: usize) -> Result<()> {
+    /// Says how many numbers a prompt will leave: room made at once costs less than room made as it comes; and how many bytes of memory
+    /// reading it needs besides.
+    pub(super) fn expect(&mut self, gpu: &Gpu, len: usize, spared: usize) -> Result<()> {
         self.forget();
+        self.spared = spared;
         self.reserve(gpu, len.min(STAGED), 0)
     }
 
@@ -118,10 +123,12 @@ impl Recorder {
         if len <= self.staged.len() {
             return Ok(());
         }
-        let staged = match gpu.zeros(len) {
-            Err(error) if error.is_memory() && least <= self.staged.len() => return Ok(()),
-            Err(error) if error.is_memory() => gpu.zeros(least)?,
-            made => made?,
+        let fits = gpu.room()? >= len * size_of::<f32>() + self.spared;
+        let staged = match fits.then(|| gpu.zeros(len)).transpose() {
+            Ok(Some(staged)) => staged,
+            Err(error) if !error.is_memory() => return Err(error),
+            _ if least <= self.staged.len() => return Ok(()),
+            _ => gpu.zeros(least)?,
         };
         (self.host, self.staged) = (gpu.pinned(staged.len())?, staged);
         Ok(())

@@ -143,10 +143,12 @@ impl Executor {
             let [token, position] = [0, 1].map(|i| self.place_host.as_slice()[i]);
             carried.embedding = self.model.embed(&[token], position as usize);
         }
+        // In one launch, which is told the token: a graph would hold that as well.
+        let whole = self.graphs.last().is_some_and(|graphs| graphs.whole.is_some());
         let graph = self.graphs.last_mut().and_then(|graphs| graphs.pieces[index].take());
         let graph = match graph {
             Some(graph) => Some(graph),
-            None if capture => {
+            None if capture && !whole => {
                 let gpu = self.gpu.clone();
                 Some(gpu.capture(|| self.launches(piece, memory))?)
             }
@@ -167,7 +169,7 @@ impl Executor {
         let Piece::Gpu { embed, layers, head } = piece else { return Ok(()) };
         let gpu = &self.gpu;
         if let Some(whole) = self.graphs.last().and_then(|graphs| graphs.whole.as_ref()) {
-            whole.run(gpu, To::Here(&self.place_host, 0))?;
+            whole.run(gpu, self.place_host.as_slice()[0])?;
             return if whole.has_head() { Ok(()) } else { self.head(At(&self.residual(self.layers.len()), 0)) };
         }
         if *embed && !self.embeds_on_cpu() {

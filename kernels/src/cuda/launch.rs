@@ -267,6 +267,11 @@ impl Gpu {
         self.limit
     }
 
+    /// Whether launches are being recorded.
+    pub(super) fn captures(&self) -> bool {
+        lock(&self.kept).is_some()
+    }
+
     /// Whether it runs the code of `*_hopper.cu`.
     pub(super) fn is_hopper(&self) -> bool {
         self.hopper

@@ -7,8 +7,8 @@ use super::{At, attention_supported};
 use super::{Buffer, Gpu, Result, number, optional};
 
 /// As [`super::AttentionStep`], of T tokens from position `first` on, in f32: q and k normed (RMS, by head) and rotated, k and v put into
-/// the cache, y = attention of all in sight. With room for `halves` queries, keys, values and weights are rounded to bf16 and meet on
-/// tensor cores, with f32 sums.
+/// the cache, y = attention of all in sight, on tensor cores for heads of [`PromptAttention::has_tiles`]: each number there as the sum of two of
+/// eleven bits, or, with room for `halves`, queries, keys, values and weights rounded to bf16; sums are f32.
 #[derive(Clone, Copy, Debug)]
 pub struct PromptAttention<'a> {
     pub tokens: usize,
@@ -32,7 +32,7 @@ pub struct PromptAttention<'a> {
     pub q_out: &'a Buffer<f32>,
     pub y: &'a Buffer<f32>,
     pub entropy_bits: &'a Buffer<f32>,
-    /// Written, for head sizes of [`PromptAttention::takes_halves`]: q [T, H, hd], k and v [first + T, H_kv, hd].
+    /// Written, for head sizes of [`PromptAttention::has_tiles`]: q [T, H, hd], k and v [first + T, H_kv, hd].
     pub halves: Option<[&'a Buffer<bf16>; 3]>,
 }
 
@@ -65,9 +65,16 @@ struct Params {
     key_scale: f32,
 }
 
+/// Queries of a block of prompt_f32.cu, and its bytes of shared memory: theirs, and two stages of 32 keys and values; rows are padded.
+fn f32_tiles(head_dim: usize) -> (u32, usize) {
+    let queries = if head_dim > 80 { 64 } else { 128 };
+    let row = if head_dim.is_multiple_of(32) { head_dim + 16 } else { head_dim };
+    (queries, 4 * (queries as usize * row + 2 * 32 * (row + head_dim + 4)))
+}
+
 impl PromptAttention<'_> {
-    /// Whether heads of this size have a kernel on tensor cores.
-    pub fn takes_halves(head_dim: usize) -> bool {
+    /// Whether heads of this size have kernels on tensor cores.
+    pub fn has_tiles(head_dim: usize) -> bool {
         [32, 64, 80, 96, 128].contains(&head_dim)
     }
 
@@ -79,7 +86,7 @@ impl PromptAttention<'_> {
         let norm = |scale: Option<&Buffer<f32>>| optional(scale.map(At::from), head_dim, "attention: norm");
         let (q_len, kv_len) = (tokens * heads * head_dim, tokens * kv_heads * head_dim);
         let cache = (first + tokens) * kv_heads * head_dim;
-        assert!(self.halves.is_none() || Self::takes_halves(head_dim), "attention: heads of {head_dim} in bf16");
+        assert!(self.halves.is_none() || Self::has_tiles(head_dim), "attention: heads of {head_dim} in bf16");
         let half = |which: usize, len: usize| {
             optional(self.halves.map(|halves| At::from(halves[which])), len, "attention: q, k or v in bf16")
         };
@@ -118,6 +125,14 @@ impl PromptAttention<'_> {
         gpu.launch("prompt_attention", "prompt_heads", shape, &params)?;
         if self.halves.is_some() {
             return self.on_tensor_cores(gpu, &params);
+        }
+        if Self::has_tiles(head_dim) {
+            let (queries, shared) = f32_tiles(head_dim);
+            if shared <= gpu.shared_limit() {
+                let grid = (number(tokens).div_ceil(queries), number(heads));
+                let shape = Shape { grid, threads: 128, shared: number(shared), early: false };
+                return gpu.launch("prompt_f32", &format!("prompt_f32_{head_dim}"), shape, &params);
+            }
         }
         // 16 queries, 32 keys (padded by one) and values.
         let shared = number(4 * (16 * head_dim + 32 * (head_dim + 1) + 32 * head_dim));

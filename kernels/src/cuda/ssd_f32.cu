@@ -1,37 +1,14 @@
 // State-space duality in f32 on tensor cores: P = 64, N = 64 or 128. What it makes, and the passes over a long text, are those of ssd.cu.
 //
-// Each number is the sum of two of eleven bits, and a product that of three products of those (mma.sync, TF32; Markidis et al. 2018),
-// which leaves the error of f32. Sums of logarithms are kept in two floats, since what is raised to a power is small differences of large ones.
+// Products are made of halves (halves.cuh). Sums of logarithms are kept in two floats, since what is raised to a power is small differences of large ones.
 //
 // A block takes two heads of a group and one segment, chunk by chunk of 64 tokens. All eight warps make C Bᵀ once and from it, masked and
 // decayed, the scores M of both heads. Then a warp owns 16 channels of one head: their states are in its registers, where they are the left
 // operand of yᵀ = S Cᵀ + xᵀ Mᵀ as they are, so that no state passes through shared memory; and S += (w x)ᵀ B.
-//
-// Along K the order is free: where numbers 2 q and 2 q + 1 of eight take the places of q and q + 4, a lane reads both at once.
+#include "halves.cuh"
 #include "ssd.cuh"
 
 constexpr u32 F32_THREADS = 256, F32_HEADS = 2;
-
-struct Halves {
-    u32 high, low;
-};
-// x to eleven bits, and what is missing, of which the tensor core reads eleven bits.
-DEVICE Halves halve(float x) {
-    const u32 high = (__float_as_uint(x) + 0x1000u) & 0xffffe000u;
-    return {high, __float_as_uint(x - __uint_as_float(high))};
-}
-DEVICE void mma(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-// d [16, 8] += a [16, 8] b [8, 8].
-DEVICE void multiply_add(float (&d)[4], const Halves (&a)[4], float b0, float b1) {
-    const Halves u = halve(b0), v = halve(b1);
-    mma(d, a[0].low, a[1].low, a[2].low, a[3].low, u.high, v.high);
-    mma(d, a[0].high, a[1].high, a[2].high, a[3].high, u.low, v.low);
-    mma(d, a[0].high, a[1].high, a[2].high, a[3].high, u.high, v.high);
-}
 
 // Of a chunk and head. The logarithm (base 2) of the decay from its start through each token is log + rest; decay is its power of two;
 // weight is what a token adds to the state after the chunk.

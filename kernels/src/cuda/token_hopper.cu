@@ -123,7 +123,7 @@ template <typename W, int J, int KIND> struct Token {
     DEVICE float embed(u32 t) const {
         float x = 0.0f;
         if (t < rows.count) {
-            x = to_float(static_cast<const W *>(p.embeddings)[size_t(*p.token) * p.d + rows.from + t]) * p.embedding_scale;
+            x = to_float(static_cast<const W *>(p.embeddings)[size_t(p.token) * p.d + rows.from + t]) * p.embedding_scale;
             publish(residuals() + rows.from + t, x, flag0);
         }
         arrive<BOTH>(RESIDUAL);

@@ -20,7 +20,7 @@ struct TokenParams {
     const TokenLayer *layers;
     u64 *exchange;  // see `Exchange`; zeros at first
     u32 *epoch;     // [1]: no two launches begin with the same; 1 at first
-    const u32 *token;  // [1]: may lie with the host
+    u32 token, pad;  // the row of the embeddings
     const void *embeddings;  // [.., d]
     const float *final_norm;
     const void *head;  // [vocab, d], or null

@@ -11,7 +11,12 @@ use crate::{Attention, Layout, PAGE, Rope};
 fn cuda_prompt_attention_agrees() {
     let kinds =
         [(1, 1, 4, None, false), (4, 2, 64, None, true), (8, 8, 80, Some(3), true), (2, 1, 256, Some(40), false)];
+    let others =
+        [(2, 1, 32, None, false), (3, 3, 80, None, false), (2, 2, 96, Some(70), false), (2, 1, 128, None, true)];
     check(&kinds, &[(0, 1), (0, 70), (5, 33), (64, 100)], false);
+    check(&others, &[(0, 1), (0, 129), (5, 63), (257, 300)], false);
+    // Sums that the tensor cores cut off do not add up along the text.
+    check(&[(1, 1, 64, None, false)], &[(0, 3000)], false);
 }
 
 #[test]

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::*;
 use crate::cuda::{
-    At, Convolved, DeviceMatrix, Embed, Input, Linear, ScanStep, SsdStep, To, TokenHead, TokenKind, TokenLayer,
-    TokenPass, TokenShape,
+    At, Convolved, DeviceMatrix, Embed, Input, Linear, ScanStep, SsdStep, TokenHead, TokenKind, TokenLayer, TokenPass,
+    TokenShape,
 };
 use crate::{Dtype, Elements, Matrix};
 
@@ -237,7 +237,7 @@ fn cuda_one_launch_is_the_layers_one_after_the_other() {
             assert!(pass.has_head());
             for token in (0..TOKENS).rev() {
                 let place = gpu.upload(&[token as u32, 0]).unwrap();
-                pass.run(&gpu, At(&place, 0).into()).unwrap();
+                pass.run(&gpu, token as u32).unwrap();
                 Embed { table: &embeddings, positions: None, place: &place, scale, x: At(&x, 0) }.run(&gpu).unwrap();
                 for (i, layer) in theirs.iter().enumerate() {
                     let before = if i == 0 { &x } else { &theirs[i - 1].resid };
@@ -261,10 +261,8 @@ fn cuda_one_launch_is_the_layers_one_after_the_other() {
             let again: Vec<TokenLayer> = layers.iter().map(|layer| apart(&gpu, layer)).collect();
             let others = TokenPass::new(&gpu, shape, (&embeddings, scale), again.clone(), None).unwrap();
             let others = others.expect("a shape that fits");
-            let mut place = gpu.pinned(1).unwrap();
-            place.as_mut_slice()[0] = 1;
-            let graph = gpu.capture(|| others.run(&gpu, To::Here(&place, 0))).unwrap();
-            pass.run(&gpu, To::Here(&place, 0)).unwrap();
+            let graph = gpu.capture(|| others.run(&gpu, 1)).unwrap();
+            pass.run(&gpu, 1).unwrap();
             graph.replay().unwrap();
             for ((layer, other), once) in layers.iter().zip(&again).zip(&once) {
                 let resid = get(&gpu, &layer.resid);
