@@ -1,9 +1,9 @@
-//! The time that looking may take while tokens are being made: one part in so many, with a little saved and a little owed; far more while what
+//! The time that looking may take while tokens are being made: one part in so many, with a little saved and a little owed; more while what
 //! is shown is so far behind that it might never be seen.
 
 use std::time::Duration;
 
-/// One part in so many of a run's time, and while what is shown is far behind the text: better a slower text than one nothing is shown of.
+/// One part in so many of a run's time, and while what is shown is far behind the text.
 const SHARE: f64 = 64.0;
 const SHARE_BEHIND: f64 = 16.0;
 /// Seconds that can be saved up, and that an answer longer than its slice can owe the next ones.
