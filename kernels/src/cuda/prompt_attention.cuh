@@ -1,4 +1,4 @@
-// What the kernels of many tokens' attention share: their parameters.
+// What the kernels of many tokens' attention share: their parameters, and what those on tensor cores do by rows.
 #pragma once
 #include "common.cuh"
 
@@ -12,3 +12,19 @@ struct PromptAttentionParams {
     u32 tokens, first, heads, kv_heads, head_dim, half, window;
     float scale, eps, key_scale;
 };
+
+constexpr float HIDDEN = -1e30f;  // a score out of sight; finite, so that 0 times it is 0
+
+// Sixteen bytes to shared memory, zeros if they are not there.
+DEVICE void copy16(u32 to, const void *from, bool there) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0));
+}
+// Over the four lanes of a row.
+DEVICE float quad_max(float x) {
+    x = fmaxf(x, __shfl_xor_sync(FULL, x, 1));
+    return fmaxf(x, __shfl_xor_sync(FULL, x, 2));
+}
+DEVICE float quad_sum(float x) {
+    x += __shfl_xor_sync(FULL, x, 1);
+    return x + __shfl_xor_sync(FULL, x, 2);
+}

@@ -10,19 +10,6 @@
 #include "prompt_attention.cuh"
 
 constexpr u32 KEYS = 32, THREADS = 128;
-constexpr float HIDDEN = -1e30f;  // a score out of sight; finite, so that 0 times it is 0
-
-DEVICE void copy16(u32 to, const void *from, bool there) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0));
-}
-DEVICE float quad_max(float x) {
-    x = fmaxf(x, __shfl_xor_sync(FULL, x, 1));
-    return fmaxf(x, __shfl_xor_sync(FULL, x, 2));
-}
-DEVICE float quad_sum(float x) {
-    x += __shfl_xor_sync(FULL, x, 1);
-    return x + __shfl_xor_sync(FULL, x, 2);
-}
 
 template <int HD, int M> DEVICE void flash(const PromptAttentionParams &p) {
     extern __shared__ __align__(16) float tiles[];

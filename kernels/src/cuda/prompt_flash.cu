@@ -6,11 +6,7 @@
 #include "prompt_attention.cuh"
 
 constexpr u32 QUERIES = 128, KEYS = 64, THREADS = 128;
-constexpr float HIDDEN = -1e30f;  // a score out of sight; finite, so that 0 times it is 0
 
-DEVICE void copy16(u32 to, const void *from, bool there) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0));
-}
 DEVICE void load_matrices(u32 (&r)[4], u32 from) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -29,14 +25,6 @@ DEVICE void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 DEVICE u32 pack(float low, float high) {
     const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
     return *reinterpret_cast<const u32 *>(&pair);
-}
-DEVICE float quad_max(float x) {
-    x = fmaxf(x, __shfl_xor_sync(FULL, x, 1));
-    return fmaxf(x, __shfl_xor_sync(FULL, x, 2));
-}
-DEVICE float quad_sum(float x) {
-    x += __shfl_xor_sync(FULL, x, 1);
-    return x + __shfl_xor_sync(FULL, x, 2);
 }
 
 template <int HD> DEVICE void flash(const PromptAttentionParams &p) {
